@@ -1,0 +1,377 @@
+"""Seconds of one engine step, per operation, with the origin of every term.
+
+A step is the sum over layers of attention, router, dispatch, the busiest rank's experts, combine and the dense
+parts (handbook serving 1.2). Each operation's time comes from `planner.measurements`; this module only counts
+how often, over how many tokens, and what overlaps with what. Imbalance enters as the expected maximum over
+ranks per layer, in expert GEMM and in received bytes, never as a multiplier of the step.
+
+Everything is evaluated once per layout on fixed grids (`TOKENS`, `SEQS`, `LENGTHS`) and interpolated, so a step
+inside the simulation costs a few list look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner import inventory, routing
+from planner.engine import Engine
+from planner.hardware import Cluster
+from planner.layout import Layout
+from planner.measurements import Curve, Origin, Surface, Tables, open_tables
+from planner.memory import kv_shards
+from planner.model import ModelConfig
+from planner.model.config import Attention, Layer, Moe, Recurrent
+from planner.model.precision import compute_format
+
+Floats = NDArray[np.float64]
+
+TOKENS: Floats = np.unique(np.round(np.geomspace(1, 2**20, 161)))
+"""Grid of tokens at which token-wise terms are tabulated."""
+SEQS: Floats = np.unique(np.round(np.geomspace(1, 4096, 37)))
+LENGTHS: Floats = np.round(np.geomspace(16, 2**20, 49))
+_REFERENCE_LENGTH = 4096.0
+_BF16_BYTES = 2.0
+_NORM_PASSES = 8.0
+"""Two fused add-and-normalise kernels per layer, each reading and writing input and residual."""
+_SAMPLING_PASSES = 4.0
+"""Softmax, top-k/top-p and draw read the fp32 logits about this often (handbook serving 6.7: bytes-bound)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Time of steps by operation: `terms[op]` and `origin[code]` are seconds, arrays of one shape."""
+
+    terms: Mapping[str, Floats]
+    origin: Mapping[str, Floats]
+
+    @property
+    def total_s(self) -> Floats:
+        """Step time [s]."""
+        return np.sum(list(self.terms.values()), axis=0)
+
+    def origin_share(self) -> dict[str, float]:
+        """Share of the summed time by origin; sums to 1."""
+        seconds = {name: float(np.sum(values)) for name, values in self.origin.items()}
+        total = sum(seconds.values()) or 1.0
+        return {name: value / total for name, value in seconds.items()}
+
+
+class _Sum:
+    """Accumulates seconds by operation and by origin on one grid."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.terms: dict[str, Floats] = {}
+        self.origin = np.zeros((len(Origin), *shape))
+
+    def add(self, label: str, seconds: Floats, origin: NDArray[np.int8] | Origin) -> None:
+        self.terms[label] = self.terms.get(label, 0.0) + seconds
+        if isinstance(origin, Origin):
+            self.origin[int(origin)] += seconds
+        else:
+            for code in range(len(Origin)):
+                self.origin[code] += np.where(origin == code, seconds, 0.0)
+
+    def curve(self, label: str, curve: Curve, x: Floats, count: float = 1.0) -> None:
+        self.add(label, curve.seconds(x) * count, curve.origin(x))
+
+    def surface(self, label: str, surface: Surface, x: Floats, y: Floats, count: float = 1.0) -> None:
+        self.add(label, surface.seconds(x, y) * count, surface.origin(x, y))
+
+
+class StepCost:
+    """Step times of one layout of one model on one cluster.
+
+    `backend` is how attention-DP ranks exchange tokens with experts: `allgather_reducescatter` or `deepep`.
+    `skew` names the traffic class of `planner.routing.SKEWS`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        layout: Layout,
+        cluster: Cluster,
+        engine: Engine,
+        backend: str = "allgather_reducescatter",
+        skew: str | None = None,
+    ) -> None:
+        self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
+        self.tables: Tables = open_tables(cluster.system, engine.name)
+        self.skew = skew
+        gpu = cluster.system.gpu
+        self._stream_bytes_per_s = gpu.hbm_bytes_per_s * gpu.hbm_efficiency
+        self._kinds = [(k, n) for k, n in model.layer_kinds if k.stack == "decoder"]
+        self._encoder_kinds = [(k, n) for k, n in model.layer_kinds if k.stack == "encoder"]
+
+    @property
+    def has_encoder(self) -> bool:
+        """True for encoder-decoder models."""
+        return bool(self._encoder_kinds)
+
+    # --- tabulated on TOKENS -------------------------------------------------------------------------------
+
+    @cached_property
+    def token_table(self) -> _Sum:
+        """Terms that grow with the tokens of one rank: projections, dense FFN, router, norms, all-reduce, hops."""
+        return self._token_sum(self._kinds)
+
+    @cached_property
+    def encoder_table(self) -> _Sum:
+        """`token_table` of encoder layers, paid by prompt tokens of encoder-decoder models only."""
+        return self._token_sum(self._encoder_kinds)
+
+    def _token_sum(self, kinds: list[tuple[Layer, int]]) -> _Sum:
+        total = _Sum(TOKENS.shape)
+        for layer, count in kinds:
+            self._add_gemms(total, layer, count)
+            stream = _NORM_PASSES * TOKENS * self.model.hidden * _BF16_BYTES / self._stream_bytes_per_s
+            total.add("norms", stream * count, Origin.ROOFLINE)
+            if self.layout.tp > 1:
+                reduces = (1 if layer.mixers else 0) + (1 if self._reduces_ffn(layer) else 0)
+                bytes_ = TOKENS * self.model.hidden * _BF16_BYTES
+                total.curve("all_reduce", self.tables.all_reduce(self.layout.tp), bytes_, count * reduces)
+        if self.layout.pp > 1 and kinds:
+            total.add("pipeline_hops", self._hop_s(), Origin.ROOFLINE)
+        return total
+
+    def _reduces_ffn(self, layer: Layer) -> bool:
+        """True when the block's output is summed over TP (everything but experts behind dispatch/combine)."""
+        return bool(layer.ffns) and not (layer.moe and self.layout.attention_dp > 1)
+
+    def _add_gemms(self, total: _Sum, layer: Layer, count: int) -> None:
+        module = any(self._is_module(m) for m in layer.mixers if isinstance(m, Attention))
+        for gemm in inventory.layer_gemms(self.model, layer, self.layout):
+            if module and gemm.label == "attention_projections":
+                continue
+            curve = self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols)
+            total.curve(gemm.label, curve, TOKENS, gemm.count * count)
+
+    def _hop_s(self) -> Floats:
+        """Point-to-point transfers of the residual stream between pipeline stages."""
+        inside = self.layout.replica_gpus <= self.cluster.scale_up_gpus
+        system = self.cluster.system
+        link = system.scale_up if inside or system.scale_out is None else system.scale_out
+        bytes_ = TOKENS * self.model.hidden * _BF16_BYTES
+        return (self.layout.pp - 1) * ((link.latency_s or 0.0) + bytes_ / link.bytes_per_s)
+
+    def moe_table(self, phase: str) -> _Sum:
+        """Terms that grow with the tokens of the whole expert-parallel group: experts, dispatch, combine."""
+        return self._moe_tables[phase]
+
+    @cached_property
+    def _moe_tables(self) -> dict[str, _Sum]:
+        return {phase: self._moe_sum(phase, self._kinds) for phase in ("prefill", "decode")}
+
+    @cached_property
+    def encoder_moe_table(self) -> _Sum:
+        """`moe_table` of encoder layers."""
+        return self._moe_sum("prefill", self._encoder_kinds)
+
+    def _moe_sum(self, phase: str, kinds: list[tuple[Layer, int]]) -> _Sum:
+        total = _Sum(TOKENS.shape)
+        for layer, count in kinds:
+            if layer.moe:
+                hottest = self._add_experts(total, layer.moe, count, phase)
+                if self.layout.attention_dp > 1:
+                    self._add_exchange(total, layer.moe, count, phase, hottest)
+        return total
+
+    def _add_experts(self, total: _Sum, moe: Moe, count: int, phase: str) -> Floats:
+        """Fused expert layer of the busiest rank; returns its load over the mean, per grid point.
+
+        Tables are measured with balanced routing, where A assignments touch min(A, local) experts. Real routing
+        touches fewer, so the weight-bound part is looked up at the active experts and the growth beyond full
+        coverage is added (handbook serving 7.5).
+        """
+        local = moe.num_experts // self.layout.ep
+        curve = self.tables.expert_gemm(
+            compute_format(self.model.format_of("expert")),
+            moe.expert_hidden,
+            moe.expert_width // self.layout.moe_tp,
+            local,
+            moe.num_experts,
+            moe.top_k,
+            moe.num_matrices,
+        )
+        skew = self.skew or routing.skew_for(moe.num_experts, "prefill" if phase == "prefill" else "decode")
+        load = routing.rank_load(moe, self.layout.ep, TOKENS, skew)
+        assigned = np.maximum(load.max_assignments, 1.0)
+        active = np.clip(load.active_on_busiest, 1.0, local)
+        covered = np.minimum(assigned, local)
+        seconds = curve.seconds(active) + curve.seconds(assigned) - curve.seconds(covered)
+        total.add("experts", seconds * count, curve.origin(assigned))
+        return load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
+
+    def _add_exchange(self, total: _Sum, moe: Moe, count: int, phase: str, hottest: Floats) -> None:
+        """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
+        layout, gpus = self.layout, self.layout.stage_gpus
+        if self.backend == "deepep" and layout.ep > 1:
+            mode = "low_latency" if phase == "decode" else "normal"
+            nodes = -(-gpus // self.cluster.scale_up_gpus)
+            per_gpu = TOKENS / gpus * hottest
+            args = (mode, gpus, nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
+            total.curve("dispatch", self.tables.dispatch(*args, self._dispatch_format()), per_gpu, count)
+            total.curve("combine", self.tables.combine(*args, "bf16"), per_gpu, count)
+            return
+        bytes_ = TOKENS * moe.expert_hidden * _BF16_BYTES
+        total.curve("dispatch", self.tables.all_gather(gpus), bytes_, count)
+        total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, count)
+
+    def _dispatch_format(self) -> str:
+        fmt = compute_format(self.model.format_of("expert"))
+        return "fp8" if fmt in ("fp8", "fp8_block") else "nvfp4" if fmt == "nvfp4" else "bf16"
+
+    @cached_property
+    def head_table(self) -> _Sum:
+        """lm_head and sampling, on TOKENS counting only the rows that need logits."""
+        total = _Sum(TOKENS.shape)
+        gemm = inventory.head_gemm(self.model, self.layout)
+        total.curve("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols), TOKENS)
+        stream = _SAMPLING_PASSES * TOKENS * self.model.vocab * 4.0 / self._stream_bytes_per_s
+        total.add("sampling", stream, Origin.ROOFLINE)
+        return total
+
+    # --- tabulated on SEQS x LENGTHS -----------------------------------------------------------------------
+
+    @cached_property
+    def decode_table(self) -> _Sum:
+        """Attention and recurrence of one decode step: [SEQS, LENGTHS = context per sequence]."""
+        return self._mixer_sum("decode")
+
+    @cached_property
+    def prefill_table(self) -> _Sum:
+        """Attention and recurrence of whole prompts: [SEQS, LENGTHS = tokens per sequence]."""
+        return self._mixer_sum("prefill")
+
+    def _mixer_sum(self, phase: str) -> _Sum:
+        x, y = SEQS[:, None], LENGTHS[None, :]
+        total = _Sum((len(SEQS), len(LENGTHS)))
+        kinds = self._encoder_kinds if phase == "prefill" and self._encoder_kinds else self._kinds
+        for layer, count in kinds:
+            for mixer in layer.mixers:
+                if isinstance(mixer, Attention):
+                    label = "attention_module" if self._is_module(mixer) else "attention"
+                    total.surface(label, self._attention(mixer, phase), x, y, count)
+                else:
+                    self._add_recurrent(total, mixer, phase, count)
+        return total
+
+    def _attention(self, mixer: Attention, phase: str) -> Surface:
+        heads = max(1, mixer.num_heads // self.layout.tp)
+        kv_format = "fp8" if self.model.kv_format.startswith("fp8") else "bf16"
+        if mixer.kind == "mla":
+            gemm_format = compute_format(self.model.format_of("attention"))
+            if mixer.index_topk:
+                sparse = getattr(self.tables, f"sparse_mla_{phase}")(heads, kv_format, gemm_format)
+                if sparse is not None:
+                    return sparse
+            return getattr(self.tables, f"mla_{phase}")(heads, kv_format, gemm_format)
+        kv_heads = max(1, mixer.num_kv_heads // kv_shards(mixer, self.layout.tp))
+        lookup = self.tables.prefill_attention if phase == "prefill" else self.tables.decode_attention
+        return lookup(heads, kv_heads, mixer.qk_head_dim, kv_format, mixer.window)
+
+    def _is_module(self, mixer: Attention) -> bool:
+        return mixer.kind == "mla" and self._attention(mixer, "decode").includes_projections
+
+    def _add_recurrent(self, total: _Sum, mixer: Recurrent, phase: str, count: int) -> None:
+        """Measured recurrence if there is one, else state traffic against the recurrence's own FLOP."""
+        tp, x, y = self.layout.tp, SEQS[:, None], LENGTHS[None, :]
+        if mixer.kind == "gated_delta":
+            heads = (max(1, mixer.num_k_heads // tp), max(1, mixer.num_v_heads // tp))
+            surface = self.tables.linear_attention(
+                "prefill" if phase == "prefill" else "decode", *heads, mixer.k_head_dim, mixer.v_head_dim
+            )
+            if surface is not None:
+                total.surface("recurrence", surface, x, y, count)
+                return
+        tokens = x * y if phase == "prefill" else x * np.ones_like(y)
+        state_s = 2.0 * x * mixer.state_values * 4.0 / tp / self._stream_bytes_per_s
+        ceiling, _ = self.cluster.system.gpu.matmul_ceiling_flop_per_s("bf16")
+        flop_s = 6.0 * tokens * mixer.state_values / tp / ceiling
+        total.add("recurrence", np.maximum(state_s, flop_s) * count, Origin.ROOFLINE)
+
+    @cached_property
+    def pair_s(self) -> float:
+        """Seconds per extra query-key pair over all layers: the quadratic part of `prefill_table` at long length.
+
+        A chunk of q tokens after p cached ones costs its own causal prefill plus q x p pairs.
+        """
+        table = np.sum(list(self.prefill_table.terms.values()), axis=0)
+        single, double = (float(np.interp(f * _REFERENCE_LENGTH, LENGTHS, table[0])) for f in (1.0, 2.0))
+        pairs = _REFERENCE_LENGTH**2  # pairs(2 L) - 2 pairs(L), pairs(L) = L^2 / 2
+        return max(0.0, (double - 2.0 * single) / pairs)
+
+    # --- whole steps ---------------------------------------------------------------------------------------
+
+    def decode(self, seqs: Floats, context: Floats) -> StepTime:
+        """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
+        seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
+        padded = np.array([self.engine.padded_batch(int(n)) for n in seqs.ravel()], float).reshape(seqs.shape)
+        parts = [
+            self._at(self.token_table, padded),
+            self._at(self.moe_table("decode"), seqs * self.layout.attention_dp),
+            self._at(self.head_table, padded),
+            self._at_surface(self.decode_table, seqs, context),
+        ]
+        return _join(parts)
+
+    def prefill(self, tokens: Floats, past: Floats | float = 0.0) -> StepTime:
+        """Steps that each prefill one chunk of `tokens` after `past` cached tokens on every attention-DP rank."""
+        tokens = np.asarray(tokens, float)
+        dp, one = self.layout.attention_dp, np.ones_like(tokens)
+        encoder = bool(self._encoder_kinds)
+        parts = [
+            self._at(self.encoder_table if encoder else self.token_table, tokens),
+            self._at(self.encoder_moe_table if encoder else self.moe_table("prefill"), tokens * dp),
+            self._at(self.head_table, one),
+            self._at_surface(self.prefill_table, one, tokens),
+        ]
+        return _join([*parts, ({"attention": self.pair_s * tokens * past}, {})])
+
+    def prefill_step(self, tokens: Floats, past: Floats, ranks: Floats) -> Floats:
+        """Seconds of steps in which `ranks` of the attention-DP ranks prefill a chunk of `tokens` each."""
+        single = self.prefill(tokens, past).total_s
+        if self.layout.attention_dp == 1 or self.model.moe is None:
+            return single
+        table = self.encoder_moe_table if self.has_encoder else self.moe_table("prefill")
+        moe = np.sum(list(table.terms.values()), axis=0)
+        full = np.interp(tokens * self.layout.attention_dp, TOKENS, moe)
+        return single - full + np.interp(tokens * ranks, TOKENS, moe)
+
+    @staticmethod
+    def _at(table: _Sum, x: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        terms = {label: np.interp(x, TOKENS, values) for label, values in table.terms.items()}
+        origin = {o.name.lower(): np.interp(x, TOKENS, table.origin[o]) for o in Origin}
+        return terms, origin
+
+    @staticmethod
+    def _at_surface(table: _Sum, x: Floats, y: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        terms = {label: bilinear(x, y, values) for label, values in table.terms.items()}
+        origin = {o.name.lower(): bilinear(x, y, table.origin[o]) for o in Origin}
+        return terms, origin
+
+
+def bilinear(x: Floats, y: Floats, values: Floats) -> Floats:
+    """`values` [SEQS, LENGTHS] at points (x, y), linear in both within the grid, clamped outside."""
+    i = np.clip(np.searchsorted(SEQS, x, side="right") - 1, 0, len(SEQS) - 2)
+    j = np.clip(np.searchsorted(LENGTHS, y, side="right") - 1, 0, len(LENGTHS) - 2)
+    u = np.clip((x - SEQS[i]) / (SEQS[i + 1] - SEQS[i]), 0.0, 1.0)
+    v = np.clip((y - LENGTHS[j]) / (LENGTHS[j + 1] - LENGTHS[j]), 0.0, 1.0)
+    low = values[i, j] * (1 - v) + values[i, j + 1] * v
+    high = values[i + 1, j] * (1 - v) + values[i + 1, j + 1] * v
+    return np.asarray(low * (1 - u) + high * u)
+
+
+def _join(parts: list[tuple[dict[str, Floats], dict[str, Floats]]]) -> StepTime:
+    terms: dict[str, Floats] = {}
+    origin: dict[str, Floats] = {o.name.lower(): np.zeros(()) for o in Origin}
+    for part_terms, part_origin in parts:
+        for label, seconds in part_terms.items():
+            terms[label] = terms.get(label, 0.0) + seconds
+        for name, seconds in part_origin.items():
+            origin[name] = origin[name] + seconds
+    return StepTime(terms, origin)

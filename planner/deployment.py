@@ -1,0 +1,184 @@
+"""One deployable choice (model, cluster, engine, layout, limits) and what a simulation of it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from planner.cost import StepCost
+from planner.economics import usd_per_mtok
+from planner.engine import Engine, Limits
+from planner.errors import DoesNotFit, LayoutError
+from planner.hardware import Cluster
+from planner.layout import Layout, check_layout
+from planner.memory import Ledger, MemoryUse
+from planner.metrics import Summary
+from planner.model import ModelConfig
+from planner.simulation import EngineSpec, Simulation, simulate
+from planner.timer import CostTimer
+from planner.units import format_bytes
+from planner.workload import Slo, Workload
+
+MAX_SIMULATED_REPLICAS = 2
+"""Replicas are alike and share the load evenly, so plans simulate at most this many, at their share of the load."""
+
+
+_UNSTABLE_RATIO = 1.01
+"""Reported where a run fails without missing a numeric objective."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A model cut by `layout` on `cluster` under `engine`; `memory` is the ledger of its tightest GPU."""
+
+    model: ModelConfig
+    cluster: Cluster
+    engine: Engine
+    layout: Layout
+    limits: Limits
+    backend: str
+    memory: MemoryUse
+
+    @property
+    def name(self) -> str:
+        """Layout with everything that distinguishes it from its neighbours."""
+        parts = [str(self.layout), f"{self.limits.max_num_seqs} seqs", f"{self.limits.max_batched_tokens} tok/step"]
+        parts += ["DeepEP"] if self.backend == "deepep" else []
+        parts += [f"{self.model.kv_format} KV"] if self.model.kv_format != "bf16" else []
+        return ", ".join(parts)
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Rent of all GPUs, None when the price is unknown."""
+        price = self.cluster.system.rental_usd_per_gpu_hour()
+        return price.usd * self.layout.num_gpus if price else None
+
+    def cost(self, skew: str | None = None) -> StepCost:
+        """Step times of this deployment."""
+        return StepCost(self.model, self.layout, self.cluster, self.engine, self.backend, skew)
+
+    def spec(self, replicas: int) -> EngineSpec:
+        """What the simulator must know of `replicas` copies.
+
+        A pipeline keeps one batch per stage in flight, so a replica is `pp` scheduler slots that share its KV pool.
+        """
+        layout = self.layout
+        return EngineSpec(
+            num_groups=replicas * layout.pp,
+            ranks_per_group=layout.attention_dp,
+            kv_tokens_per_rank=self.memory.kv_tokens // layout.pp,
+            block_tokens=self.engine.block_tokens,
+            max_num_seqs=max(1, self.limits.max_num_seqs // layout.pp),
+            max_batched_tokens=self.limits.max_batched_tokens,
+            policy=self.engine.policy,
+        )
+
+
+def deploy(
+    model: ModelConfig,
+    cluster: Cluster,
+    layout: Layout,
+    engine: Engine,
+    limits: Limits,
+    backend: str,
+    context_tokens: int,
+) -> Deployment:
+    """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
+    check_layout(model, layout)
+    if layout.num_gpus > cluster.num_gpus:
+        raise LayoutError(f"{layout} needs {layout.num_gpus} GPUs, {cluster.name} has {cluster.num_gpus}")
+    if layout.tp > cluster.scale_up_gpus:
+        raise LayoutError(
+            f"tp={layout.tp} leaves the scale-up domain of {cluster.scale_up_gpus} GPUs. "
+            f"Use tp <= {cluster.scale_up_gpus} with pp or attention_dp for the rest."
+        )
+    memory = Ledger(model, cluster.system, engine).use(layout, limits, backend, context_tokens)
+    if not memory.fits:
+        need = sum(v for k, v in memory.terms.items() if k not in ("kv_cache", "reserve"))
+        raise DoesNotFit(
+            f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(need)} before KV cache of "
+            f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
+            ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
+        )
+    return Deployment(model, cluster, engine, layout, limits, backend, memory)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A simulated deployment: what its users see and what it costs.
+
+    `worst_ratio` is the largest measured objective over its limit (1 or less meets the SLO); throughput and price
+    count all replicas, also those that were not simulated.
+    """
+
+    deployment: Deployment
+    workload: Workload
+    slo: Slo | None
+    summary: Summary
+    simulation: Simulation
+    worst_objective: str
+    worst_ratio: float
+    output_tok_per_s: float
+    usd_per_mtok_output: float | None
+
+    @property
+    def meets_slo(self) -> bool:
+        """True when every objective holds and the queue does not grow."""
+        return self.worst_ratio <= 1.0
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.deployment.layout.num_gpus
+
+
+def run(
+    deployment: Deployment,
+    workload: Workload,
+    slo: Slo | None = None,
+    *,
+    skew: str | None = None,
+    seed: int = 0,
+    max_replicas: int = MAX_SIMULATED_REPLICAS,
+    progress: Callable[[float], None] | None = None,
+) -> Run:
+    """Simulate `deployment` under `workload` and judge it against `slo`."""
+    replicas = min(deployment.layout.replicas, max_replicas)
+    share = replicas / deployment.layout.replicas
+    timer = CostTimer(deployment.cost(skew), deployment.limits)
+    offered = scaled(workload, share)
+    simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
+    summary = simulation.summary(slo)
+    objective, ratio = _worst(summary)
+    tok_per_s = summary.output_tok_per_s / share
+    price = deployment.cluster.system.rental_usd_per_gpu_hour()
+    usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
+    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd)
+
+
+def scaled(workload: Workload, factor: float) -> Workload:
+    """`workload` with its rate or its number of users multiplied by `factor`."""
+    if factor == 1.0:
+        return workload
+    if workload.arrivals.concurrency:
+        return workload.with_concurrency(max(1, round(workload.arrivals.concurrency * factor)))
+    return workload.with_rate(workload.arrivals.rate_per_s * factor)
+
+
+def with_replicas(layout: Layout, replicas: int) -> Layout:
+    """`layout` with another number of replicas."""
+    return replace(layout, replicas=replicas)
+
+
+def _worst(summary: Summary) -> tuple[str, float]:
+    """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss."""
+    worst = ("none", 0.0)
+    for result in summary.objectives:
+        ratio = result.value_s / result.objective.limit_s
+        if not ratio <= worst[1]:
+            worst = (f"{result.objective.metric.upper()} {result.objective.statistic}", ratio)
+    if worst[1] <= 1.0 and summary.num_rejected:
+        return ("requests larger than the KV pool", _UNSTABLE_RATIO)
+    if worst[1] <= 1.0 and summary.saturation == "overloaded":
+        return ("stability (the queue grows)", _UNSTABLE_RATIO)
+    return worst

@@ -1,0 +1,272 @@
+"""A recommendation as one plain dictionary: the same facts for JSON, the terminal text and the report."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner import __version__
+from planner.cost import StepCost, StepTime
+from planner.deployment import MAX_SIMULATED_REPLICAS, Run
+from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
+from planner.model import ModelConfig
+from planner.recommend import Recommendation
+from planner.units import format_seconds, format_usd, significant
+
+_CDF_POINTS = 101
+_TIMELINE_POINTS = 200
+_TOP = 5
+
+
+def plan_facts(rec: Recommendation, command: str) -> Facts:
+    """Everything `plan --json` prints; `wall_s` is added by the caller, being no property of the answer."""
+    rejected: dict[str, int] = {}
+    nearest: dict[str, str] = {}
+    for _, search in rec.searches:
+        for reason, count in search.rejected.items():
+            rejected[reason] = rejected.get(reason, 0) + count
+        nearest |= {reason: text for reason, (_, text) in search.nearest_miss.items()}
+    facts: Facts = {
+        "question": _question(rec),
+        "feasible": rec.feasible,
+        "meets_slo": rec.meets_slo,
+        "model": model_facts(rec.model),
+        "considered": rec.considered,
+        "simulated": len(rec.runs),
+        "rejected": dict(sorted(rejected.items(), key=lambda item: -item[1])),
+        "nearest_miss": nearest,
+        "command": command,
+        "versions": {"moeplan": __version__, "engine": f"{rec.engine.name} {rec.engine.version}"},
+        "assumptions": _assumptions(rec),
+    }
+    if rec.winner is None:
+        return facts | {"cluster": rec.clusters[0].name, "layout": None, "headline": _no_layout(rec), "next": list(rec.remedies)}
+    return facts | _winner_facts(rec, rec.winner)
+
+
+def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
+    candidate, summary = winner.deployment, winner.summary
+    decode, prefill, prefill_time_share = operating_point(winner, candidate.cost(rec.skew))
+    share = _mixed_share(decode, prefill, prefill_time_share)
+    return {
+        "headline": headline(rec, winner),
+        "cluster": candidate.cluster.name,
+        "layout": layout_facts(candidate.layout),
+        "settings": {
+            "max_num_seqs": candidate.limits.max_num_seqs,
+            "max_batched_tokens": candidate.limits.max_batched_tokens,
+            "moe_backend": candidate.backend,
+            "kv_format": candidate.model.kv_format,
+        },
+        "binding_constraint": _binding(winner, decode, prefill),
+        "ttft_s": latency_facts(summary, "ttft"),
+        "tpot_s": latency_facts(summary, "tpot"),
+        "e2e_s": latency_facts(summary, "e2e"),
+        "output_tok_per_s": winner.output_tok_per_s,
+        "output_tok_per_s_per_gpu": winner.output_tok_per_s / winner.num_gpus,
+        "usd_per_mtok_output": winner.usd_per_mtok_output,
+        "worst_objective": winner.worst_objective,
+        "worst_ratio": winner.worst_ratio,
+        "sustained_factor": rec.sustained_factor,
+        "memory": memory_facts(candidate.memory),
+        "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
+        "origin_share": share,
+        "top": [_run_row(run) for run in rec.runs[:_TOP]],
+        "front": [_front_row(run) for run in rec.runs],
+        "next": _next_steps(rec, winner, share),
+        "cdf": _cdf(winner),
+        "timeline": _timeline(winner),
+        "warnings": _warnings(rec, winner, share),
+    }
+
+
+def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, float]:
+    """Decode and prefill step at the simulated mean batch, and the share of simulated time in steps with prompts."""
+    steps = winner.simulation.steps
+    seqs, tokens = np.asarray(steps.decode_seqs), np.asarray(steps.prefill_tokens)
+    step_s = np.asarray(steps.step_s)
+    decoding, prefilling = seqs > 0, tokens > 0
+    ranks = cost.layout.attention_dp
+    batch = max(1.0, float(seqs[decoding].mean()) / ranks) if decoding.any() else 1.0
+    chunk = max(1.0, float(tokens[prefilling].mean())) if prefilling.any() else winner.workload.mean_prompt_tokens
+    chunk = min(chunk, float(winner.deployment.limits.max_batched_tokens))
+    context = winner.workload.mean_prompt_tokens + winner.workload.mean_output_tokens / 2
+    share = float(step_s[prefilling].sum() / step_s.sum()) if step_s.sum() else 0.0
+    return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk)), share
+
+
+def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float) -> Facts:
+    of_decode, of_prefill = decode.origin_share(), prefill.origin_share()
+    return {
+        name: of_decode[name] * (1 - prefill_time_share) + of_prefill[name] * prefill_time_share for name in of_decode
+    }
+
+
+def _scalars(step: StepTime) -> Facts:
+    terms = {label: float(value) for label, value in step.terms.items()}
+    return dict(sorted(terms.items(), key=lambda item: -item[1]))
+
+
+def headline(rec: Recommendation, run: Run) -> str:
+    """The answer in one line: layout, GPUs, SLO and margin, price."""
+    candidate = run.deployment
+    margin = abs(1 - run.worst_ratio)
+    verdict = (
+        f"meets the SLO with {margin:.0%} to spare on {run.worst_objective}"
+        if run.meets_slo
+        else f"misses the SLO by {margin:.0%} on {run.worst_objective}"
+    )
+    price = "price unknown" if run.usd_per_mtok_output is None else f"{format_usd(run.usd_per_mtok_output)}/Mtok output"
+    gpus = f"{run.num_gpus} x {candidate.cluster.system.gpu.name}"
+    return f"{candidate.layout} on {gpus}: {verdict}, {price}"
+
+
+def _binding(run: Run, decode: StepTime, prefill: StepTime) -> str:
+    """The tightest objective and the operation that dominates the step behind it."""
+    step, name = (prefill, "prefill step") if run.worst_objective.startswith("TTFT") else (decode, "decode step")
+    terms = _scalars(step)
+    label, seconds = next(iter(terms.items()))
+    total = sum(terms.values())
+    return (
+        f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit; a {name} takes {format_seconds(total)}, "
+        f"of which {label.replace('_', ' ')} {format_seconds(seconds)} ({seconds / total:.0%})"
+    )
+
+
+def _run_row(run: Run) -> Facts:
+    return {
+        "layout": str(run.deployment.layout),
+        "name": run.deployment.name,
+        "cluster": run.deployment.cluster.name,
+        "num_gpus": run.num_gpus,
+        "meets_slo": run.meets_slo,
+        "ttft_p95_s": latency_facts(run.summary, "ttft")["p95"],
+        "tpot_p95_s": latency_facts(run.summary, "tpot")["p95"],
+        "output_tok_per_s_per_gpu": run.output_tok_per_s / run.num_gpus,
+        "usd_per_mtok_output": run.usd_per_mtok_output,
+        "reason": f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit",
+    }
+
+
+def _front_row(run: Run) -> Facts:
+    tpot = latency_facts(run.summary, "tpot")["mean"]
+    return {
+        "layout": f"{run.deployment.layout}",
+        "cluster": run.deployment.cluster.name,
+        "num_gpus": run.num_gpus,
+        "interactivity_tok_per_s_per_user": 1 / tpot if tpot else None,
+        "output_tok_per_s_per_gpu": run.output_tok_per_s / run.num_gpus,
+        "meets_slo": run.meets_slo,
+    }
+
+
+def _question(rec: Recommendation) -> Facts:
+    return {
+        "model": rec.model.name,
+        "clusters": ", ".join(c.name for c in rec.clusters),
+        "workload": str(rec.workload),
+        "slo": str(rec.slo),
+        "engine": f"{rec.engine.name} {rec.engine.version}",
+        "seed": str(rec.seed),
+    }
+
+
+def _assumptions(rec: Recommendation) -> list[Facts]:
+    rows = [
+        {"name": "engine defaults", "value": f"{rec.engine.name} {rec.engine.version}", "source": rec.engine.source},
+        {"name": "weight formats", "value": _formats(rec.model), "source": rec.model.source},
+    ]
+    for cluster in rec.clusters:
+        system, price = cluster.system, cluster.system.rental_usd_per_gpu_hour()
+        for path, value in (
+            ("gpu.hbm_bytes", f"{system.gpu.hbm_bytes / 1e9:.1f} GB"),
+            ("gpu.hbm_bytes_per_s", f"{system.gpu.hbm_bytes_per_s / 1e12:.2f} TB/s"),
+        ):
+            rows.append({"name": f"{system.name} {path}", "value": value, "source": system.source(path) or "unknown"})
+        rows.append(
+            {
+                "name": f"{system.name} rental price",
+                "value": f"{format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else "unknown",
+                "source": price.source if price else "no dated rental price in the profile",
+            }
+        )
+    return rows
+
+
+def _formats(model: ModelConfig) -> str:
+    return ", ".join(f"{part} {fmt}" for part, fmt in model.formats if part in ("expert", "attention", "dense_ffn"))
+
+
+def _no_layout(rec: Recommendation) -> str:
+    if rec.feasible:
+        return f"No layout of {rec.model.name} on {_names(rec)} comes near the SLO at the demanded load"
+    return f"{rec.model.name} does not fit on {_names(rec)}"
+
+
+def _names(rec: Recommendation) -> str:
+    return " or ".join(c.name for c in rec.clusters)
+
+
+def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
+    if not winner.meets_slo:
+        return list(rec.remedies)
+    steps = []
+    if rec.sustained_factor:
+        steps.append(
+            f"Demand can grow to at least {rec.sustained_factor:g} x before the SLO breaks on this layout."
+            if rec.sustained_factor > 1
+            else "There is less than 10 % room for growth: plan the next larger GPU count before demand rises."
+        )
+    cheaper = [r for r in rec.runs if r.num_gpus < winner.num_gpus and not r.meets_slo]
+    if cheaper:
+        near = min(cheaper, key=lambda r: r.worst_ratio)
+        steps.append(
+            f"{near.num_gpus} GPUs would do if {near.worst_objective} may be {near.worst_ratio:.2f} x its limit "
+            f"({near.deployment.name})."
+        )
+    guessed = share["extrapolated"] + share["roofline"]
+    if guessed > 0.3:
+        steps.append(
+            f"{guessed:.0%} of the predicted time is not measured on this GPU: measure it before you buy "
+            "(`moeplan profiles show` lists what is measured)."
+        )
+    if winner.deployment.kv_format != rec.model.kv_format:
+        steps.append("The winner keeps its KV cache in FP8: check answer quality, or plan with --kv bf16.")
+    return steps
+
+
+def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
+    warnings = list(rec.model.notes)
+    if share["roofline"] > 0.5:
+        warnings.append(f"{share['roofline']:.0%} of the time comes from rooflines, not measurements.")
+    if winner.deployment.layout.replicas > MAX_SIMULATED_REPLICAS:
+        warnings.append(
+            f"{MAX_SIMULATED_REPLICAS} of {winner.deployment.layout.replicas} replicas were simulated at their share of the load."
+        )
+    if winner.deployment.memory.terms["reserve"] < 0.03 * winner.deployment.memory.capacity_bytes:
+        reserve = significant(winner.deployment.memory.terms["reserve"] / 1e9)
+        warnings.append(f"Only {reserve} GB per GPU are held back; a larger chunk or graph list may not start.")
+    return warnings
+
+
+def _cdf(run: Run) -> Facts:
+    requests = run.simulation.requests
+    quantiles = np.linspace(0, 1, _CDF_POINTS)
+    columns = {"ttft_s": np.asarray(requests.ttft_s), "tpot_s": np.asarray(requests.tpot_s)}
+    return {
+        name: np.quantile(values[np.isfinite(values)], quantiles).tolist()
+        for name, values in columns.items()
+        if np.isfinite(values).any()
+    }
+
+
+def _timeline(run: Run) -> Facts:
+    steps = run.simulation.steps
+    start = np.asarray(steps.start_s)
+    pick = np.unique(np.linspace(0, len(start) - 1, _TIMELINE_POINTS).astype(int))
+    pool = run.deployment.memory.kv_tokens * run.deployment.layout.attention_dp
+    return {
+        "time_s": start[pick].tolist(),
+        "queue": np.asarray(steps.num_waiting)[pick].tolist(),
+        "batch": np.asarray(steps.decode_seqs)[pick].tolist(),
+        "kv_share": (np.asarray(steps.kv_tokens_used)[pick] / max(pool, 1)).tolist(),
+    }

@@ -1,0 +1,120 @@
+"""Does it fit, on how few GPUs, with how many cached tokens, and which term breaks it: the most asked question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from planner.engine import Engine, Limits
+from planner.errors import InputError
+from planner.hardware import Cluster, System
+from planner.layout import Layout
+from planner.memory import Ledger, MemoryUse
+from planner.model import ModelConfig
+from planner.search import layouts
+
+MAX_GPUS = 1024
+"""Largest replica that is tried; one copy of a model on more GPUs than this is not a serving layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Answer of `fit`: the roomiest layout of the smallest replica that fits, or of the last one that does not.
+
+    `smaller` is the roomiest layout of the next smaller GPU count, which shows what breaks there.
+    """
+
+    fits: bool
+    layout: Layout
+    use: MemoryUse
+    limits: Limits
+    context_tokens: int
+    smaller: tuple[Layout, MemoryUse] | None
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the layout shown."""
+        return self.layout.replica_gpus
+
+    @property
+    def kv_tokens(self) -> int:
+        """Cached tokens of one replica, all attention-DP ranks together."""
+        return self.use.kv_tokens * self.layout.attention_dp
+
+    @property
+    def breaking_term(self) -> str | None:
+        """Term that overflows on the next smaller GPU count (or here, when nothing fits)."""
+        if not self.fits:
+            return self.use.breaking_term
+        return self.smaller[1].breaking_term if self.smaller else None
+
+    @property
+    def concurrent_requests(self) -> int:
+        """Sequences of `context_tokens` that can run at once on one replica."""
+        return self.layout.attention_dp * (self.use.kv_tokens // max(1, self.context_tokens))
+
+
+def fit(
+    model: ModelConfig,
+    system: System,
+    engine: Engine,
+    *,
+    context_tokens: int = 4096,
+    num_gpus: int | None = None,
+    limits: Limits | None = None,
+) -> Fit:
+    """Smallest replica of `model` on `system` that holds its weights and one sequence of `context_tokens`.
+
+    With `num_gpus` only that count is tried. InputError on a non-positive or unreachable count.
+    """
+    limits = limits or limits_for(engine, system)
+    ledger = Ledger(model, system, engine)
+    smaller: tuple[Layout, MemoryUse] | None = None
+    for size in _sizes(system, num_gpus):
+        best = _roomiest(ledger, size, limits, context_tokens)
+        if best is None:
+            continue
+        layout, use = best
+        if use.fits and use.kv_tokens >= context_tokens:
+            return Fit(True, layout, use, limits, context_tokens, smaller)
+        if use.fits:
+            use = replace(use, breaking_term="kv_cache")
+        smaller = (layout, use)
+    if smaller is None:
+        raise InputError(f"no valid layout of {model.name} uses exactly {num_gpus} GPUs of {system.name}; try 1, 2, 4 or 8")
+    return Fit(False, *smaller, limits, context_tokens, None)
+
+
+def limits_for(
+    engine: Engine, system: System, max_num_seqs: int | None = None, max_batched_tokens: int | None = None
+) -> Limits:
+    """The engine's default limits on `system`, with the given ones in their place."""
+    budget = engine.budget(system.gpu.hbm_bytes, system.gpu.arch)
+    return Limits(max_num_seqs or budget.max_num_seqs, max_batched_tokens or budget.max_batched_tokens)
+
+
+def _sizes(system: System, num_gpus: int | None) -> list[int]:
+    node = system.gpus_per_node
+    if num_gpus is not None:
+        if not 1 <= num_gpus <= MAX_GPUS or (num_gpus > node and num_gpus % node):
+            raise InputError(
+                f"{num_gpus} GPUs of {system.name}: use 1 to {node}, or whole nodes of {node} up to {MAX_GPUS} GPUs"
+            )
+        return [num_gpus]
+    inside = [s for s in range(1, node + 1) if node % s == 0]
+    return inside + [n * node for n in range(2, MAX_GPUS // node + 1) if n & (n - 1) == 0 or n in (3, 6, 12, 18)]
+
+
+def _roomiest(ledger: Ledger, size: int, limits: Limits, context_tokens: int) -> tuple[Layout, MemoryUse] | None:
+    """The layout of `size` GPUs with most room: fitting first, then most cached tokens, then least overflow."""
+    node = ledger.system.gpus_per_node
+    cluster = Cluster(ledger.system, max(1, size // node), min(size, node))
+    best: tuple[tuple[bool, float, float], Layout, MemoryUse] | None = None
+    for layout in layouts(ledger.model, cluster, ledger.engine):
+        if layout.replica_gpus != size:
+            continue
+        use = ledger.use(layout, limits, ledger.engine.moe_backends[0], context_tokens)
+        fixed = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
+        key = (use.fits, float(use.kv_tokens * layout.attention_dp), -fixed)
+        if best is None or key > best[0]:
+            best = (key, layout, use)
+    return (best[1], best[2]) if best else None

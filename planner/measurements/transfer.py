@@ -1,0 +1,77 @@
+"""Builds curves and surfaces for a shape from neighbouring measured series, by carrying over utilisation.
+
+time(shape, x) = roofline(shape, x) x product over neighbours of (measured / roofline)(neighbour, x')^weight
+with x' the same arithmetic position (tokens, assignments per local expert, (batch, length)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.measurements.curves import Curve, Origin, Surface, curve_of, surface_of
+from planner.measurements.library import Match
+from planner.measurements.roofline import Roof, Roof2
+from planner.measurements.store import Table
+
+Floats = NDArray[np.float64]
+
+
+def curve(
+    match: Match, axis: str, roof: Roof, roof_of: Callable[[int], Roof], scale_of: Callable[[int], float] | None = None
+) -> Curve:
+    """Curve of the query whose roofline is `roof`; `scale_of(series)` is query size / neighbour size."""
+    table = match.table
+    scales = [1.0 if scale_of is None else scale_of(n.series) for n in match.neighbours]
+    nearest = match.neighbours[0].series
+    x = table.axes[axis][table.rows(nearest)] * scales[0]
+    if match.origin == Origin.MEASURED:
+        return curve_of(x, table.seconds[table.rows(nearest)], roof, match.origin)
+    log_s = np.log(roof(x))
+    for neighbour, scale in zip(match.neighbours, scales, strict=True):
+        rows = table.rows(neighbour.series)
+        own_x = table.axes[axis][rows].astype(np.float64)
+        ratio = np.log(table.seconds[rows] / roof_of(neighbour.series)(own_x))
+        log_s = log_s + neighbour.weight * np.interp(np.log(x / scale), np.log(own_x), ratio)
+    return curve_of(x, np.exp(log_s), roof, match.origin)
+
+
+def surface(match: Match, roof: Roof2, roof_of: Callable[[int], Roof2], includes_projections: bool = False) -> Surface:
+    """Surface of the query over (batch, length)."""
+    grids = [_grid(match.table, n.series, roof_of(n.series)) for n in match.neighbours]
+    batch, length, ratio = grids[0]
+    total = np.zeros(ratio.shape)
+    for neighbour, (other_batch, other_length, other) in zip(match.neighbours, grids, strict=True):
+        same = np.array_equal(other_batch, batch) and np.array_equal(other_length, length)
+        values = other if same else _resample(other_batch, other_length, other, batch, length)
+        holes = ~np.isfinite(values)
+        total += neighbour.weight * np.where(holes, ratio, values)
+    return surface_of(batch, length, total, roof, match.origin, includes_projections)
+
+
+def _grid(table: Table, series: int, roof: Roof2) -> tuple[Floats, Floats, Floats]:
+    """Batches, lengths and ln(measured / roofline) [b, l] of a series; NaN where it has no row."""
+    rows = table.rows(series)
+    batch, at_batch = np.unique(table.axes["batch"][rows], return_inverse=True)
+    length, at_length = np.unique(table.axes["length"][rows], return_inverse=True)
+    ratio = np.full((len(batch), len(length)), np.nan)
+    times = table.seconds[rows] / roof(table.axes["batch"][rows].astype(float), table.axes["length"][rows].astype(float))
+    ratio[at_batch, at_length] = np.log(times)
+    if len(batch) == 1:
+        batch, ratio = np.append(batch, 2 * batch), np.repeat(ratio, 2, axis=0)
+    if len(length) == 1:
+        length, ratio = np.append(length, 2 * length), np.repeat(ratio, 2, axis=1)
+    return batch.astype(np.float64), length.astype(np.float64), ratio
+
+
+def _resample(batch: Floats, length: Floats, values: Floats, to_batch: Floats, to_length: Floats) -> Floats:
+    """`values` at another grid, nearest in log space."""
+    rows = _nearest(batch, to_batch)
+    columns = _nearest(length, to_length)
+    return values[np.ix_(rows, columns)]
+
+
+def _nearest(grid: Floats, wanted: Sequence[float] | Floats) -> NDArray[np.int64]:
+    return np.argmin(np.abs(np.log(np.asarray(wanted))[:, None] - np.log(grid)[None, :]), axis=1)

@@ -1,0 +1,234 @@
+"""Memory of one GPU, term by term, under the engine's own rule; what fits and which term breaks it.
+
+Handbook serving 5.1-5.4. Every rank of a layout is alike except for pipeline stages, so the ledger is that of
+the stage with the least room for KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from planner.engine import Engine, Limits
+from planner.hardware import System
+from planner.layout import Layout
+from planner.model import ModelConfig
+from planner.model.config import Attention, Layer, Recurrent, Weight
+from planner.model.precision import kv_bytes_per_layer, stored_bytes
+
+TERMS = (
+    "experts",
+    "attention",
+    "dense",
+    "embeddings",
+    "activations",
+    "cuda_graphs",
+    "communication_buffers",
+    "context",
+    "kv_cache",
+    "reserve",
+)
+"""Order in which memory is claimed; the first term that overflows the device is the breaking term."""
+
+_TERM_OF_PART = {
+    "expert": "experts",
+    "attention": "attention",
+    "router": "dense",
+    "shared_expert": "dense",
+    "dense_ffn": "dense",
+    "norm": "dense",
+    "embedding": "embeddings",
+    "lm_head": "embeddings",
+}
+_WEIGHT_TERMS = ("experts", "attention", "dense", "embeddings")
+_STATE_BYTES = 4.0  # recurrent state is kept in fp32 (handbook models 5)
+_CONV_BYTES = 2.0
+_ACTIVATION_COPIES = {1: 10, 2: 6, 4: 5, 8: 5}  # AIConfigurator sdk/memory.py prior, by TP
+_SGLANG_FLOOR_BYTES = 10 * 2**30  # SGLang keeps at least 10 GiB back on devices above 60 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Ledger of one GPU. `terms` sums to `capacity_bytes` when the layout fits.
+
+    `kv_tokens` is the number of cached tokens of one scheduler rank (an attention-DP rank over its TP GPUs and
+    all pipeline stages), `kv_bytes_per_token` the mean bytes per cached token on the tightest GPU.
+    """
+
+    terms: Mapping[str, float]
+    capacity_bytes: float
+    kv_tokens: int
+    kv_bytes_per_token: float
+    breaking_term: str | None
+
+    @property
+    def fits(self) -> bool:
+        """True when everything but KV fits and at least one token can be cached."""
+        return self.breaking_term is None
+
+    @property
+    def weight_bytes(self) -> float:
+        """Weights on this GPU."""
+        return sum(self.terms[term] for term in _WEIGHT_TERMS)
+
+
+def low_latency_buffer_bytes(max_tokens: int, hidden: int, num_experts: int) -> int:
+    """DeepEP low-latency buffer of one rank [bytes] (deepseek-ai/DeepEP csrc/legacy/config.hpp, handbook 5.2).
+
+    >>> round(low_latency_buffer_bytes(128, 7168, 256) / 2**30, 4)
+    1.7773
+    """
+    scales = 4 * hidden // 128
+    dispatch = 16 + max(2 * hidden, hidden + scales)
+    combine = scales + 2 * hidden
+    send = max(max_tokens * dispatch, num_experts * max_tokens * combine)
+    receive = max(num_experts * max_tokens * dispatch, num_experts * max_tokens * combine)
+    signal = -(-4 * num_experts // 128) * 128
+    return -(-(2 * send + 2 * receive + 2 * signal) // 128) * 128
+
+
+class Ledger:
+    """Memory of one model on one system under one engine, for any layout and limits."""
+
+    def __init__(self, model: ModelConfig, system: System, engine: Engine) -> None:
+        self.model, self.system, self.engine = model, system, engine
+        self._weights = lru_cache(maxsize=None)(self._stage_weights)
+
+    def use(self, layout: Layout, limits: Limits, backend: str, context_tokens: int) -> MemoryUse:
+        """Ledger of `layout`; KV capacity is stated for sequences of `context_tokens` tokens."""
+        weights, kv_per_token = self._weights(layout.tp, layout.ep, layout.moe_tp, layout.pp, context_tokens)
+        fixed = self._fixed(layout, limits, backend)
+        capacity = self.system.gpu.hbm_bytes
+        totals = weights.sum(axis=1) + sum(fixed.values())
+        pools = np.array([self._kv_pool(capacity, float(w), fixed, layout, limits, backend) for w in weights.sum(axis=1)])
+        tokens = np.where(kv_per_token > 0, pools / np.maximum(kv_per_token, 1e-9), np.where(pools > 0, 1e12, 0.0))
+        stage = int(np.argmin(np.where(totals > capacity, capacity - totals, tokens)))
+        terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed
+        return self._verdict(terms, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))
+
+    def _verdict(self, terms: dict[str, float], pool: float, tokens: int, per_token: float) -> MemoryUse:
+        capacity = self.system.gpu.hbm_bytes
+        terms["kv_cache"] = max(0.0, pool)
+        spent, breaking = 0.0, None
+        for term in TERMS[:-2]:
+            spent += terms[term]
+            if spent > capacity and breaking is None:
+                breaking = term
+        if breaking is None and tokens < self.engine.block_tokens:
+            breaking = "kv_cache"
+        terms["reserve"] = max(0.0, capacity - spent - terms["kv_cache"])
+        ordered = {term: terms[term] for term in TERMS}
+        return MemoryUse(ordered, capacity, 0 if breaking else tokens, per_token, breaking)
+
+    def _kv_pool(
+        self, capacity: float, weights: float, fixed: Mapping[str, float], layout: Layout, limits: Limits, backend: str
+    ) -> float:
+        """Bytes left for KV under the engine's memory rule; negative when there is none."""
+        fraction, other = self.engine.kv_fraction, sum(fixed.values())
+        if self.engine.kv_fraction_of == "total":
+            return capacity * fraction - weights - other
+        if self.engine.kv_fraction_of == "free":
+            return (capacity - weights - other) * fraction
+        return capacity - self._static_reserve(layout, limits, backend) - fixed["context"] - weights
+
+    def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
+        """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1."""
+        mebibytes = 512 + 1.5 * max(limits.max_batched_tokens, 2048) + layout.tp * layout.pp / 8 * 1024
+        mebibytes += limits.max_num_seqs * (2 + (3 * layout.attention_dp if layout.attention_dp > 1 else 0))
+        mebibytes += 2048 if backend == "deepep" else 0
+        reserve = mebibytes * 2**20
+        return max(reserve, _SGLANG_FLOOR_BYTES) if self.system.gpu.hbm_bytes > 60 * 2**30 else reserve
+
+    def _fixed(self, layout: Layout, limits: Limits, backend: str) -> dict[str, float]:
+        overheads = self.engine.overheads
+        return {
+            "activations": self._activation_bytes(layout, limits),
+            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs) * self.engine.bytes_per_graph,
+            "communication_buffers": (overheads.nccl_bytes if layout.replica_gpus > 1 else 0.0)
+            + (self._deepep_bytes(layout) if backend == "deepep" else 0.0),
+            "context": overheads.context_bytes,
+        }
+
+    def _deepep_bytes(self, layout: Layout) -> float:
+        moe = self.model.moe
+        if moe is None or layout.ep == 1:
+            return 0.0
+        overheads = self.engine.overheads
+        return overheads.deepep_normal_bytes + low_latency_buffer_bytes(
+            overheads.low_latency_tokens, moe.expert_hidden, moe.num_experts
+        )
+
+    def _activation_bytes(self, layout: Layout, limits: Limits) -> float:
+        """Peak of the profile run: residual stream copies, the fused expert workspace and the logits.
+
+        The prior for copies is AIConfigurator's; the workspace holds gathered inputs, gate-up, activation and
+        outputs of every assignment that balanced routing puts on the rank.
+        """
+        tokens = limits.max_batched_tokens
+        copies = _ACTIVATION_COPIES.get(layout.tp, 5 if layout.tp > 4 else 6)
+        stream = 2.0 * tokens * self.model.hidden * copies
+        logits = 4.0 * min(limits.max_num_seqs, tokens) * self.model.vocab
+        moe = self.model.moe
+        if moe is None:
+            return stream + logits
+        assignments = tokens * layout.attention_dp * moe.top_k / layout.ep
+        width = moe.expert_width / layout.moe_tp * moe.num_matrices
+        chunk = min(assignments, 16384.0 * moe.top_k)  # engines chunk the expert workspace at 16K tokens
+        return stream + logits + 2.0 * chunk * (2 * moe.expert_hidden + width)
+
+    def _stage_weights(
+        self, tp: int, ep: int, moe_tp: int, pp: int, context_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Weight bytes [stages, 4 terms] and KV bytes per cached token [stages] of one GPU."""
+        kinds = [layer for layer, _ in self.model.layer_kinds]
+        index = {layer: i for i, layer in enumerate(kinds)}
+        order = np.array([index[layer] for layer in self.model.layers])
+        shares = np.array([self._layer_weights(layer, tp, ep, moe_tp) for layer in kinds])
+        caches = np.array([self._layer_cache(layer, tp, context_tokens) for layer in kinds])
+        stages = np.array_split(order, pp)
+        weights = np.array([shares[stage].sum(axis=0) for stage in stages])
+        per_token = np.array([caches[stage].sum() for stage in stages])
+        for weight in self.model.weights:
+            share = stored_bytes(weight, self.model.format_of(weight.part)) / (tp if weight.shard == "vocab" else 1)
+            stage = 0 if weight.part == "embedding" else pp - 1
+            weights[stage, _WEIGHT_TERMS.index(_TERM_OF_PART[weight.part])] += share
+            if self.model.tied and pp > 1 and weight.part == "embedding":
+                weights[pp - 1, _WEIGHT_TERMS.index("embeddings")] += share
+        return weights, per_token
+
+    def _layer_weights(self, layer: Layer, tp: int, ep: int, moe_tp: int) -> list[float]:
+        totals = dict.fromkeys(_WEIGHT_TERMS, 0.0)
+        for weight in layer.weights:
+            share = stored_bytes(weight, self.model.format_of(weight.part)) / shards(weight, layer, tp, ep, moe_tp)
+            totals[_TERM_OF_PART[weight.part]] += share
+        return list(totals.values())
+
+    def _layer_cache(self, layer: Layer, tp: int, context_tokens: int) -> float:
+        """Mean cache bytes per token of a sequence of `context_tokens` in one layer on one GPU."""
+        total = 0.0
+        for mixer in layer.mixers:
+            if isinstance(mixer, Recurrent):
+                state = mixer.state_values * _STATE_BYTES + mixer.conv_values * _CONV_BYTES
+                total += state / tp / context_tokens
+            else:
+                held = min(context_tokens, mixer.window or context_tokens) / context_tokens
+                total += kv_bytes_per_layer(mixer, self.model.kv_format) * held / kv_shards(mixer, tp)
+        return total
+
+
+def kv_shards(attention: Attention, tp: int) -> int:
+    """Over how many ranks the cache of `attention` is cut: KV heads at most, MLA not at all."""
+    return 1 if attention.kind == "mla" else min(tp, attention.num_kv_heads)
+
+
+def shards(weight: Weight, layer: Layer, tp: int, ep: int, moe_tp: int) -> int:
+    """Over how many ranks `weight` of `layer` is cut."""
+    if weight.shard == "expert":
+        return ep * moe_tp
+    if weight.shard == "kv_column":
+        heads = [m.num_kv_heads for m in layer.mixers if isinstance(m, Attention)]
+        return min(tp, max(heads)) if heads else tp
+    return 1 if weight.shard == "replicated" else tp

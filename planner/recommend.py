@@ -1,0 +1,178 @@
+"""The main flow: which layout on which cluster serves this workload within this SLO most cheaply, and why.
+
+    config.json ── model.load ──┐
+    <system>.toml ─ hardware ───┼─ search (layouts, memory, cost, steady state) ─ finalists ─ simulation ─ choose
+    workload, SLO ──────────────┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from planner.deployment import Run, run, scaled
+from planner.engine import Engine
+from planner.hardware import Cluster
+from planner.model import ModelConfig
+from planner.model.precision import override
+from planner.remedies import remedies
+from planner.search import Candidate, Search, SearchResult
+from planner.workload import Slo, Workload
+
+Progress = Callable[[str, float], None]
+
+_FINALISTS_PER_COUNT = 3
+_MAX_RUNS = 14
+_TOP = 5
+_HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer with its evidence. `winner` is the cheapest run that meets the SLO, else the nearest miss.
+
+    `sustained_factor` is the highest tested multiple of the demand at which the winner still meets the SLO (0 when
+    it does not meet it at all); `remedies` say what would make an infeasible question feasible, cheapest first.
+    """
+
+    model: ModelConfig
+    clusters: tuple[Cluster, ...]
+    workload: Workload
+    slo: Slo
+    engine: Engine
+    skew: str | None
+    seed: int
+    winner: Run | None
+    runs: tuple[Run, ...]
+    searches: tuple[tuple[str, SearchResult], ...]
+    sustained_factor: float
+    remedies: tuple[str, ...]
+    wall_s: float
+
+    @property
+    def feasible(self) -> bool:
+        """Some layout fits in memory."""
+        return any(search.fitting for _, search in self.searches)
+
+    @property
+    def meets_slo(self) -> bool:
+        """The winner meets the SLO at the demanded load."""
+        return self.winner is not None and self.winner.meets_slo
+
+    @property
+    def considered(self) -> int:
+        """Candidates counted over all clusters."""
+        return sum(search.considered for _, search in self.searches)
+
+
+def recommend(
+    model: ModelConfig,
+    clusters: list[Cluster],
+    workload: Workload,
+    slo: Slo,
+    engine: Engine,
+    *,
+    kv_formats: tuple[str, ...] | None = None,
+    skew: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Recommendation:
+    """Cheapest layout of `model` on one of `clusters` that serves `workload` within `slo`."""
+    start = time.perf_counter()
+    trial = partial(run, slo=slo, skew=skew, seed=seed)
+    searches: list[tuple[str, SearchResult]] = []
+    runs: list[Run] = []
+    for cluster in clusters:
+        variants = [override(model, kv=kv) for kv in kv_formats or default_kv_formats(model, cluster)]
+        found = Search(cluster, engine, workload, slo, skew).run(variants, _part(progress, f"search {cluster.name}"))
+        searches.append((cluster.name, found))
+        runs += _simulate_finalists(found, trial, workload, _part(progress, f"simulate {cluster.name}"))
+    runs.sort(key=_preference)
+    winner = runs[0] if runs else None
+    meets = winner is not None and winner.meets_slo
+    return Recommendation(
+        model,
+        tuple(clusters),
+        workload,
+        slo,
+        engine,
+        skew,
+        seed,
+        winner,
+        tuple(runs),
+        tuple(searches),
+        _sustained_factor(winner, trial, workload) if winner and meets else 0.0,
+        () if meets else remedies(model, clusters, workload, engine, winner),
+        time.perf_counter() - start,
+    )
+
+
+def default_kv_formats(model: ModelConfig, cluster: Cluster) -> tuple[str, ...]:
+    """KV precisions worth considering: the checkpoint's, and FP8 where the GPU multiplies FP8."""
+    formats = [model.kv_format]
+    if "fp8" in dict(cluster.system.gpu.flop_per_s) and not model.kv_format.startswith("fp8"):
+        formats.append("fp8")
+    return tuple(formats)
+
+
+def _simulate_finalists(
+    found: SearchResult, trial: Callable[..., Run], workload: Workload, progress: Callable[[float], None]
+) -> list[Run]:
+    """Simulate the best of each GPU count, smallest first, until enough of them meet the SLO.
+
+    Counts below the first that passes have had their best candidates simulated and failed, so the GPU count
+    recommended is the smallest of the search.
+    """
+    runs: list[Run] = []
+    passed = 0
+    for count in sorted({c.num_gpus for c in found.survivors}):
+        if passed >= _TOP or len(runs) >= _MAX_RUNS:
+            break
+        wanted = _FINALISTS_PER_COUNT if not passed else _TOP - passed
+        for candidate in _best_distinct([c for c in found.survivors if c.num_gpus == count], wanted):
+            result = trial(candidate.deployment, workload)
+            runs.append(result)
+            passed += result.meets_slo
+            if not result.meets_slo:
+                text = f"{candidate.name}: {result.worst_objective} at {result.worst_ratio:.2f} x its limit"
+                found.reject(f"simulated, misses {result.worst_objective}", 1, result.worst_ratio, text)
+            progress(min(1.0, len(runs) / _MAX_RUNS))
+    found.rejected["ranked behind the simulated finalists"] += len(found.survivors) - len(runs)
+    progress(1.0)
+    return runs
+
+
+def _best_distinct(candidates: list[Candidate], count: int) -> list[Candidate]:
+    """The best-scored candidates of different layouts; ties go to bf16 KV, then to the larger limits."""
+    best: dict[tuple[object, ...], Candidate] = {}
+    for candidate in sorted(candidates, key=_rank):
+        deployment = candidate.deployment
+        best.setdefault((deployment.layout, deployment.model.kv_format, deployment.backend), candidate)
+    return list(best.values())[:count]
+
+
+def _rank(candidate: Candidate) -> tuple[float, bool, int, int]:
+    limits, kv_format = candidate.deployment.limits, candidate.deployment.model.kv_format
+    return (round(candidate.score, 3), kv_format != "bf16", -limits.max_num_seqs, -limits.max_batched_tokens)
+
+
+def _preference(result: Run) -> tuple[bool, float, float]:
+    """Meeting the SLO first, then cost, then margin; runs that miss are ordered by how much they miss."""
+    cost = result.deployment.usd_per_hour
+    paid = result.num_gpus * 1e6 if cost is None else cost
+    return (False, paid, result.worst_ratio) if result.meets_slo else (True, result.worst_ratio, paid)
+
+
+def _sustained_factor(winner: Run, trial: Callable[..., Run], workload: Workload) -> float:
+    factor = 1.0
+    for step in _HEADROOM_STEPS:
+        if not trial(winner.deployment, scaled(workload, step)).meets_slo:
+            break
+        factor = step
+    return factor
+
+
+def _part(progress: Progress | None, label: str) -> Callable[[float], None]:
+    return (lambda share: progress(label, share)) if progress else (lambda share: None)

@@ -1,0 +1,335 @@
+"""The facts of an answer as sections: each states a finding and carries the table that proves it.
+
+Facts are the dictionary of `plan --json`. A section whose facts are missing is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planner import figures
+from planner.figures import readable
+from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
+
+Facts = Mapping[str, Any]
+
+_X, _Y = "interactivity_tok_per_s_per_user", "output_tok_per_s_per_gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text; columns in `text_columns` are words and stand left, numbers stand right."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: frozenset[int] = frozenset({0})
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One piece of evidence: the finding in a sentence, the numbers, and the figure as an `<svg>` element."""
+
+    title: str
+    finding: str
+    tables: tuple[Table, ...]
+    svg: str = ""
+
+
+def evidence(facts: Facts) -> list[Section]:
+    """Sections behind the answer, in reading order."""
+    found = (build(facts) for build in _EVIDENCE)
+    return [section for section in found if section is not None]
+
+
+def candidates(facts: Facts) -> Table | None:
+    """The best layouts side by side; the cluster is a column when there is more than one."""
+    rows = facts.get("top") or ()
+    if not rows:
+        return None
+    several = len({row.get("cluster") for row in rows}) > 1
+    header = ["Layout", "Cluster", "GPUs", "SLO", "TTFT p95 (s)", "TPOT p95 (ms)", "Output tok/s per GPU"]
+    header += ["USD per Mtok output", "Decided by"]
+    cells = [
+        [
+            str(row.get("layout", "")),
+            str(row.get("cluster", "")),
+            number(row.get("num_gpus"), whole=True),
+            "meets" if row.get("meets_slo") else "misses",
+            number(row.get("ttft_p95_s")),
+            number(row.get("tpot_p95_s"), 1e3),
+            number(row.get("output_tok_per_s_per_gpu")),
+            number(row.get("usd_per_mtok_output")),
+            str(row.get("reason", "")),
+        ]
+        for row in rows
+    ]
+    keep = [i for i in range(len(header)) if several or i != 1]
+    words = frozenset(place for place, i in enumerate(keep) if i in (0, 1, 3, 8))
+    return Table(tuple(header[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in cells), words)
+
+
+def title(name: str) -> str:
+    """Identifier as words with a capital first letter.
+
+    >>> title("kv_cache"), title("communication_buffers")
+    ('KV cache', 'Communication buffers')
+    """
+    words = readable(name)
+    return words[:1].upper() + words[1:]
+
+
+def number(value: float | None, scale: float = 1.0, whole: bool = False) -> str:
+    """`value` times `scale` with three significant digits, a dash when it is unknown."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if whole else significant(value * scale)
+
+
+def described(key: str, value: object) -> str:
+    """`value` as text in the unit its key ends with.
+
+    >>> described("kv_bytes_per_token", 70272), described("total_params", 671026404352), described("top_k", 8)
+    ('70.3 kB', '671 B', '8')
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{readable(str(k))} {described(str(k), v)}" for k, v in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(described(key, item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if "bytes" in key:
+        return format_bytes(value)
+    if "params" in key:
+        return format_count(value)
+    if key.endswith("_s"):
+        return format_seconds(value)
+    return f"{value:,}" if isinstance(value, int) else significant(value)
+
+
+def slo_limits_s(facts: Facts) -> dict[str, float]:
+    """Tightest limit per metric, `{"ttft_s": 2.0, ...}`, from `slo`: rows of metric, statistic and limit_s."""
+    limits: dict[str, float] = {}
+    for row in facts.get("slo") or ():
+        key = f"{row['metric']}_s"
+        limits[key] = min(row["limit_s"], limits.get(key, math.inf))
+    return limits
+
+
+def _frontier(facts: Facts) -> Section | None:
+    rows = [row for row in facts.get("front") or () if row.get(_X) is not None and row.get(_Y) is not None]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: (-row[_Y], -row[_X]))
+    name, cluster = (facts.get("layout") or {}).get("name"), facts.get("cluster")
+    same = [i for i, r in enumerate(rows) if r.get("layout") == name and r.get("cluster", cluster) == cluster]
+    chosen = same[0] if same else None
+    limit = slo_limits_s(facts).get("tpot_s")
+    finding = _frontier_finding(rows, chosen)
+    cells = [
+        (
+            f"{row.get('layout', '')}{' (chosen)' if i == chosen else ''}",
+            str(row.get("cluster", cluster or "")),
+            number(row.get("num_gpus"), whole=True),
+            number(row[_X]),
+            number(row[_Y]),
+            "meets" if row.get("meets_slo") else "misses",
+        )
+        for i, row in enumerate(rows)
+    ]
+    header = ("Layout", "Cluster", "GPUs", "Interactivity (tok/s per user)", "Output tok/s per GPU", "SLO")
+    table = Table(header, tuple(cells), frozenset({0, 1, 5}))
+    svg = figures.svg(figures.frontier(rows, chosen, 1 / limit if limit else None), "frontier", finding)
+    return Section("Throughput against interactivity", finding, (table,), svg)
+
+
+def _frontier_finding(rows: Sequence[Facts], chosen: int | None) -> str:
+    """How the chosen row stands among those that meet the SLO; `rows` by falling throughput."""
+    meeting = [row for row in rows if row.get("meets_slo")]
+    finding = (
+        f"{len(meeting)} of {len(rows)} simulated layouts {'meets' if len(meeting) == 1 else 'meet'} the whole SLO."
+    )
+    if chosen is None:
+        return finding
+    row = rows[chosen]
+    finding += f" {row['layout']} gives {number(row[_Y])} output tok/s per GPU at {number(row[_X])} tok/s per user."
+    if meeting and row[_Y] < meeting[0][_Y]:
+        finding += f" {meeting[0]['layout']} gives {number(meeting[0][_Y])} per GPU and meets the SLO too."
+    elif not rows[0].get("meets_slo") and rows[0][_Y] > row[_Y]:
+        finding += f" {rows[0]['layout']} gives {number(rows[0][_Y])} per GPU but misses the SLO."
+    return finding
+
+
+def _latency(facts: Facts) -> Section | None:
+    samples = {m: v for m, v in (facts.get("cdf") or {}).items() if len(v)}
+    limits = slo_limits_s(facts)
+    names = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "End to end"}
+    known = {m: facts[m] for m in names if facts.get(m)}
+    if not known and not samples:
+        return None
+    rows = []
+    for metric, label in names.items():
+        values = known.get(metric) or _statistics(samples.get(metric, ()))
+        if values:
+            limit = limits.get(metric)
+            times = [_seconds(values.get(name)) for name in ("mean", "p50", "p95", "p99")]
+            rows.append((label, *times, _seconds(limit) if limit else "none"))
+    finding = " ".join(
+        f"95% of requests see a {label} below {_seconds(known[metric].get('p95'))}"
+        + (f" (tightest limit {format_seconds(limits[metric])})." if metric in limits else ".")
+        for metric, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"))
+        if metric in known
+    )
+    table = Table(("Metric", "Mean", "p50", "p95", "p99", "Tightest limit"), tuple(rows))
+    svg = figures.svg(figures.latency_cdf(samples, limits), "latency", finding) if samples else ""
+    return Section("Latency of requests", finding or "Simulated latency distribution.", (table,), svg)
+
+
+def _timeline(facts: Facts) -> Section | None:
+    series = facts.get("timeline") or {}
+    names = [n for n in ("queue", "batch", "kv_share") if len(series.get(n) or ())]
+    if not names or not len(series.get("time_s") or ()):
+        return None
+    said, rows = [], []
+    for name in names:
+        values = np.asarray(series[name], dtype=float)
+        peak = int(values.argmax())
+        quarters = [_level(name, float(part.mean())) for part in np.array_split(values, 4) if len(part)]
+        highest = _level(name, float(values[peak]))
+        rows.append((title(_LEVELS[name]), highest, format_seconds(float(series["time_s"][peak])), *quarters))
+        said.append(f"{_LEVELS[name]} at most {highest}")
+    finding = f"Over {format_seconds(float(series['time_s'][-1]))} of simulated time: {', '.join(said)}."
+    header = ("Quantity", "Peak", "Peak at", "Mean 1st quarter", "2nd", "3rd", "4th")
+    table = Table(header[: len(rows[0])], tuple(rows))
+    return Section(
+        "Queue and batch over time", finding, (table,), figures.svg(figures.timeline(series), "timeline", finding)
+    )
+
+
+def _step(facts: Facts) -> Section | None:
+    phases = {phase: dict(ops) for phase, ops in (facts.get("step") or {}).items() if ops and sum(ops.values()) > 0}
+    if not phases:
+        return None
+    said, tables = [], []
+    for phase, ops in phases.items():
+        total = sum(ops.values())
+        rows = figures.largest_first(ops, len(ops))
+        first, seconds = rows[0]
+        said.append(
+            f"A {readable(phase)} step takes {format_seconds(total)}, {seconds / total:.0%} of it in {readable(first)}."
+        )
+        cells = [(readable(op), number(s, 1e3), f"{s / total:.1%}") for op, s in rows]
+        cells.append(("total", number(total, 1e3), "100.0%"))
+        tables.append(Table((f"{title(phase)} step", "ms", "Share"), tuple(cells)))
+    finding = " ".join(said)
+    return Section(
+        "Where a step spends its time",
+        finding,
+        tuple(tables),
+        figures.svg(figures.step_breakdown(phases), "step", finding),
+    )
+
+
+def _memory(facts: Facts) -> Section | None:
+    memory = facts.get("memory") or {}
+    terms = {name: size for name, size in (memory.get("terms") or {}).items() if size > 0}
+    if not terms:
+        return None
+    used, capacity = sum(terms.values()), memory.get("capacity_bytes")
+    name, size = max(terms.items(), key=lambda item: item[1])
+    basis = capacity or used
+    finding = f"{title(name)} takes {format_bytes(size)}, {size / basis:.0%} of the GPU's memory."
+    if capacity and used > capacity * (1 + 1e-6):
+        finding += f" The terms exceed the {format_bytes(capacity)} of the GPU by {format_bytes(used - capacity)}."
+    if memory.get("kv_tokens_per_rank"):
+        finding += f" The KV pool holds {memory['kv_tokens_per_rank']:,.0f} tokens per scheduler rank."
+    cells = [(readable(term), number(value, 1e-9), f"{value / basis:.1%}") for term, value in terms.items()]
+    if capacity and capacity > used:
+        cells.append(("free", number(capacity - used, 1e-9), f"{1 - used / capacity:.1%}"))
+    cells.append(("capacity" if capacity else "total", number(basis, 1e-9), "100.0%"))
+    table = Table(("Memory of one GPU", "GB", "Share"), tuple(cells))
+    figure = figures.memory_bar(terms, capacity)
+    return Section("Memory of the fullest GPU", finding, (table,), figures.svg(figure, "memory", finding))
+
+
+def _losers(facts: Facts) -> Section | None:
+    rejected = facts.get("rejected") or {}
+    nearest = facts.get("nearest_miss") or {}
+    if not rejected and not nearest:
+        return None
+    reasons = list(rejected) + [reason for reason in nearest if reason not in rejected]
+    total = sum(rejected.values())
+    finding = f"{total:,} layouts were ruled out before simulation."
+    if facts.get("considered"):
+        finding = f"Of {facts['considered']:,} layouts, {total:,} were ruled out before simulation."
+    if rejected:
+        reason, count = max(rejected.items(), key=lambda item: item[1])
+        finding += f" Most frequent reason: {readable(reason)} ({count:,})."
+    cells = [
+        (readable(reason), number(rejected.get(reason), whole=True), str(nearest.get(reason, "–")))
+        for reason in reasons
+    ]
+    return Section(
+        "Why the others lost", finding, (Table(("Reason", "Layouts", "Nearest miss"), tuple(cells), frozenset({0, 2})),)
+    )
+
+
+def _model(facts: Facts) -> Section | None:
+    model = facts.get("model") or {}
+    rows = tuple((title(key), described(key, value)) for key, value in model.items() if value)
+    if len(rows) < 2:
+        return None
+    total = model.get("total_params")
+    size = f"{format_count(total)} parameters" if total else "a model"
+    finding = f"{model.get('name', 'The model')}: {size}, as derived from its configuration."
+    return Section("The model", finding, (Table(("Fact", "Value"), rows, frozenset({0, 1})),))
+
+
+def _assumptions(facts: Facts) -> Section | None:
+    rows = facts.get("assumptions") or ()
+    if not rows:
+        return None
+    cells = tuple((str(r.get("name", "")), described("", r.get("value")), str(r.get("source", ""))) for r in rows)
+    finding = f"{len(cells)} inputs were taken as given; change any of them and run the command again."
+    return Section(
+        "Assumptions and their sources", finding, (Table(("Input", "Value", "Source"), cells, frozenset({0, 1, 2})),)
+    )
+
+
+_EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
+    _frontier,
+    _latency,
+    _timeline,
+    _step,
+    _memory,
+    _losers,
+    _model,
+    _assumptions,
+)
+
+
+_LEVELS = {"queue": "requests waiting", "batch": "requests in the batch", "kv_share": "KV cache in use"}
+
+
+def _level(name: str, value: float) -> str:
+    return f"{value:.0%}" if name == "kv_share" else f"{value:,.0f}"
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float]:
+    if not len(values):
+        return {}
+    array = np.asarray(values, dtype=float)
+    return {"mean": float(array.mean())} | {f"p{q}": float(np.percentile(array, q)) for q in (50, 95, 99)}
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else format_seconds(value)
+
+
+def money(value: float | None) -> str:
+    """US dollars, a dash when the price is unknown."""
+    return "–" if value is None or not math.isfinite(value) else format_usd(value)

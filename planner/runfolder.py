@@ -1,0 +1,130 @@
+"""A run as a folder: resolved inputs, layouts, requests, manifest, report. Written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planner import __version__
+from planner.deployment import Run
+from planner.errors import InputError
+from planner.recommend import Recommendation
+from planner.report import html, markdown
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless `folder` is new or empty and can be created."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file. Give a new folder.")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--out {folder}: is not empty, and an earlier run is never overwritten. Give a new folder.")
+    parent = folder.resolve().parent
+    if not parent.is_dir():
+        raise InputError(f"--out {folder}: {parent} does not exist. Create it first.")
+
+
+def write_run(folder: Path, answer: Recommendation, facts: dict[str, Any]) -> None:
+    """Write a plan: `plan.json`, `layouts.csv`, `requests.csv` of the winner, `report.html`, `report.md`."""
+    files = {
+        "plan.json": _json(facts),
+        "layouts.csv": _layouts(answer),
+        "report.html": html(facts),
+        "report.md": markdown(facts),
+    }
+    if answer.winner is not None:
+        files["requests.csv"] = _table(answer.winner.simulation.requests)
+    _write(folder, files, facts)
+
+
+def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
+    """Write a simulation: `simulation.json`, `requests.csv`, `steps.csv`."""
+    files = {
+        "simulation.json": _json(facts),
+        "requests.csv": _table(run.simulation.requests),
+        "steps.csv": _table(run.simulation.steps),
+    }
+    _write(folder, files, facts)
+
+
+def _write(folder: Path, files: dict[str, str], facts: dict[str, Any]) -> None:
+    """Fill a sibling temporary folder and rename it, so `folder` never holds half a run."""
+    manifest = {
+        "moeplan": __version__,
+        "command": facts["command"],
+        "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
+    }
+    target = folder.resolve()
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=_writable(target.parent)))
+    try:
+        for name, text in (files | {"manifest.json": _json(manifest)}).items():
+            (staging / name).write_text(text, encoding="utf-8")
+        staging.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another place.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _writable(parent: Path) -> Path:
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise InputError(f"--out: {parent} cannot be written ({error.strerror}). Choose another place.") from error
+    return parent
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def _layouts(answer: Recommendation) -> str:
+    """Every simulated layout and every analytic survivor, one row each."""
+    simulated = {id(run.deployment): run for run in answer.runs}
+    columns: dict[str, Callable[[Any], Any]] = {
+        "cluster": lambda c: c.deployment.cluster.name,
+        "layout": lambda c: str(c.deployment.layout),
+        "num_gpus": lambda c: c.num_gpus,
+        "max_num_seqs": lambda c: c.deployment.limits.max_num_seqs,
+        "max_batched_tokens": lambda c: c.deployment.limits.max_batched_tokens,
+        "moe_backend": lambda c: c.deployment.backend,
+        "kv_format": lambda c: c.deployment.model.kv_format,
+        "kv_tokens_per_rank": lambda c: c.deployment.memory.kv_tokens,
+        "estimated_ttft_s": lambda c: f"{c.ttft_s:.6g}",
+        "estimated_tpot_s": lambda c: f"{c.tpot_s:.6g}",
+        "estimated_capacity_requests_per_s": lambda c: f"{c.capacity_per_s:.6g}",
+        "simulated_worst_ratio": lambda c: _ratio(simulated.get(id(c.deployment))),
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for _, search in answer.searches:
+        writer.writerows([column(c) for column in columns.values()] for c in search.survivors)
+    return text.getvalue()
+
+
+def _ratio(run: Run | None) -> str:
+    return "" if run is None else f"{run.worst_ratio:.4f}"
+
+
+def _table(table: Any) -> str:
+    """A request or step table as CSV, times with microsecond resolution."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(table.__slots__)
+    writer.writerow(names)
+    columns = [getattr(table, name) for name in names]
+    formatted = [[f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, columns)]
+    writer.writerows(zip(*formatted, strict=True))
+    return text.getvalue()

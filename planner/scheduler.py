@@ -1,0 +1,359 @@
+"""Continuous batching on one rank: which tokens go into the next step, and which KV blocks they need.
+
+A `Rank` is one attention-data-parallel rank: a queue, a KV pool of blocks, and the requests it runs. A policy of
+`SCHEDULERS` fills its next step. The decode batch is kept as sums and buckets instead of a list that is walked: a
+step in which no request comes or goes costs the same for 2 and for 2,000 running requests.
+
+The rules are those of vLLM 0.33 (`v1/core/sched/scheduler.py`) and SGLang 0.5.23 (`managers/scheduler.py`): whole
+prompts are admitted when their blocks are free, blocks run out later because outputs grow, and then the request
+admitted last is preempted, loses its KV, and is recomputed from the head of the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.errors import InputError, nearest
+
+
+class Request:
+    """One request on its way through a rank; times are simulated seconds, NaN until they happen.
+
+    `target` is the number of tokens to compute before the next output token can be produced: the prompt, and after
+    a preemption also the tokens produced so far. `computed` of them are done.
+    """
+
+    __slots__ = (
+        "admitted_s",
+        "arrival_s",
+        "computed",
+        "final_blocks",
+        "finish_decode_step",
+        "first_token_s",
+        "index",
+        "joined_decode_step",
+        "num_preemptions",
+        "output_tokens",
+        "produced",
+        "prompt_tokens",
+        "target",
+    )
+
+    def __init__(self, index: int, prompt_tokens: int, output_tokens: int, arrival_s: float) -> None:
+        self.index = index
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.arrival_s = arrival_s
+        self.admitted_s = math.nan
+        self.first_token_s = math.nan
+        self.num_preemptions = 0
+        self.produced = 0
+        self.target = prompt_tokens
+        self.computed = 0
+        self.joined_decode_step = 0
+        self.finish_decode_step = 0
+        self.final_blocks = 0
+
+
+class RankWork:
+    """What one rank computes in one step; all zero when it takes part in the lockstep without work of its own.
+
+    `prefill_pairs` counts query-key pairs, the sum over chunks of q x past + q (q + 1) / 2; likewise
+    `decode_context_tokens` counts the KV tokens the decode queries read, each one's own token included. The object
+    is filled anew each step: a timer that wants to keep values copies them.
+    """
+
+    __slots__ = ("decode_context_tokens", "decode_seqs", "num_prefills", "prefill_pairs", "prefill_tokens")
+
+    def __init__(
+        self,
+        prefill_tokens: int = 0,
+        prefill_pairs: int = 0,
+        num_prefills: int = 0,
+        decode_seqs: int = 0,
+        decode_context_tokens: int = 0,
+    ) -> None:
+        self.prefill_tokens = prefill_tokens
+        self.prefill_pairs = prefill_pairs
+        self.num_prefills = num_prefills
+        self.decode_seqs = decode_seqs
+        self.decode_context_tokens = decode_context_tokens
+
+    def clear(self) -> None:
+        """Back to an idle step."""
+        self.prefill_tokens = self.prefill_pairs = self.num_prefills = 0
+        self.decode_seqs = self.decode_context_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What the simulator must know of one deployment.
+
+    `num_groups` groups step independently of each other (replicas x pipeline slots); the `ranks_per_group`
+    attention-data-parallel ranks of a group step together. Everything else is per rank: `kv_tokens_per_rank` is its
+    KV pool [tokens], handed out in blocks of `block_tokens`; `max_num_seqs` and `max_batched_tokens` bound one step.
+    `policy` is a key of `SCHEDULERS`.
+
+    `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
+    requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT, between them lies SGLang's
+    new_token_ratio.
+    """
+
+    num_groups: int
+    ranks_per_group: int
+    kv_tokens_per_rank: int
+    block_tokens: int = 16
+    max_num_seqs: int = 256
+    max_batched_tokens: int = 8192
+    policy: str = "mixed"
+    admission_reserve: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"engine: {name} = {getattr(self, name)} must be at least 1.")
+        if self.kv_tokens_per_rank < self.block_tokens:
+            raise InputError(
+                f"engine: a KV pool of {self.kv_tokens_per_rank} tokens holds no block of {self.block_tokens} tokens. "
+                "Free memory for KV: more GPUs, a smaller precision or a smaller batch."
+            )
+        if self.max_num_seqs > self.max_batched_tokens:
+            raise InputError(
+                f"engine: max_num_seqs {self.max_num_seqs} exceeds max_batched_tokens {self.max_batched_tokens}, but "
+                "every running sequence needs one token per step. Lower the first or raise the second."
+            )
+        if self.policy not in SCHEDULERS:
+            raise InputError(f"engine: unknown policy {self.policy!r} ({nearest(self.policy, SCHEDULERS)})")
+        if not 0 <= self.admission_reserve <= 1:
+            raise InputError(f"engine: admission_reserve {self.admission_reserve:g} must lie in [0, 1].")
+
+    @property
+    def kv_blocks_per_rank(self) -> int:
+        """Whole KV blocks of one rank."""
+        return self.kv_tokens_per_rank // self.block_tokens
+
+
+class Rank:
+    """Queue, KV pool and running requests of one attention-data-parallel rank.
+
+    A step is `plan(now_s)`, which fills `work`, and later `complete(now_s)`. A decoding request that joined when the
+    rank had made d decode steps with `target` tokens in its KV has, at decode step t, a context of target + t - d
+    tokens. So its finish is a known decode step (`_finish_at`), and whether its next token opens a new block depends
+    on (target - d) mod block_tokens alone (`_residues` counts the decoding requests of each remainder).
+    """
+
+    __slots__ = (
+        "_finish_at",
+        "_policy",
+        "_prefilled",
+        "_residues",
+        "admission_reserve",
+        "block_tokens",
+        "context_tokens",
+        "decode_steps",
+        "final_blocks",
+        "free_blocks",
+        "max_batched_tokens",
+        "max_num_seqs",
+        "now_s",
+        "num_decoding",
+        "num_preemptions",
+        "partial",
+        "running",
+        "total_blocks",
+        "waiting",
+        "work",
+    )
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.block_tokens = spec.block_tokens
+        self.max_num_seqs = spec.max_num_seqs
+        self.max_batched_tokens = spec.max_batched_tokens
+        self.admission_reserve = spec.admission_reserve
+        self.total_blocks = spec.kv_blocks_per_rank
+        self.free_blocks = self.total_blocks
+        self.final_blocks = 0
+        """Blocks the running requests will hold at their ends."""
+        self.waiting: deque[Request] = deque()
+        self.running: dict[Request, None] = {}
+        """Admitted requests in order of admission."""
+        self.partial: Request | None = None
+        """The one request whose prompt is cut by the token budget of a step."""
+        self.num_decoding = 0
+        self.context_tokens = 0
+        """KV tokens of the decoding requests."""
+        self.decode_steps = 0
+        self.num_preemptions = 0
+        self.now_s = 0.0
+        self.work = RankWork()
+        self._policy = SCHEDULERS[spec.policy]
+        self._prefilled: list[Request] = []
+        self._finish_at: dict[int, list[Request]] = {}
+        self._residues = [0] * spec.block_tokens
+
+    def blocks(self, tokens: int) -> int:
+        """Blocks that hold `tokens` tokens."""
+        return -(-tokens // self.block_tokens)
+
+    def can_ever_hold(self, request: Request) -> bool:
+        """Whether the pool is large enough for `request` alone; its last token is never written to the KV."""
+        return self.blocks(request.prompt_tokens + request.output_tokens - 1) <= self.total_blocks
+
+    def enqueue(self, request: Request) -> None:
+        """Put a new request at the end of the queue; the caller has checked `can_ever_hold`."""
+        request.final_blocks = self.blocks(request.prompt_tokens + request.output_tokens - 1)
+        self.waiting.append(request)
+
+    def unfinished(self) -> list[Request]:
+        """Every request here, with its `produced` tokens brought up to date; ends the use of this rank."""
+        for bucket in self._finish_at.values():
+            for request in bucket:
+                request.produced += self.decode_steps - request.joined_decode_step
+        return [*self.running, *self.waiting]
+
+    def plan(self, now_s: float) -> None:
+        """Fill `work` with the step that starts at `now_s` and take the KV blocks it writes."""
+        self.now_s = now_s
+        self.work.clear()
+        if self.running or self.waiting:
+            self._policy(self)
+
+    def take_decodes(self) -> bool:
+        """Put one token of every decoding request into the step; True if requests were preempted to make room."""
+        residues, preempted = self._residues, False
+        turn = -self.decode_steps % self.block_tokens
+        while residues[turn] > self.free_blocks:
+            self._preempt_last()
+            preempted = True
+        self.free_blocks -= residues[turn]
+        self.work.decode_seqs = self.num_decoding
+        self.work.decode_context_tokens = self.context_tokens + self.num_decoding
+        return preempted
+
+    def take_prefills(self, budget: int, *, admit: bool = True) -> None:
+        """Put up to `budget` prompt tokens into the step: first the cut prompt, then, if `admit`, waiting ones.
+
+        A waiting request is admitted when a place, a token and the blocks of its whole prompt are free, first come
+        first served; its blocks are taken at once. vLLM checks the same but takes blocks chunk by chunk.
+        """
+        if self.partial is not None and budget > 0:
+            budget -= self._take_chunk(self.partial, budget)
+        while admit and budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            if not self._has_room(request):
+                break
+            self.waiting.popleft()
+            self.running[request] = None
+            self.free_blocks -= self.blocks(request.target)
+            self.final_blocks += request.final_blocks
+            if request.admitted_s != request.admitted_s:
+                request.admitted_s = self.now_s
+            budget -= self._take_chunk(request, budget)
+
+    def complete(self, now_s: float) -> list[Request]:
+        """End the planned step at `now_s`; returns the requests that produced their last token."""
+        finished: list[Request] = []
+        if self.work.decode_seqs:
+            self.decode_steps += 1
+            self.context_tokens += self.work.decode_seqs
+            if self.decode_steps in self._finish_at:
+                finished = self._finish_at.pop(self.decode_steps)
+                for request in finished:
+                    self._leave_decode(request)
+                    del self.running[request]
+        if self._prefilled:
+            for request in self._prefilled:
+                self._end_prefill(request, now_s, finished)
+            self._prefilled.clear()
+        return finished
+
+    def _has_room(self, request: Request) -> bool:
+        needed = self.blocks(request.target)
+        unwritten = self.final_blocks + request.final_blocks - (self.total_blocks - self.free_blocks) - needed
+        return self.free_blocks - needed >= self.admission_reserve * unwritten
+
+    def _take_chunk(self, request: Request, budget: int) -> int:
+        past = request.computed
+        chunk = min(request.target - past, budget)
+        request.computed = past + chunk
+        work = self.work
+        work.prefill_tokens += chunk
+        work.prefill_pairs += chunk * past + chunk * (chunk + 1) // 2
+        work.num_prefills += 1
+        if request.computed == request.target:
+            self._prefilled.append(request)
+            self.partial = None
+        else:
+            self.partial = request
+        return chunk
+
+    def _end_prefill(self, request: Request, now_s: float, finished: list[Request]) -> None:
+        request.produced += 1
+        if request.first_token_s != request.first_token_s:
+            request.first_token_s = now_s
+        remaining = request.output_tokens - request.produced
+        if not remaining:
+            self.free_blocks += self.blocks(request.target)
+            self.final_blocks -= request.final_blocks
+            del self.running[request]
+            finished.append(request)
+            return
+        request.joined_decode_step = self.decode_steps
+        request.finish_decode_step = self.decode_steps + remaining
+        self._finish_at.setdefault(request.finish_decode_step, []).append(request)
+        self._residues[(request.target - self.decode_steps) % self.block_tokens] += 1
+        self.num_decoding += 1
+        self.context_tokens += request.target
+
+    def _leave_decode(self, request: Request) -> None:
+        """Take a decoding request out of the batch, count its tokens and free its blocks."""
+        decoded = self.decode_steps - request.joined_decode_step
+        context = request.target + decoded
+        self._residues[(request.target - request.joined_decode_step) % self.block_tokens] -= 1
+        self.num_decoding -= 1
+        self.context_tokens -= context
+        self.free_blocks += self.blocks(context)
+        self.final_blocks -= request.final_blocks
+        request.produced += decoded
+
+    def _preempt_last(self) -> None:
+        request, _ = self.running.popitem()
+        if request is self.partial:
+            self.partial = None
+            self.free_blocks += self.blocks(request.target)
+            self.final_blocks -= request.final_blocks
+        else:
+            self._leave_decode(request)
+            bucket = self._finish_at[request.finish_decode_step]
+            bucket.remove(request)
+            if not bucket:
+                del self._finish_at[request.finish_decode_step]
+        request.target = request.prompt_tokens + request.produced
+        request.computed = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+
+SchedulerPolicy = Callable[[Rank], None]
+
+
+def mixed(rank: Rank) -> None:
+    """vLLM: every running request decodes, and what is left of the token budget goes to prompts in the same step."""
+    preempted = rank.take_decodes()
+    if rank.partial is not None or rank.waiting:
+        rank.take_prefills(rank.max_batched_tokens - rank.work.decode_seqs, admit=not preempted)
+
+
+def prefill_first(rank: Rank) -> None:
+    """SGLang: a step of prompts alone whenever one can be formed, otherwise a step of decodes alone."""
+    if rank.partial is not None or rank.waiting:
+        rank.take_prefills(rank.max_batched_tokens)
+    if not rank.work.prefill_tokens:
+        rank.take_decodes()
+
+
+SCHEDULERS: dict[str, SchedulerPolicy] = {"mixed": mixed, "prefill_first": prefill_first}

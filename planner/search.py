@@ -1,0 +1,242 @@
+"""Every valid layout x limits x precision x replica count, pruned by memory and by optimistic bounds, then ranked.
+
+A candidate is rejected only when even an optimistic estimate misses (no queueing, mean instead of percentile,
+less a slack); everything else survives to be ranked and, if among the best of its GPU count, simulated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.cost import Floats, StepCost
+from planner.deployment import Deployment, with_replicas
+from planner.engine import Engine, Limits
+from planner.hardware import Cluster
+from planner.layout import Layout, layout_problem
+from planner.memory import Ledger, MemoryUse
+from planner.model import ModelConfig
+from planner.steady import SteadyState, steady_state
+from planner.workload import Slo, Workload
+
+MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
+BATCHED_TOKENS = (2048, 4096, 8192, 16384)
+_BOUND_SLACK = 0.8
+"""Optimistic bounds are cut by this factor before they may reject."""
+_TAIL = {
+    "ttft": {"mean": 1.0, "p50": 0.8, "p90": 2.0, "p95": 2.5, "p99": 3.5},
+    "tpot": {"mean": 1.0, "p50": 0.95, "p90": 1.2, "p95": 1.35, "p99": 1.6},
+    "e2e": {"mean": 1.0, "p50": 0.9, "p90": 1.6, "p95": 1.9, "p99": 2.5},
+}
+"""Ratio of a percentile to the mean used for ranking only; the simulation decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A deployment with its analytic estimate (seconds, and requests per second over all replicas).
+
+    `score` is the largest ratio of an estimated objective to its limit, or of demand to capacity; below 1 is
+    expected to meet the SLO.
+    """
+
+    deployment: Deployment
+    batch: float
+    ttft_s: float
+    tpot_s: float
+    capacity_per_s: float
+    score: float
+
+    @property
+    def name(self) -> str:
+        """Layout and limits."""
+        return self.deployment.name
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.deployment.layout.num_gpus
+
+
+@dataclass
+class SearchResult:
+    """What was considered, why most of it fell, and what is left in order of GPU count and score."""
+
+    considered: int = 0
+    fitting: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    nearest_miss: dict[str, tuple[float, str]] = field(default_factory=dict)
+    survivors: list[Candidate] = field(default_factory=list)
+
+    def reject(self, reason: str, count: int, excess: float, text: str) -> None:
+        """Count `count` candidates lost to `reason`; `text` is kept if its `excess` over the limit is the smallest."""
+        if count:
+            self.rejected[reason] += count
+            if reason not in self.nearest_miss or excess < self.nearest_miss[reason][0]:
+                self.nearest_miss[reason] = (excess, text)
+
+
+def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[Layout]:
+    """Valid layouts of one replica on up to all GPUs of `cluster`.
+
+    Replicas inside a node may have any size that divides it, larger ones take whole nodes; tensor parallelism
+    stays inside the scale-up domain.
+    """
+    node, domain = cluster.gpus_per_node, cluster.scale_up_gpus
+    sizes = [s for s in range(1, cluster.num_gpus + 1) if (node % s == 0 if s <= node else s % node == 0)]
+    for gpus in sizes:
+        for pp in (d for d in _divisors(gpus) if d <= 8):
+            stage = gpus // pp
+            for tp in (d for d in _divisors(stage) if d <= domain):
+                for ep in _expert_degrees(model, engine, stage):
+                    layout = Layout(tp, pp, ep, stage // tp, stage // ep)
+                    if (model.moe or layout.attention_dp == 1) and layout_problem(model, layout) is None:
+                        yield layout
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _expert_degrees(model: ModelConfig, engine: Engine, stage: int) -> list[int]:
+    if model.moe is None:
+        return [1]
+    return sorted({1, stage}) if engine.expert_parallel == "all_or_none" else _divisors(stage)
+
+
+class Search:
+    """Evaluates candidates of one cluster under one engine against one workload and SLO."""
+
+    def __init__(self, cluster: Cluster, engine: Engine, workload: Workload, slo: Slo, skew: str | None = None) -> None:
+        self.cluster, self.engine, self.workload, self.slo, self.skew = cluster, engine, workload, slo, skew
+        self.result = SearchResult()
+        self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
+        prompts = workload.requests(seed=0).prompt_tokens
+        self._prompt_cv2 = float(prompts.var() / prompts.mean() ** 2)
+        self._longest = workload.max_prompt_tokens + workload.max_output_tokens
+
+    def run(self, variants: list[ModelConfig], progress: Callable[[float], None] | None = None) -> SearchResult:
+        """Search `variants` of one model (same weights, different precisions)."""
+        work = [(m, Ledger(m, self.cluster.system, self.engine), la) for m in variants for la in self._layouts(m)]
+        for index, (model, ledger, layout) in enumerate(work):
+            for backend in self._backends(layout):
+                self._evaluate(model, ledger, layout, backend)
+            if progress:
+                progress((index + 1) / len(work))
+        self.result.survivors.sort(key=lambda c: (c.num_gpus, c.score))
+        return self.result
+
+    def _layouts(self, model: ModelConfig) -> list[Layout]:
+        return list(layouts(model, self.cluster, self.engine))
+
+    def _backends(self, layout: Layout) -> tuple[str, ...]:
+        exchange = layout.attention_dp > 1 and layout.ep > 1
+        return self.engine.moe_backends if exchange else self.engine.moe_backends[:1]
+
+    def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
+        replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
+        cost: StepCost | None = None
+        for budget in self._budgets(layout):
+            uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in MAX_SEQS]
+            self.result.considered += len(uses) * len(replicas)
+            fitting = [(n, use) for n, use in zip(MAX_SEQS, uses, strict=True) if self._fits(layout, use, len(replicas))]
+            if not fitting:
+                continue
+            cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.skew)
+            steady = steady_state(cost, budget, self.engine.policy, self.workload)
+            self._place(model, layout, backend, budget, replicas, fitting, steady)
+
+    def _budgets(self, layout: Layout) -> list[int]:
+        dp = layout.attention_dp if self.engine.divides_prefill_by_attention_dp else 1
+        return sorted({max(256, tokens // dp) for tokens in BATCHED_TOKENS})
+
+    def _fits(self, layout: Layout, use: MemoryUse, count: int) -> bool:
+        """True when the layout fits and can cache one longest request; otherwise counts the rejection."""
+        if use.breaking_term:
+            need = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
+            over = need / use.capacity_bytes
+            text = f"{layout}: {need / 1e9:.1f} GB before KV of {use.capacity_bytes / 1e9:.1f} GB per GPU"
+            self.result.reject(f"does not fit ({use.breaking_term})", count, over, text)
+            return False
+        if use.kv_tokens // layout.pp < self._longest:
+            text = f"{layout}: {use.kv_tokens // layout.pp:,} cached tokens, longest request {self._longest:,}"
+            self.result.reject("KV cache below one request", count, self._longest / max(use.kv_tokens, 1), text)
+            return False
+        return True
+
+    def _place(
+        self,
+        model: ModelConfig,
+        layout: Layout,
+        backend: str,
+        budget: int,
+        replicas: np.ndarray,
+        fitting: list[tuple[int, MemoryUse]],
+        steady: SteadyState,
+    ) -> None:
+        """Load `replicas` copies with the demand and keep what even optimistic bounds cannot exclude."""
+        ranks = replicas * layout.pp * layout.attention_dp
+        for max_seqs, use in fitting:
+            limit = min(max_seqs // layout.pp, use.kv_tokens / layout.pp / self._context)
+            batch, capacity = self._load(steady, ranks, limit)
+            estimates = self._estimates(steady, batch)
+            alive = self._within(layout, capacity / ranks, batch, ranks, limit) & self._bounded(steady, batch, layout)
+            self.result.fitting += len(replicas)
+            for i in np.flatnonzero(alive):
+                placed = with_replicas(layout, int(replicas[i]))
+                deployment = Deployment(
+                    model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use
+                )
+                estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
+                score = self._score(estimates, i, float(capacity[i]))
+                self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score))
+
+    def _load(self, steady: SteadyState, ranks: np.ndarray, limit: float) -> tuple[Floats, Floats]:
+        """Running batch per rank under the demand, and the request rate all ranks can sustain."""
+        capacity = steady.capacity_per_s(np.array(limit)) * ranks
+        if self.workload.arrivals.concurrency:
+            return self.workload.arrivals.concurrency / ranks, capacity
+        return np.minimum(steady.batch_at(self.workload.arrivals.rate_per_s / ranks), limit), capacity
+
+    def _within(self, layout: Layout, capacity: Floats, batch: Floats, ranks: np.ndarray, limit: float) -> np.ndarray:
+        if self.workload.arrivals.concurrency:
+            alive = batch <= max(limit, 1.0)
+            ratio, what = batch / max(limit, 1e-9), f"{self.workload.arrivals.concurrency} users at once"
+        else:
+            demand = self.workload.arrivals.rate_per_s / ranks
+            alive = capacity >= demand * _BOUND_SLACK
+            ratio, what = demand / np.maximum(capacity, 1e-12), f"{self.workload.arrivals.rate_per_s:g} requests/s"
+        self._count(alive, ratio, layout, f"cannot sustain {what}", "demand is {:.2f} x capacity")
+        return np.asarray(alive)
+
+    def _bounded(self, steady: SteadyState, batch: Floats, layout: Layout) -> np.ndarray:
+        """False where an objective is missed even without queueing."""
+        alive = np.ones(len(batch), dtype=bool)
+        decode_s = np.interp(batch, steady.batch, steady.decode_s)
+        prefill_s = np.full(len(batch), steady.prefill_s.min())
+        bounds = {"tpot": decode_s, "ttft": prefill_s, "e2e": prefill_s + decode_s * self.workload.mean_output_tokens}
+        for objective in self.slo.objectives:
+            ratio = bounds[objective.metric] * _BOUND_SLACK / objective.limit_s
+            meets = ratio <= 1.0
+            text = f"{objective.metric.upper()} at best {{:.2f}} x its limit"
+            self._count(meets | ~alive, ratio / _BOUND_SLACK, layout, f"misses {objective.metric.upper()}", text)
+            alive &= meets
+        return alive
+
+    def _count(self, alive: np.ndarray, ratio: Floats, layout: Layout, reason: str, text: str) -> None:
+        lost = int((~alive).sum())
+        if lost:
+            best = float(np.min(np.where(alive, np.inf, ratio)))
+            count = int(np.argmin(np.where(alive, np.inf, ratio))) + 1
+            self.result.reject(reason, lost, best, f"{with_replicas(layout, count)}: {text.format(best)}")
+
+    def _estimates(self, steady: SteadyState, batch: Floats) -> dict[str, Floats]:
+        ttft_s, tpot_s = steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)
+        return {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
+
+    def _score(self, estimates: dict[str, Floats], i: int, capacity: float) -> float:
+        ratios = [estimates[o.metric][i] * _TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
+        demand = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s / max(capacity, 1e-12)
+        return float(max([*ratios, demand]))

@@ -1,0 +1,318 @@
+"""The event simulation: users send, a router spreads, lockstep groups step, until every request is answered.
+
+Processes over a `simpy.Environment`: one for the arrivals and one per group. The time unit is the second. One engine
+step is one event; what happens inside a step is arithmetic of `planner.scheduler`.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import simpy
+
+from planner.errors import InputError, nearest
+from planner.metrics import Summary, summarise
+from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
+from planner.routers import ROUTERS, Router
+from planner.scheduler import EngineSpec, Rank, RankWork, Request
+from planner.workload import RequestArrays, Slo, Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["EngineSpec", "RankWork", "Simulation", "StepTimer", "simulate"]
+
+_NUM_STEP_COLUMNS = 8
+_PROGRESS_CALLS = 100
+
+
+class StepTimer(Protocol):
+    """The cost model, as the simulation sees it."""
+
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
+
+        The entries of `ranks` are reused by the next step.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """What one run left behind; equal inputs and seeds give equal bytes.
+
+    `steps` is empty when the run was told not to record them; `num_steps` counts them all the same. `simulated_s` is
+    the end of the last step [s].
+    """
+
+    spec: EngineSpec
+    workload: Workload
+    seed: int
+    requests: RequestTable
+    steps: StepTable
+    num_steps: int
+    simulated_s: float
+
+    @property
+    def num_rejected(self) -> int:
+        """Requests larger than the KV pool of a rank."""
+        return int((self.requests.status == REJECTED).sum())
+
+    @property
+    def rejection_reason(self) -> str | None:
+        """Why requests were rejected, with the largest of them; None when none was."""
+        if not self.num_rejected:
+            return None
+        largest = int((self.requests.prompt_tokens + self.requests.output_tokens - 1).max())
+        return (
+            f"{self.num_rejected:,} of {len(self.requests):,} requests need up to {largest:,} KV tokens; the pool of a "
+            f"rank holds {self.spec.kv_blocks_per_rank * self.spec.block_tokens:,}. "
+            "Shorten the requests or give a rank more KV memory."
+        )
+
+    def requests_frame(self) -> pd.DataFrame:
+        """One row per request, columns of `RequestTable` plus its latencies."""
+        return self.requests.frame()
+
+    def steps_frame(self) -> pd.DataFrame:
+        """One row per recorded step, columns of `StepTable`."""
+        return self.steps.frame()
+
+    def summary(self, slo: Slo | None = None, *, warmup: float | None = None) -> Summary:
+        """Percentiles, rates and verdict of the steady part of the run; see `planner.metrics.summarise`."""
+        arrivals = self.workload.arrivals
+        concurrency = arrivals.concurrency if arrivals.kind == "closed" else None
+        return summarise(
+            self.requests, self.steps, self.spec, self.simulated_s, concurrency=concurrency, slo=slo, warmup=warmup
+        )
+
+
+def simulate(
+    spec: EngineSpec,
+    timer: StepTimer,
+    workload: Workload,
+    *,
+    seed: int = 0,
+    router: str = "least_requests",
+    max_simulated_s: float | None = None,
+    progress: Callable[[float], None] | None = None,
+    record_steps: bool = True,
+) -> Simulation:
+    """Send `workload` to the deployment `spec` whose steps take what `timer` says.
+
+    Parameters
+    ----------
+    spec
+        Groups, ranks, KV pool and scheduler of the deployment.
+    timer
+        Seconds of a step.
+    workload
+        Requests; `workload.requests(seed)` draws them.
+    seed
+        Of lengths, arrivals and router.
+    router
+        Key of `planner.routers.ROUTERS`; spreads requests over the ranks of all groups.
+    max_simulated_s
+        Stop here [s]; what is not answered by then stays unfinished.
+    progress
+        Called with the share of finished requests, at most a hundred times.
+    record_steps
+        Keep the step table (64 bytes per step).
+
+    Raises
+    ------
+    InputError
+        Unknown router, a time limit that is not positive, or a timer that returns no positive time.
+    """
+    if router not in ROUTERS:
+        raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
+    if max_simulated_s is not None and not max_simulated_s > 0:
+        raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
+    requests = workload.requests(seed)
+    run = _Run(spec, timer, workload, requests, ROUTERS[router](np.random.default_rng([seed, 1])), record_steps)
+    run.progress = progress
+    run.env.run(until=max_simulated_s)
+    return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
+
+
+class _Group:
+    """Ranks that step together; `wake` is the event it sleeps on while it has no requests."""
+
+    __slots__ = ("in_flight", "index", "ranks", "wake")
+
+    def __init__(self, index: int, spec: EngineSpec) -> None:
+        self.index = index
+        self.ranks = [Rank(spec) for _ in range(spec.ranks_per_group)]
+        self.in_flight = 0
+        self.wake: simpy.Event | None = None
+
+
+class _Run:
+    """State of one simulation: the groups, the requests still to send, and the columns of the tables."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        timer: StepTimer,
+        workload: Workload,
+        sent: RequestArrays,
+        router: Router,
+        record_steps: bool,
+    ) -> None:
+        self.env = simpy.Environment()
+        self.spec = spec
+        self.timer = timer
+        self.router = router
+        self.record_steps = record_steps
+        self.progress: Callable[[float], None] | None = None
+        self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
+        self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
+        self.num_steps = self.num_sent = self.num_done = 0
+        self.now_s = 0.0
+        self.is_closed = workload.arrivals.kind == "closed"
+        self._allocate(sent)
+        if self.is_closed:
+            for _ in range(workload.arrivals.concurrency):
+                self._send_next()
+        else:
+            self.env.process(self._arrivals())
+        for group in self.groups:
+            self.env.process(self._engine(group))
+
+    def _allocate(self, sent: RequestArrays) -> None:
+        """Plain lists and arrays: element access in the loop is several times faster than with numpy."""
+        self.sent = sent
+        self.prompts: list[int] = sent.prompt_tokens.tolist()
+        self.outputs: list[int] = sent.output_tokens.tolist()
+        count = len(self.prompts)
+        self.arrival_s = array("d", [math.nan]) * count
+        self.admitted_s = array("d", [math.nan]) * count
+        self.first_token_s = array("d", [math.nan]) * count
+        self.finish_s = array("d", [math.nan]) * count
+        self.produced = array("q", [0]) * count
+        self.num_preemptions = array("q", [0]) * count
+        self.rank = array("q", [-1]) * count
+        self.status = array("b", [UNFINISHED]) * count
+        self.step_rows = array("d")
+
+    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
+        """Open loop: every request at its time, whether or not earlier ones are answered."""
+        env = self.env
+        for arrival_s in self.sent.arrival_s.tolist():
+            if arrival_s > env.now:
+                yield env.timeout(arrival_s - env.now)
+            self._send()
+
+    def _engine(self, group: _Group) -> Generator[simpy.Event, Any, None]:
+        """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
+        env, ranks, timer = self.env, group.ranks, self.timer
+        works = [rank.work for rank in ranks]
+        while True:
+            if not group.in_flight:
+                group.wake = env.event()
+                yield group.wake
+                group.wake = None
+            start_s = env.now
+            for rank in ranks:
+                rank.plan(start_s)
+            step_s = timer.step_s(works)
+            if not 0 < step_s < math.inf:
+                raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
+            self.num_steps += 1
+            if self.record_steps:
+                self._record_step(group, start_s, step_s)
+            yield env.timeout(step_s)
+            self.now_s = env.now
+            for position, rank in enumerate(ranks):
+                for request in rank.complete(env.now):
+                    self._finish(group, group.index * len(ranks) + position, request)
+
+    def _record_step(self, group: _Group, start_s: float, step_s: float) -> None:
+        prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
+        for rank in group.ranks:
+            work = rank.work
+            prefill_tokens += work.prefill_tokens
+            decode_seqs += work.decode_seqs
+            context_tokens += work.decode_context_tokens
+            blocks += rank.total_blocks - rank.free_blocks
+            waiting += len(rank.waiting)
+        kv_tokens = blocks * self.spec.block_tokens
+        self.step_rows.extend(
+            (start_s, step_s, group.index, prefill_tokens, decode_seqs, context_tokens, kv_tokens, waiting)
+        )
+
+    def _send(self) -> bool:
+        """The next request enters a queue; False if it is too large for any and was rejected."""
+        index = self.num_sent
+        self.num_sent += 1
+        request = Request(index, self.prompts[index], self.outputs[index], self.env.now)
+        self.arrival_s[index] = self.env.now
+        if not self.groups[0].ranks[0].can_ever_hold(request):
+            self.status[index] = REJECTED
+            self._count_done()
+            return False
+        chosen = self.router(self.in_flight)
+        group = self.groups[chosen // self.spec.ranks_per_group]
+        group.ranks[chosen % self.spec.ranks_per_group].enqueue(request)
+        self.in_flight[chosen] += 1
+        self.rank[index] = chosen
+        group.in_flight += 1
+        if group.wake is not None and not group.wake.triggered:
+            group.wake.succeed()
+        return True
+
+    def _send_next(self) -> None:
+        """Closed loop: a user sends until one of its requests is accepted or none is left."""
+        while self.num_sent < len(self.prompts) and not self._send():
+            pass
+
+    def _finish(self, group: _Group, rank: int, request: Request) -> None:
+        self.in_flight[rank] -= 1
+        group.in_flight -= 1
+        self.finish_s[request.index] = self.env.now
+        self.status[request.index] = FINISHED
+        self._write(request)
+        self._count_done()
+        if self.is_closed:
+            self._send_next()
+
+    def _write(self, request: Request) -> None:
+        index = request.index
+        self.admitted_s[index] = request.admitted_s
+        self.first_token_s[index] = request.first_token_s
+        self.produced[index] = request.produced
+        self.num_preemptions[index] = request.num_preemptions
+
+    def _count_done(self) -> None:
+        self.num_done += 1
+        if self.progress is not None and self.num_done % max(1, len(self.prompts) // _PROGRESS_CALLS) == 0:
+            self.progress(self.num_done / len(self.prompts))
+
+    def request_table(self) -> RequestTable:
+        """Columns of the requests that were sent."""
+        for group in self.groups:
+            for rank in group.ranks:
+                for request in rank.unfinished():
+                    self._write(request)
+        sent = slice(0, self.num_sent)
+        return RequestTable(
+            arrival_s=np.array(self.arrival_s)[sent],
+            admitted_s=np.array(self.admitted_s)[sent],
+            first_token_s=np.array(self.first_token_s)[sent],
+            finish_s=np.array(self.finish_s)[sent],
+            prompt_tokens=self.sent.prompt_tokens[sent],
+            output_tokens=self.sent.output_tokens[sent],
+            produced_tokens=np.array(self.produced)[sent],
+            num_preemptions=np.array(self.num_preemptions)[sent],
+            rank=np.array(self.rank)[sent],
+            status=np.array(self.status)[sent],
+        )
+
+    def step_table(self) -> StepTable:
+        """Columns of the recorded steps."""
+        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS))

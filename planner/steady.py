@@ -1,0 +1,82 @@
+"""Closed-form steady state of one attention-DP rank: the fast estimate that ranks layouts before simulation.
+
+A rank with b running sequences makes a token for each of them in every decode step. Prompts interrupt: in a
+mixed scheduler a chunk rides in a decode step and lengthens it, in a prefill-first scheduler it takes a step of
+its own, and in a lockstep group a chunk on any rank delays all (handbook serving 2.4). Balance of work gives the
+mean time per output token T(b) and the request rate X(b) = b / (output x T).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost import Floats, StepCost
+from planner.workload import Workload
+
+_GRID_POINTS = 28
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyState:
+    """Arrays over `batch` (running sequences per rank): seconds and requests per second of one rank."""
+
+    batch: Floats
+    tpot_s: Floats
+    requests_per_s: Floats
+    decode_s: Floats
+    prefill_s: Floats
+    prefill_share: Floats
+    """Share of time a rank spends on its own prompts."""
+
+    def capacity_per_s(self, max_batch: Floats) -> Floats:
+        """Highest request rate of one rank when at most `max_batch` sequences run."""
+        best = np.maximum.accumulate(self.requests_per_s)
+        return np.where(max_batch >= 1, np.interp(max_batch, self.batch, best), 0.0)
+
+    def batch_at(self, rate_per_s: Floats) -> Floats:
+        """Smallest running batch that sustains `rate_per_s` on one rank."""
+        best = np.maximum.accumulate(self.requests_per_s)
+        rising = best + np.arange(len(best)) * 1e-12 * best[-1]
+        return np.interp(rate_per_s, rising, self.batch)
+
+    def tpot_at(self, batch: Floats) -> Floats:
+        """Mean time per output token with `batch` running sequences."""
+        return np.interp(batch, self.batch, self.tpot_s)
+
+    def ttft_at(self, batch: Floats, prompt_cv2: float) -> Floats:
+        """Mean time to first token: own prefill, rest of the running step, and M/G/1 waiting behind prompts."""
+        service = np.interp(batch, self.batch, self.prefill_s)
+        busy = np.minimum(np.interp(batch, self.batch, self.prefill_share), 0.99)
+        waiting = busy * service * (1 + prompt_cv2) / 2 / (1 - busy)
+        return service + waiting + self.tpot_at(batch) / 2
+
+
+def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload) -> SteadyState:
+    """Steady state of `cost`'s layout under `workload`, for batches up to the largest the engine can run."""
+    dp = cost.layout.attention_dp
+    prompt, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
+    batch = np.unique(np.round(np.geomspace(1, 4096, _GRID_POINTS)))
+    context = prompt + output / 2
+    steps = cost.decode(batch, np.full_like(batch, context))
+    decode_s = steps.total_s
+    attention_s = sum((steps.terms[k] for k in ("attention", "attention_module", "recurrence") if k in steps.terms), 0.0)
+    # Prompt tokens per step: as many prompts as arrive while `batch` sequences make one token, one chunk at least.
+    chunk = np.clip(prompt * batch / output, min(prompt, max_batched_tokens), max_batched_tokens)
+    chunks = prompt / chunk
+    share = np.minimum(1.0, chunks * batch / output)
+    overload = np.maximum(1.0, chunks * batch / output)
+    any_rank = 1 - (1 - share) ** dp
+    ranks_prefilling = dp * share / np.maximum(any_rank, 1e-12)
+    prefill_step_s = cost.prefill_step(chunk, (prompt - np.minimum(chunk, prompt)) / 2, ranks_prefilling)
+    if policy == "mixed":
+        tpot_s = (any_rank * (prefill_step_s + attention_s) + (1 - any_rank) * decode_s) * overload
+        per_prompt_s = chunks * (prefill_step_s + attention_s)
+    else:
+        tpot_s = decode_s + any_rank * prefill_step_s * overload
+        per_prompt_s = chunks * prefill_step_s
+    rate = batch / (output * tpot_s)
+    waiting_share = np.minimum(rate * per_prompt_s, 1.0)
+    own_s = np.maximum(per_prompt_s, prefill_step_s)
+    return SteadyState(batch, tpot_s, rate, decode_s, own_s, waiting_share)

@@ -1,0 +1,128 @@
+"""Step times for the event loop: the tables of `StepCost` flattened to lists, a few look-ups per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log2
+from typing import Protocol
+
+import numpy as np
+
+from planner.cost import LENGTHS, SEQS, TOKENS, StepCost, bilinear
+from planner.engine import Limits
+
+_CONTEXT_STEPS = 8
+"""Grid points per doubling of context in the decode-attention rows."""
+
+
+class Work(Protocol):
+    """What one rank does in one step (see `planner.scheduler.RankWork`)."""
+
+    prefill_tokens: int
+    prefill_pairs: float
+    num_prefills: int
+    decode_seqs: int
+    decode_context_tokens: int
+
+
+class CostTimer:
+    """`StepTimer` of a layout: attention is that of the slowest rank, experts see the tokens of all ranks."""
+
+    def __init__(self, cost: StepCost, limits: Limits) -> None:
+        self._host_s = cost.host_s
+        self._pair_s = cost.pair_s
+        self._pad = _padding(cost, limits.max_num_seqs)
+        largest = limits.max_batched_tokens + limits.max_num_seqs
+        self._tokens = _list(cost.token_table.terms, np.arange(largest + 1))
+        self._head = _list(cost.head_table.terms, np.arange(limits.max_num_seqs + 64))
+        self._stride = cost.layout.attention_dp
+        grid = np.arange(largest + 1) * self._stride
+        self._moe = {phase: _list(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
+        self._decode = np.sum(list(cost.decode_table.terms.values()), axis=0)
+        self._prefill = np.sum(list(cost.prefill_table.terms.values()), axis=0)
+        self._decode_rows: dict[int, list[float]] = {}
+        self._prefill_rows: dict[int, list[float]] = {}
+        self._encoder: tuple[list[float], list[float]] | None = None
+        if cost.has_encoder:
+            self._encoder = (
+                _list(cost.encoder_table.terms, np.arange(largest + 1)),
+                _list(cost.encoder_moe_table.terms, grid),
+            )
+
+    def step_s(self, ranks: Sequence[Work]) -> float:
+        """Seconds of one lockstep step of `ranks`."""
+        prefill = any(rank.prefill_tokens for rank in ranks)
+        most_tokens = most_rows = total_tokens = most_prompt = total_prompt = 0
+        attention_s = 0.0
+        for rank in ranks:
+            seqs, prompt = rank.decode_seqs, rank.prefill_tokens
+            rank_s = self._decode_s(seqs, rank.decode_context_tokens) if seqs else 0.0
+            if prompt:
+                rank_s += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
+            attention_s = max(attention_s, rank_s)
+            most_tokens = max(most_tokens, seqs + prompt)
+            most_prompt = max(most_prompt, prompt)
+            most_rows = max(most_rows, seqs + rank.num_prefills)
+            total_tokens += seqs + prompt
+            total_prompt += prompt
+        if self._encoder is not None:
+            return self._encoder_step_s(most_prompt, total_prompt, most_rows, total_tokens - total_prompt, attention_s)
+        padded = most_tokens if prefill else self._pad[most_tokens]
+        moe = self._moe["prefill" if prefill else "decode"]
+        return (
+            self._host_s
+            + attention_s
+            + self._tokens[padded]
+            + self._head[min(most_rows, len(self._head) - 1)]
+            + moe[-(-total_tokens // self._stride)]
+        )
+
+    def _encoder_step_s(self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float) -> float:
+        """Encoder-decoder models: prompts pass the encoder, generated tokens the decoder."""
+        tokens, moe = self._encoder or ([], [])
+        seconds = self._host_s + attention_s + tokens[prompt] + moe[-(-total_prompt // self._stride)]
+        if rows:
+            seconds += self._tokens[rows] + self._head[min(rows, len(self._head) - 1)]
+            seconds += self._moe["decode"][-(-total_decode // self._stride)]
+        return seconds
+
+    def _decode_s(self, seqs: int, context_tokens: int) -> float:
+        row = self._decode_rows.get(seqs)
+        if row is None:
+            row = self._decode_rows[seqs] = _log_row(self._decode, float(seqs))
+        return _at_log(row, context_tokens / seqs)
+
+    def _prefill_s(self, tokens: int, chunks: int, pairs: float) -> float:
+        row = self._prefill_rows.get(chunks)
+        if row is None:
+            row = self._prefill_rows[chunks] = _log_row(self._prefill, float(chunks))
+        each = tokens / chunks
+        extra_pairs = pairs - chunks * each * (each + 1) / 2
+        return _at_log(row, each) + max(0.0, extra_pairs) * self._pair_s
+
+
+def _list(terms: dict[str, np.ndarray], x: np.ndarray) -> list[float]:
+    """Sum of `terms` tabulated on TOKENS, at `x`; 0 tokens cost nothing."""
+    if not terms:
+        return [0.0] * len(x)
+    values: list[float] = np.where(x > 0, np.interp(x, TOKENS, np.sum(list(terms.values()), axis=0)), 0.0).tolist()
+    return values
+
+
+def _padding(cost: StepCost, max_num_seqs: int) -> list[int]:
+    return [cost.engine.padded_batch(n) if n else 0 for n in range(max_num_seqs + 1)]
+
+
+def _log_row(table: np.ndarray, seqs: float) -> list[float]:
+    """`table` [SEQS, LENGTHS] at `seqs`, on lengths 2**(i / _CONTEXT_STEPS)."""
+    lengths = 2.0 ** (np.arange(20 * _CONTEXT_STEPS + 2) / _CONTEXT_STEPS)
+    row: list[float] = bilinear(np.full_like(lengths, min(seqs, SEQS[-1])), np.clip(lengths, 1, LENGTHS[-1]), table).tolist()
+    return row
+
+
+def _at_log(row: list[float], length: float) -> float:
+    """Linear interpolation of `row` on its logarithmic length axis."""
+    position = log2(max(length, 1.0)) * _CONTEXT_STEPS
+    index = min(int(position), len(row) - 2)
+    low = row[index]
+    return low + (row[index + 1] - low) * (position - index)
