@@ -112,6 +112,11 @@ class StepCost:
         """True for encoder-decoder models."""
         return bool(self._encoder_kinds)
 
+    @property
+    def host_s(self) -> float:
+        """Host time of a step that the GPU does not hide (scheduling, input preparation, sampling, detokenising)."""
+        return self.engine.overheads.host_s_per_step
+
     # --- tabulated on TOKENS -------------------------------------------------------------------------------
 
     @cached_property
@@ -316,6 +321,7 @@ class StepCost:
             self._at(self.moe_table("decode"), seqs * self.layout.attention_dp),
             self._at(self.head_table, padded),
             self._at_surface(self.decode_table, seqs, context),
+            self._host(seqs.shape),
         ]
         return _join(parts)
 
@@ -330,7 +336,13 @@ class StepCost:
             self._at(self.head_table, one),
             self._at_surface(self.prefill_table, one, tokens),
         ]
-        return _join([*parts, ({"attention": self.pair_s * tokens * past}, {})])
+        pairs_s = self.pair_s * tokens * past
+        extra = ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s})
+        return _join([*parts, extra, self._host(tokens.shape)])
+
+    def _host(self, shape: tuple[int, ...]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        seconds = np.full(shape, self.host_s)
+        return {"host": seconds}, {Origin.EXTRAPOLATED.name.lower(): seconds}
 
     def prefill_step(self, tokens: Floats, past: Floats, ranks: Floats) -> Floats:
         """Seconds of steps in which `ranks` of the attention-DP ranks prefill a chunk of `tokens` each."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from planner.cost import StepCost
-from planner.economics import usd_per_mtok
+from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Engine, Limits
 from planner.errors import DoesNotFit, LayoutError
 from planner.hardware import Cluster
@@ -50,7 +50,7 @@ class Deployment:
     @property
     def usd_per_hour(self) -> float | None:
         """Rent of all GPUs, None when the price is unknown."""
-        price = self.cluster.system.rental_usd_per_gpu_hour()
+        price = gpu_hour(self.cluster.system)
         return price.usd * self.layout.num_gpus if price else None
 
     def cost(self, skew: str | None = None) -> StepCost:
@@ -151,7 +151,7 @@ def run(
     summary = simulation.summary(slo)
     objective, ratio = _worst(summary)
     tok_per_s = summary.output_tok_per_s / share
-    price = deployment.cluster.system.rental_usd_per_gpu_hour()
+    price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd)
 
@@ -182,3 +182,25 @@ def _worst(summary: Summary) -> tuple[str, float]:
     if worst[1] <= 1.0 and summary.saturation == "overloaded":
         return ("stability (the queue grows)", _UNSTABLE_RATIO)
     return worst
+
+
+def simulate_layout(
+    model: ModelConfig,
+    cluster: Cluster,
+    layout: Layout,
+    workload: Workload,
+    engine: Engine,
+    slo: Slo | None = None,
+    *,
+    limits: Limits,
+    backend: str,
+    skew: str | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Run:
+    """Deploy and simulate one layout, all replicas of it."""
+    context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context)
+    return run(
+        deployment, workload, slo, skew=skew, seed=seed, max_replicas=layout.replicas, progress=progress
+    )

@@ -32,12 +32,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """Fixed memory of a deployment [bytes], each with its source in the engine's TOML."""
+    """Fixed costs of a deployment: memory [bytes] and exposed host time [s]; each has its source in the TOML."""
 
     context_bytes: float
     nccl_bytes: float
     deepep_normal_bytes: float
     low_latency_tokens: int
+    host_s_per_step: float
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+_ACRONYM = re.compile(r"\b(cuda|ep|gemm|gpu|hbm|kv|lm|mla|moe|mtp|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
 _WIDTH_IN = 7.6
 _MAX_POINTS = 300
 """Points kept of a long series; a page stays small and still looks the same."""
@@ -78,7 +79,7 @@ def frontier(
     with _axes(3.4) as (figure, (axes,)):
         x = [row["interactivity_tok_per_s_per_user"] for row in front]
         y = [row["output_tok_per_s_per_gpu"] for row in front]
-        right, top = 1.12 * max(x), 1.15 * max(y)
+        right, top = 1.12 * max(x) or 1.0, 1.15 * max(y) or 1.0
         if min_tok_per_s_per_user is not None and min_tok_per_s_per_user < right:
             axes.axvspan(min_tok_per_s_per_user, right, color=SLO_AREA, lw=0)
             axes.axvline(min_tok_per_s_per_user, color="#6a9a5b", lw=0.9, ls=(0, (4, 3)))
@@ -119,9 +120,8 @@ def memory_bar(terms: Mapping[str, float], capacity_bytes: float | None = None) 
             if capacity_bytes > used:
                 axes.barh(0, capacity_bytes - used, left=used, height=0.62, fc="white", ec=LINE, hatch="////", lw=0.6)
             axes.axvline(capacity_bytes, color=INK, lw=1.1)
-            axes.text(
-                capacity_bytes, 0.42, f"capacity {format_bytes(capacity_bytes)}", ha="right", va="bottom", fontsize=8
-            )
+            label = f"capacity {format_bytes(capacity_bytes)}"
+            axes.annotate(label, (capacity_bytes, 0.44), (-4, 0), textcoords="offset points", ha="right", fontsize=8)
         axes.set(xlim=(0, right * 1.005), ylim=(-0.34, 0.62), yticks=[])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
         axes.set_xlabel("GB per GPU")
@@ -171,7 +171,7 @@ def latency_cdf(samples: Mapping[str, Sequence[float]], limits: Mapping[str, flo
             if limit is not None:
                 axes.axvspan(0, limit * scale, color=SLO_AREA, lw=0)
                 axes.axvline(limit * scale, color="#6a9a5b", lw=0.9, ls=(0, (4, 3)))
-            axes.set(xlim=(0, 1.04 * max(times[-1], limit or 0.0) * scale), ylim=(0, 1.02))
+            axes.set(xlim=(0, 1.04 * max(times[-1], limit or 0.0) * scale or 1.0), ylim=(0, 1.02))
             axes.set_title(metric.removesuffix("_s").upper())
             axes.set_xlabel(f"{unit} (shaded: within the limit)" if limit is not None else unit)
             axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95], ["0%", "25%", "50%", "75%", "95%"])
@@ -208,25 +208,7 @@ def readable(name: str) -> str:
     >>> readable("expert_gemm"), readable("lm_head"), readable("kv_cache")
     ('expert GEMM', 'LM head', 'KV cache')
     """
-    capitals = {
-        "kv",
-        "qkv",
-        "gemm",
-        "lm",
-        "gpu",
-        "hbm",
-        "tp",
-        "ep",
-        "pp",
-        "nccl",
-        "mla",
-        "slo",
-        "ttft",
-        "tpot",
-        "mtp",
-        "moe",
-    }
-    return " ".join(word.upper() if word in capitals else word for word in name.split("_"))
+    return _ACRONYM.sub(lambda found: found[0].upper(), name.replace("_", " "))
 
 
 def largest_first(parts: Mapping[str, float], top: int) -> list[tuple[str, float]]:
@@ -258,7 +240,7 @@ def _name_points(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: int | No
         axes.annotate(
             f"{name} (chosen)" if is_chosen else name,
             (x[index], y[index]),
-            (-10 if is_right else 10, 7),
+            (-10 if is_right else 10, -13 if is_right and not is_chosen else 7),
             textcoords="offset points",
             ha="right" if is_right else "left",
             color=WARN if is_chosen else MUTED,

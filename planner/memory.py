@@ -47,6 +47,7 @@ _WEIGHT_TERMS = ("experts", "attention", "dense", "embeddings")
 _STATE_BYTES = 4.0  # recurrent state is kept in fp32 (handbook models 5)
 _CONV_BYTES = 2.0
 _ACTIVATION_COPIES = {1: 10, 2: 6, 4: 5, 8: 5}  # AIConfigurator sdk/memory.py prior, by TP
+_SAMPLER_BYTES = 20.0  # per logit: fp32 logits, sorted copy and probabilities, int64 sort indices (top-p sampling)
 _SGLANG_FLOOR_BYTES = 10 * 2**30  # SGLang keeps at least 10 GiB back on devices above 60 GiB
 
 
@@ -170,7 +171,7 @@ class Ledger:
         tokens = limits.max_batched_tokens
         copies = _ACTIVATION_COPIES.get(layout.tp, 5 if layout.tp > 4 else 6)
         stream = 2.0 * tokens * self.model.hidden * copies
-        logits = 4.0 * min(limits.max_num_seqs, tokens) * self.model.vocab
+        logits = _SAMPLER_BYTES * min(limits.max_num_seqs, tokens) * self.model.vocab
         moe = self.model.moe
         if moe is None:
             return stream + logits

@@ -26,6 +26,8 @@ Progress = Callable[[str, float], None]
 _FINALISTS_PER_COUNT = 3
 _MAX_RUNS = 14
 _TOP = 5
+_PIPELINE_HANDICAP = 1.1
+"""A pipeline must win by this factor: uneven stage occupancy between batches is not simulated."""
 _HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -162,7 +164,8 @@ def _preference(result: Run) -> tuple[bool, float, float]:
     """Meeting the SLO first, then cost, then margin; runs that miss are ordered by how much they miss."""
     cost = result.deployment.usd_per_hour
     paid = result.num_gpus * 1e6 if cost is None else cost
-    return (False, paid, result.worst_ratio) if result.meets_slo else (True, result.worst_ratio, paid)
+    margin = result.worst_ratio * (_PIPELINE_HANDICAP if result.deployment.layout.pp > 1 else 1.0)
+    return (False, paid, margin) if result.meets_slo else (True, result.worst_ratio, paid)
 
 
 def _sustained_factor(winner: Run, trial: Callable[..., Run], workload: Workload) -> float:

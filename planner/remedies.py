@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.deployment import Run
+from planner.economics import gpu_hour
 from planner.engine import Engine
 from planner.errors import PlannerError
 from planner.fit import Fit, fit
@@ -74,7 +75,7 @@ def _other_systems(model: ModelConfig, engine: Engine, context: int, offered: se
         if name in offered:
             continue
         candidate = system(name)
-        answer = _fit(model, candidate, engine, context) if candidate.rental_usd_per_gpu_hour() else None
+        answer = _fit(model, candidate, engine, context) if gpu_hour(candidate) else None
         if answer is not None:
             cost = _cost(candidate, answer.num_gpus)
             found.append((cost, f"{answer.num_gpus} x {name} hold it as {answer.layout}{_rent(cost)}"))
@@ -91,7 +92,7 @@ def _fit(model: ModelConfig, chosen: System, engine: Engine, context: int) -> Fi
 
 
 def _cost(chosen: System, num_gpus: int) -> float:
-    price = chosen.rental_usd_per_gpu_hour()
+    price = gpu_hour(chosen)
     return price.usd * num_gpus if price else float("inf")
 
 

@@ -23,7 +23,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
 
 
 def _bars(terms: dict[str, float], total: float, show: Any) -> str:
-    rows = [(name.replace("_", " "), show(v), f"{v / total:.0%}", "#" * round(_BAR * v / total)) for name, v in terms.items()]
+    rows = [(name.replace("_", " "), show(v), f"{v / total:.0%}", "#" * round(_BAR * min(1.0, v / total))) for name, v in terms.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(
         f"  {name.ljust(widths[0])}  {value.rjust(widths[1])}  {share.rjust(widths[2])}  {bar}".rstrip()

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -193,14 +194,14 @@ def test_a_cut_run_keeps_what_it_has():
     run = simulate(EngineSpec(1, 1, 4096), ConstantTimer(0.1), CHAT, max_simulated_s=3.05)
     whole = simulate(EngineSpec(1, 1, 4096), ConstantTimer(0.1), CHAT)
     r = run.requests
-    assert run.simulated_s == pytest.approx(3.0)
+    assert 2.9 < run.simulated_s <= 3.05
     assert {FINISHED, UNFINISHED} == set(r.status)
     assert len(r) == (whole.requests.arrival_s <= 3.05).sum()
     done = r.status == FINISHED
     np.testing.assert_array_equal(r.finish_s[done], whole.requests.finish_s[: len(r)][done])
     begun = ~done & ~np.isnan(r.first_token_s)
     assert begun.any()
-    steps_since = np.rint((3.0 - r.first_token_s[begun]) / 0.1)
+    steps_since = np.rint((run.simulated_s - r.first_token_s[begun]) / 0.1)
     untouched = r.num_preemptions[begun] == 0
     np.testing.assert_array_equal(r.produced_tokens[begun][untouched], 1 + steps_since[untouched])
     assert run.summary().num_unfinished == (~done).sum()
@@ -211,7 +212,7 @@ def test_more_kv_never_lowers_throughput():
         simulate(EngineSpec(1, 1, kv), LinearTimer(), CHAT.with_concurrency(64)) for kv in (2000, 4000, 8000, 64000)
     ]
     times = [run.simulated_s for run in loads]
-    assert all(later <= 1.01 * earlier for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later <= 1.01 * earlier for earlier, later in pairwise(times))
     assert times[-1] < 0.8 * times[0]
     assert loads[0].requests.num_preemptions.sum() > loads[-1].requests.num_preemptions.sum() == 0
 

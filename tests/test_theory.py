@@ -1,7 +1,5 @@
 """The simulation against queueing theory (Kleinrock, Queueing Systems, volume 1), with timers of known cost."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -22,15 +20,29 @@ def run_single(arrivals, output, num_requests, seed=0):
     return simulate(ONE_AT_A_TIME, UnitStep(), workload, seed=seed, record_steps=False)
 
 
-@pytest.mark.parametrize(("load", "wait", "num_requests"), [(0.5, 0.5, 20_000), (0.8, 2.0, 40_000), (0.9, 4.5, 80_000)])
-def test_md1_wait(load, wait, num_requests):
-    """M/D/1: W = rho s / (2 (1 - rho)); every wait also follows Lindley's recursion exactly."""
-    requests = run_single(Arrivals.poisson(load), Lengths.fixed(1), num_requests, seed=11).requests
-    lindley = np.zeros(num_requests)
-    for i, gap in enumerate(np.diff(requests.arrival_s).tolist()):
-        lindley[i + 1] = max(0.0, lindley[i] + 1.0 - gap)
-    np.testing.assert_allclose(requests.queue_s, lindley, atol=1e-6)
-    assert requests.queue_s[num_requests // 20 :].mean() == pytest.approx(wait, rel=0.03)
+def lindley_waits(gaps):
+    """Waits of a single server with service 1 s and `gaps` [s] before each arrival: W' = max(0, W + 1 - gap)."""
+    walk = np.concatenate([[0.0], np.cumsum(1.0 - gaps[1:])])
+    return walk - np.minimum.accumulate(walk)
+
+
+@pytest.mark.parametrize(("load", "wait"), [(0.5, 0.5), (0.8, 2.0), (0.9, 4.5)])
+def test_md1_wait(load, wait):
+    """M/D/1: W = rho s / (2 (1 - rho)), to 3 %.
+
+    At rho 0.9 that needs millions of requests, so it is shown in two steps: the simulation follows Lindley's
+    recursion request by request, and the recursion over the arrivals of a workload has the theoretical mean.
+    """
+    requests = run_single(Arrivals.poisson(load), Lengths.fixed(1), 10_000, seed=11).requests
+    np.testing.assert_allclose(requests.queue_s, lindley_waits(np.diff(requests.arrival_s, prepend=0.0)), atol=1e-6)
+    long_run_s = Arrivals.poisson(load).times(np.random.default_rng(11), 4_000_000)
+    assert lindley_waits(np.diff(long_run_s, prepend=0.0)).mean() == pytest.approx(wait, rel=0.03)
+
+
+def test_md1_wait_simulated():
+    """The same at rho 0.5 from the simulation alone, where 60,000 requests have a standard error of 1 %."""
+    requests = run_single(Arrivals.poisson(0.5), Lengths.fixed(1), 60_000, seed=11).requests
+    assert requests.queue_s[3000:].mean() == pytest.approx(0.5, rel=0.03)
 
 
 def test_mg1_wait_with_geometric_outputs():
@@ -96,7 +108,7 @@ def test_closed_loop_throughput_has_its_bounds():
 def test_two_servers_share_a_queue_no_worse_than_apart():
     """Power of two choices and least requests wait less than blind round robin with random service times."""
     outputs = Lengths.empirical(np.random.default_rng(1).geometric(1 / 8, 1000).tolist())
-    workload = Workload("w", Lengths.fixed(1), outputs, Arrivals.poisson(4 * 0.8 / outputs.mean), 8000)
+    workload = Workload("w", Lengths.fixed(1), outputs, Arrivals.poisson(4 * 0.8 / outputs.mean), 4000)
     spec = EngineSpec(4, 1, 10_000, max_num_seqs=1)
     wait = {
         router: simulate(spec, UnitStep(), workload, router=router, record_steps=False).requests.queue_s.mean()
@@ -112,4 +124,3 @@ def test_single_server_confidence_interval_covers_the_md1_wait():
         interval = run_single(Arrivals.poisson(0.5), Lengths.fixed(1), 1500, seed).summary().e2e_s.mean_interval
         covered += interval[0] <= 1.5 <= interval[1]
     assert covered >= 25
-    assert math.isfinite(covered)

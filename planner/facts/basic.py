@@ -156,12 +156,13 @@ def simulation_facts(run: Run, command: str) -> Facts:
 
 def profile_rows() -> list[Facts]:
     """What `profiles list --json` prints."""
+    from planner.economics import gpu_hour
     from planner.hardware import measured_engines, system, systems
 
     rows = []
     for name in systems():
         profile, engines = system(name), measured_engines(name)
-        price = profile.rental_usd_per_gpu_hour()
+        price = gpu_hour(profile)
         rows.append(
             {
                 "name": name,

@@ -7,6 +7,7 @@ import numpy as np
 from planner import __version__
 from planner.cost import StepCost, StepTime
 from planner.deployment import MAX_SIMULATED_REPLICAS, Run
+from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.model import ModelConfig
 from planner.recommend import Recommendation
@@ -176,7 +177,7 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
         {"name": "weight formats", "value": _formats(rec.model), "source": rec.model.source},
     ]
     for cluster in rec.clusters:
-        system, price = cluster.system, cluster.system.rental_usd_per_gpu_hour()
+        system, price = cluster.system, gpu_hour(cluster.system)
         for path, value in (
             ("gpu.hbm_bytes", f"{system.gpu.hbm_bytes / 1e9:.1f} GB"),
             ("gpu.hbm_bytes_per_s", f"{system.gpu.hbm_bytes_per_s / 1e12:.2f} TB/s"),
@@ -229,7 +230,7 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
             f"{guessed:.0%} of the predicted time is not measured on this GPU: measure it before you buy "
             "(`moeplan profiles show` lists what is measured)."
         )
-    if winner.deployment.kv_format != rec.model.kv_format:
+    if winner.deployment.model.kv_format != rec.model.kv_format:
         steps.append("The winner keeps its KV cache in FP8: check answer quality, or plan with --kv bf16.")
     return steps
 

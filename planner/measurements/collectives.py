@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -33,7 +34,7 @@ def all_reduce_curve(
     def inside(local: int) -> tuple[Curve, str]:
         nccl, nccl_source = _inside(table, ceilings, "all_reduce", "nccl", 1, local)
         own, own_source = _inside(table, ceilings, "all_reduce", engine, int(graph), local)
-        if own.shape_origin > nccl.shape_origin:
+        if own.shape_origin > nccl.shape_origin or own.shape_origin == Origin.ROOFLINE:
             return nccl, nccl_source
         if nccl.shape_origin > own.shape_origin:
             return own, own_source
@@ -43,21 +44,24 @@ def all_reduce_curve(
     return _hierarchical(ceilings, "all_reduce", num_gpus, inside)
 
 
-def _hierarchical(ceilings: Ceilings, op: links.Op, num_gpus: int, inside: object) -> tuple[Curve, str]:
+def _hierarchical(
+    ceilings: Ceilings, op: links.Op, num_gpus: int, inside: Callable[[int], tuple[Curve, str]]
+) -> tuple[Curve, str]:
     """Curve within the domain plus the link law between domains."""
     if num_gpus == 1:
         return roofline_curve(lambda x: np.full_like(x, _INSTANT_S)), "nothing to send"
     local, domains = links.span(ceilings, num_gpus)
     if domains == 1:
-        return inside(local)  # type: ignore[operator, no-any-return]
+        return inside(local)
     between = links.outside(ceilings, op, local, domains)
     if local == 1:
         return roofline_curve(between), "link law between nodes"
-    near, source = inside(local)  # type: ignore[operator]
+    near, source = inside(local)
+    source = f"{source}, link law between nodes"
     if op == "all_to_all":
         # Parts for the own node and for others travel at the same time.
-        return _on(near, lambda x: np.maximum(near.seconds(x / domains), between(x))), f"{source}, link law between nodes"
-    return _on(near, lambda x: near.seconds(x) + between(x)), f"{source}, link law between nodes"
+        return _on(near, lambda x: np.maximum(near.seconds(x / domains), between(x))), source
+    return _on(near, lambda x: near.seconds(x) + between(x)), source
 
 
 def _on(near: Curve, seconds: Roof) -> Curve:
@@ -116,8 +120,10 @@ def exchange_curve(
     keys = table.keys
 
     def roof_of(series: int) -> Roof:
-        sizes = [int(keys[name][series]) for name in ("num_gpus", "nodes", "hidden", "top_k", "num_experts")]
-        return links.exchange(ceilings, mode, *sizes, table.label("fmt", series))
+        gpus, domains, width, k, experts = (
+            int(keys[name][series]) for name in ("num_gpus", "nodes", "hidden", "top_k", "num_experts")
+        )
+        return links.exchange(ceilings, mode, gpus, domains, width, k, experts, table.label("fmt", series))
 
     return transfer.curve(match, "tokens", roof, roof_of), f"{match.engine} {step}"
 

@@ -64,8 +64,8 @@ def _corners(block: Block, rows: int, cols: int) -> tuple[tuple[Neighbour, ...],
             else:
                 inside = False
     if not found:
-        series = min(pairs, key=lambda pair: (np.log(pair[0] / rows) ** 2 + np.log(pair[1] / cols) ** 2, pair))
-        return (Neighbour(pairs[series], 1.0),), False
+        nearest = min(pairs, key=lambda pair: (np.log(pair[0] / rows) ** 2 + np.log(pair[1] / cols) ** 2, pair))
+        return (Neighbour(pairs[nearest], 1.0),), False
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     inside &= bool(row_values[0] <= rows <= row_values[-1] and col_values[0] <= cols <= col_values[-1])

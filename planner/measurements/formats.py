@@ -33,7 +33,7 @@ FORMATS: dict[str, Format] = {
     "int8": Format(1.0, 1.0, "int8", ("fp8", "fp8_block", "bf16")),
     "int8_weight": Format(1.0, 2.0, "bf16", ("int4", "bf16")),
     "nvfp4": Format(0.5 + 1 / 16, 0.5 + 1 / 16, "fp4", ("mxfp4_fp8", "fp8_block", "fp8", "bf16")),
-    "mxfp4": Format(0.5 + 1 / 32, 2.0, "bf16", ("int4", "bf16")),
+    "mxfp4": Format(0.5 + 1 / 32, 2.0, "bf16", ("mxfp4_fp8", "int4", "bf16")),
     "mxfp4_fp8": Format(0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", ("nvfp4", "fp8_block", "fp8", "bf16")),
     "int4": Format(0.5 + 2 / 128, 2.0, "bf16", ("mxfp4", "bf16")),
 }

@@ -118,7 +118,8 @@ def exchange(
     copies = float(top_k) if low_latency else distinct(num_gpus, num_experts, top_k)
     rack = ceilings.scale_up_gpus > 8
     copies = min(copies, num_gpus) if rack else copies
-    stay = copies * (local - 1) / num_gpus * message / (ceilings.scale_up_bytes_per_s * (RACK_SHARE if rack else INSIDE_SHARE))
+    link = ceilings.scale_up_bytes_per_s * (RACK_SHARE if rack else INSIDE_SHARE)
+    stay = copies * (local - 1) / num_gpus * message / link
     leave, floor = 0.0, _EXCHANGE_FLOOR_S[mode]
     if nodes > 1:
         out = copies if low_latency else distinct(nodes, num_experts, top_k)

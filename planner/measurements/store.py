@@ -101,7 +101,7 @@ def read_table(path: Path) -> Table:
 
 def quantise(seconds: Floats) -> Floats:
     """`seconds` as they come back from a file: rounded to within 0.05 %."""
-    return SHORTEST_S * np.exp(_codes(seconds) * LOG_STEP)
+    return np.asarray(SHORTEST_S * np.exp(_codes(seconds) * LOG_STEP))
 
 
 def build_table(

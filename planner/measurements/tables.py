@@ -18,6 +18,7 @@ from planner.measurements import links, roofline, transfer
 from planner.measurements.collectives import all_reduce_curve, collective_curve, exchange_curve
 from planner.measurements.curves import Curve, Origin, Surface, roofline_curve, roofline_surface
 from planner.measurements.dense import gemm_match
+from planner.measurements.experts import expert_curve, expert_match
 from planner.measurements.formats import FORMATS, canonical, kv_format
 from planner.measurements.library import Library, Match, find, format_penalty, measured_directory
 from planner.measurements.roofline import Ceilings
@@ -78,39 +79,23 @@ class Tables:
         num_experts: int,
         top_k: int,
         num_matrices: int = 3,
+        dispatched: bool = False,
     ) -> Curve:
         """Fused expert layer of one rank (GEMMs, activation, permute); x assignments on the rank, balanced.
 
-        `width` is the expert width on the rank, `local_experts` the experts on it. The published kernels were
-        handed all tokens of the group, so time at EP > 1 includes sorting num_experts / local_experts times as
-        many tokens as the rank computes.
+        `width` is the expert width on the rank, `local_experts` the experts on it. The published kernels at EP > 1
+        were handed all tokens of the group and pay for sorting them; so do TP and all-gather layouts. `dispatched`
+        says that the rank receives only what is routed to it (DeepEP): then utilisation comes from series that
+        were handed at most one token per assignment.
         """
-        name = canonical(fmt)
-        table = self.library.table("expert_gemm")
-        wanted = (name, *FORMATS[name].substitutes)
-        penalties = None if table is None else format_penalty(table, "fmt", wanted)
-        if table is not None and penalties is not None:
-            penalties = penalties + 2.0 * (table.keys["num_matrices"] != num_matrices)
-        shape = {"hidden": (hidden, 1.0), "width": (width, 1.0), "local_experts": (local_experts, 1.0)}
-        shape |= {"num_experts": (num_experts, 0.3), "top_k": (top_k, 0.3)}
-        match = find(table, self.engine, shape, penalties)
-        self._note("expert_gemm", match)
-        make = partial(roofline.expert_gemm, self.ceilings)
-        if match is None:
-            return roofline_curve(make(name, hidden, width, local_experts, num_matrices))
-        keys = match.table.keys
-        nearest = match.table.label("fmt", match.neighbours[0].series)
-        # The same stored weights, multiplied by another instruction (fp4 weights by bf16 or fp8 activations).
-        compute = nearest if nearest.startswith("mxfp4") and name.startswith("mxfp4") else name
-        return transfer.curve(
-            match,
-            "assignments",
-            make(compute, hidden, width, local_experts, num_matrices),
-            lambda s: make(
-                match.table.label("fmt", s), *(int(keys[k][s]) for k in ("hidden", "width", "local_experts", "num_matrices"))
-            ),
-            lambda s: local_experts / float(keys["local_experts"][s]),
+        shape = (hidden, width, local_experts, num_matrices)
+        match = expert_match(
+            self.library.table("expert_gemm"), self.engine, canonical(fmt), shape, num_experts, top_k, dispatched
         )
+        self._note("expert_gemm", match)
+        if match is None:
+            return roofline_curve(roofline.expert_gemm(self.ceilings, canonical(fmt), *shape))
+        return expert_curve(match, self.ceilings, canonical(fmt), shape)
 
     @_memoised
     def prefill_attention(
@@ -144,9 +129,8 @@ class Tables:
         keys = match.table.keys
 
         def roof_of(series: int) -> roofline.Roof2:
-            sizes = [int(keys[name][series]) for name in ("heads", "kv_heads", "head_dim")]
-            label = match.table.label("kv_fmt", series)
-            return make(self.ceilings, *sizes, label, int(keys["window"][series]))
+            h, kv, d, w = (int(keys[name][series]) for name in ("heads", "kv_heads", "head_dim", "window"))
+            return make(self.ceilings, h, kv, d, match.table.label("kv_fmt", series), w)
 
         return transfer.surface(match, roof, roof_of)
 
@@ -180,10 +164,11 @@ class Tables:
 
         def roof_of(series: int) -> roofline.Roof2:
             label = table.label("gemm_fmt", series)
-            measured = int(table.keys["heads"][series]), table.label("kv_fmt", series)
-            return make(self.ceilings, *measured, None if label == "kernel" else label)
+            measured = None if label == "kernel" else label
+            return make(self.ceilings, int(table.keys["heads"][series]), table.label("kv_fmt", series), measured)
 
-        return transfer.surface(match, make(self.ceilings, heads, kv_fmt, gemm_fmt if module else None), roof_of, module)
+        roof = make(self.ceilings, heads, kv_fmt, gemm_fmt if module else None)
+        return transfer.surface(match, roof, roof_of, module)
 
     def _mla_match(self, op: str, heads: int, kv_fmt: str, gemm_fmt: str, module: bool) -> Match | None:
         table = self.library.table(op)
@@ -216,10 +201,11 @@ class Tables:
         table = match.table
 
         def roof_of(series: int) -> roofline.Roof2:
-            measured = int(table.keys["heads"][series]), table.label("kv_fmt", series), table.label("gemm_fmt", series)
-            return roofline.sparse_mla(self.ceilings, phase, *measured)
+            labels = table.label("kv_fmt", series), table.label("gemm_fmt", series)
+            return roofline.sparse_mla(self.ceilings, phase, int(table.keys["heads"][series]), *labels)
 
-        return transfer.surface(match, roofline.sparse_mla(self.ceilings, phase, heads, kv_fmt, gemm_fmt), roof_of, True)
+        roof = roofline.sparse_mla(self.ceilings, phase, heads, kv_fmt, gemm_fmt)
+        return transfer.surface(match, roof, roof_of, includes_projections=True)
 
     @_memoised
     def linear_attention(

@@ -18,6 +18,8 @@ from planner.measurements.store import Table
 
 Floats = NDArray[np.float64]
 
+_ANY_LENGTH = 2**40
+
 
 def curve(
     match: Match, axis: str, roof: Roof, roof_of: Callable[[int], Roof], scale_of: Callable[[int], float] | None = None
@@ -26,7 +28,7 @@ def curve(
     table = match.table
     scales = [1.0 if scale_of is None else scale_of(n.series) for n in match.neighbours]
     nearest = match.neighbours[0].series
-    x = table.axes[axis][table.rows(nearest)] * scales[0]
+    x: Floats = np.asarray(table.axes[axis][table.rows(nearest)] * scales[0], dtype=np.float64)
     if match.origin == Origin.MEASURED:
         return curve_of(x, table.seconds[table.rows(nearest)], roof, match.origin)
     log_s = np.log(roof(x))
@@ -57,12 +59,13 @@ def _grid(table: Table, series: int, roof: Roof2) -> tuple[Floats, Floats, Float
     batch, at_batch = np.unique(table.axes["batch"][rows], return_inverse=True)
     length, at_length = np.unique(table.axes["length"][rows], return_inverse=True)
     ratio = np.full((len(batch), len(length)), np.nan)
-    times = table.seconds[rows] / roof(table.axes["batch"][rows].astype(float), table.axes["length"][rows].astype(float))
-    ratio[at_batch, at_length] = np.log(times)
+    at = roof(table.axes["batch"][rows].astype(np.float64), table.axes["length"][rows].astype(np.float64))
+    ratio[at_batch, at_length] = np.log(table.seconds[rows] / at)
     if len(batch) == 1:
         batch, ratio = np.append(batch, 2 * batch), np.repeat(ratio, 2, axis=0)
     if len(length) == 1:
-        length, ratio = np.append(length, 2 * length), np.repeat(ratio, 2, axis=1)
+        # A recurrent state does not grow: one measured length stands for all.
+        length, ratio = np.append(length, _ANY_LENGTH), np.repeat(ratio, 2, axis=1)
     return batch.astype(np.float64), length.astype(np.float64), ratio
 
 
@@ -74,4 +77,4 @@ def _resample(batch: Floats, length: Floats, values: Floats, to_batch: Floats, t
 
 
 def _nearest(grid: Floats, wanted: Sequence[float] | Floats) -> NDArray[np.int64]:
-    return np.argmin(np.abs(np.log(np.asarray(wanted))[:, None] - np.log(grid)[None, :]), axis=1)
+    return np.asarray(np.argmin(np.abs(np.log(np.asarray(wanted))[:, None] - np.log(grid)[None, :]), axis=1))

@@ -174,9 +174,7 @@ def gated_delta(
     """Gated DeltaNet of Qwen3-Next; `split` projections are Qwen3.5's four instead of two, equal in sum."""
     keys, values, prefix = k_heads * k_dim, v_heads * v_dim, "linear_attn"
     channels = 2 * keys + values
-    mixer = Recurrent(
-        "gated_delta", v_heads * k_dim * v_dim, channels * (kernel - 1), k_heads, v_heads, k_dim, v_dim
-    )
+    mixer = Recurrent("gated_delta", v_heads * k_dim * v_dim, channels * (kernel - 1), k_heads, v_heads, k_dim, v_dim)
     wide = {"in_proj_qkv": channels, "in_proj_z": values} if split else {"in_proj_qkvz": channels + values}
     narrow = {"in_proj_b": v_heads, "in_proj_a": v_heads} if split else {"in_proj_ba": 2 * v_heads}
     weights: Weights = ()

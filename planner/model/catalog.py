@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ModelConfigError(f"{path}: {size:,} bytes is more than a config.json can have ({MAX_BYTES:,}); give the config.json")
+        raise ModelConfigError(f"{path}: {size:,} bytes, a config.json has at most {MAX_BYTES:,}; check the path")
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_constant)
     except UnicodeDecodeError:
@@ -94,14 +94,14 @@ def _near(text: str) -> str:
 @lru_cache(maxsize=1)
 def _sources() -> dict[str, dict[str, str]]:
     """Rows of SOURCES.csv by model name."""
-    with open(CONFIGS / "SOURCES.csv", encoding="utf-8", newline="") as file:
+    with (CONFIGS / "SOURCES.csv").open(encoding="utf-8", newline="") as file:
         return {row["model"]: row for row in csv.DictReader(file)}
 
 
 @lru_cache(maxsize=1)
 def _aliases() -> dict[str, dict[str, Any]]:
     """Repositories that share a bundled config, with the precision of their own checkpoint."""
-    with open(CONFIGS / "aliases.toml", "rb") as file:
+    with (CONFIGS / "aliases.toml").open("rb") as file:
         return tomllib.load(file)
 
 

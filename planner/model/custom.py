@@ -132,7 +132,7 @@ def from_toml(raw: dict[str, Any], file: str, name: str) -> ModelConfig:
     faults = _faults(described)
     if faults:
         raise ModelConfigError("\n".join(f"{file}: {key}: {text}" for key, text in faults))
-    notes = (described.assumption,) if described.assumption else ()
+    notes: tuple[str, ...] = (described.assumption,) if described.assumption else ()
     if described.total_params is not None:
         described, solved = _solved(described, file)
         notes += solved
@@ -147,7 +147,7 @@ def _message(file: str, error: dict[str, Any]) -> str:
         return f"{file}: {where}: missing; add it"
     if error["type"] != "extra_forbidden":
         return f"{file}: {where}: {error['msg'][0].lower()}{error['msg'][1:]} (got {error['input']!r:.60})"
-    tables = {"experts": Experts, "formats": Formats}
+    tables: dict[str, type[BaseModel]] = {"experts": Experts, "formats": Formats}
     fields = tables.get(str(error["loc"][0]), ModelFile) if len(error["loc"]) > 1 else ModelFile
     near = difflib.get_close_matches(str(error["loc"][-1]), fields.model_fields, n=1)
     return f"{file}: {where}: unknown key" + (f" (did you mean {near[0]}?)" if near else "; remove it")
@@ -155,9 +155,7 @@ def _message(file: str, error: dict[str, Any]) -> str:
 
 def _faults(described: ModelFile) -> list[tuple[str, str]]:
     """Faults that concern more than one key."""
-    faults = [(f"formats.{key}", f"{fmt!r} is not one of {', '.join(STORAGE)}") for key, fmt in _weight_formats(described)]
-    if described.formats.kv not in KV_FORMATS[:3]:
-        faults.append(("formats.kv", f"{described.formats.kv!r} is not one of {', '.join(KV_FORMATS[:3])}"))
+    faults = _format_faults(described.formats)
     experts = described.experts
     if experts is not None and experts.top_k > experts.num:
         faults.append(("experts.top_k", f"{experts.top_k} exceeds experts.num {experts.num}; lower it"))
@@ -170,14 +168,20 @@ def _faults(described: ModelFile) -> list[tuple[str, str]]:
     return faults + _shape_faults(described)
 
 
-def _weight_formats(described: ModelFile) -> list[tuple[str, str]]:
-    named = described.formats.model_dump(exclude={"kv"}, exclude_none=True)
-    return [(key, fmt) for key, fmt in named.items() if fmt not in STORAGE]
+def _format_faults(formats: Formats) -> list[tuple[str, str]]:
+    allowed = dict.fromkeys(Formats.model_fields, tuple(STORAGE)) | {"kv": KV_FORMATS[:3]}
+    named = formats.model_dump(exclude_none=True)
+    return [
+        (f"formats.{key}", f"{fmt!r} is not one of {', '.join(allowed[key])}")
+        for key, fmt in named.items()
+        if fmt not in allowed[key]
+    ]
 
 
 def _shape_faults(described: ModelFile) -> list[tuple[str, str]]:
     needed = ("hidden", "num_layers", "num_heads", "vocab")
-    faults = [(key, "missing; add it, or total_params and active_params") for key in needed if getattr(described, key) is None]
+    absent = [key for key in needed if getattr(described, key) is None]
+    faults = [(key, "missing; add it, or total_params and active_params") for key in absent]
     experts, heads, kv_heads = described.experts, described.num_heads, described.num_kv_heads
     if experts is None and described.dense_width is None:
         faults.append(("dense_width", "missing; add it or an [experts] table"))
@@ -210,10 +214,14 @@ def _solved(described: ModelFile, file: str) -> tuple[ModelFile, tuple[str, ...]
     except ModelConfigError as error:
         raise ModelConfigError(f"{file}: active_params: {error}") from None
     update: dict[str, Any] = {
-        "hidden": shape.hidden, "num_layers": shape.num_layers, "vocab": shape.vocab,
-        "num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim,
+        "hidden": shape.hidden,
+        "num_layers": shape.num_layers,
+        "vocab": shape.vocab,
+        "num_heads": shape.num_heads,
+        "num_kv_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
         "dense_width": shape.width if shape.num_experts is None else None,
-    }  # fmt: skip
+    }
     if shape.num_experts is not None and shape.top_k is not None:
         update["experts"] = Experts(num=shape.num_experts, top_k=shape.top_k, width=shape.width)
     return described.model_copy(update=update), notes
@@ -248,9 +256,14 @@ def _layers(described: ModelFile, hidden: int, count: int) -> list[Layer]:
     if experts is None or experts.width is None:
         return [layer([attention], [kinds[False]], norms(hidden))] * count
     block = Moe(
-        experts.num, experts.top_k, experts.width, hidden, 3 if experts.gated else 2,
-        shared_width=experts.shared_width, capacity_factor=experts.capacity_factor,
-    )  # fmt: skip
+        experts.num,
+        experts.top_k,
+        experts.width,
+        hidden,
+        3 if experts.gated else 2,
+        shared_width=experts.shared_width,
+        capacity_factor=experts.capacity_factor,
+    )
     kinds[True] = moe(hidden, block)
     built = {flag: layer([attention], [ffn], norms(hidden)) for flag, ffn in kinds.items()}
     return [built[i >= experts.first_dense_layers and (i + 1) % experts.every == 0] for i in range(count)]

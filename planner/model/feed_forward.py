@@ -46,9 +46,7 @@ def moe(
             f"top_k {block.top_k} exceeds the {block.num_experts} experts; lower num_experts_per_tok"
         )
     candidates = block.num_experts + block.identity_experts
-    weights = matrix(
-        f"{prefix}.{router}", candidates, hidden, "router", "replicated", bias=router_bias, fmt=router_fmt
-    )
+    weights = matrix(f"{prefix}.{router}", candidates, hidden, "router", "replicated", bias=router_bias, fmt=router_fmt)
     if trained_correction:
         weights += (vector(f"{prefix}.{router}.e_score_correction_bias", candidates, "router", fmt="fp32"),)
     if block.expert_hidden != hidden:

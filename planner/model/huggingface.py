@@ -33,7 +33,7 @@ def from_hf(config: Mapping[str, Any], name: str, sidecar: Mapping[str, Any] | N
     scheme = quantization.read(config, text, sidecar)
     model = quantization.apply(model, scheme)
     if scheme.fmt is None and not scheme.modules and not scheme.expert_fmt and _QUANTISED_NAME.search(name):
-        note = "the name says quantised but no quantization_config was found: counted in 16 bits; add hf_quant_config.json"
+        note = "quantised by name, but no quantization_config: counted in 16 bits; add hf_quant_config.json"
         model = replace(model, notes=(*model.notes, note))
     return model
 
@@ -50,7 +50,7 @@ def _architecture(config: Mapping[str, Any], name: str) -> str:
             f"{name}: unknown architecture {listed[0]!r:.80}; {nearest(listed[0], FAMILIES)} "
             "A model TOML can describe any other model."
         )
-    return known
+    return str(known)
 
 
 def _by_model_type(config: Mapping[str, Any], name: str) -> str:

@@ -19,6 +19,8 @@ DEFAULT_VOCAB = 131_072
 ASPECT = 100.0
 DENSE_RATIO = 3.5
 """Inner width over hidden of dense layers (Llama-3: 3.5)."""
+EXPERT_RATIO = 0.5
+"""Inner width over hidden of experts: Mixtral 3.5, gpt-oss 1.0, Qwen3 0.375, DeepSeek-V3 0.29; the middle."""
 TOLERANCE = 0.02
 _ROUTING = ((8, 2), (16, 2), (16, 4), (32, 4), (64, 4), (64, 8), (128, 8), (256, 8), (384, 8))
 """Expert counts and top-k of published models, tried when the file names none."""
@@ -106,9 +108,12 @@ def _errors(shape: Shape, total: float, active: float) -> tuple[float, float]:
 
 
 def _score(shape: Shape, total: float, active: float) -> float:
-    """Distance from the usual aspect ratio, with errors of the totals weighing far more."""
+    """Distance from the usual depth, KV heads and inner width, with errors of the totals weighing far more."""
     aspect = abs(math.log((shape.hidden or 1) / (shape.num_layers or 1) / ASPECT))
-    return aspect + 30.0 * max(_errors(shape, total, active))
+    heads = 0.3 * math.log2(NUM_KV_HEADS / shape.num_kv_heads)
+    ratio = EXPERT_RATIO if shape.num_experts else DENSE_RATIO
+    width = 0.2 * abs(math.log2(shape.width / (shape.hidden or 1) / ratio))
+    return aspect + heads + width + 30.0 * max(_errors(shape, total, active))
 
 
 def _no_shape(total: float, active: float, given: Shape) -> str:

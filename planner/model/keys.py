@@ -115,7 +115,8 @@ class Keys:
         """Width of one head; hidden / heads when no key says otherwise."""
         explicit = self.optional("head_dim", "attention_head_dim")
         if explicit is None and self.hidden % self.num_heads:
-            raise self.error("num_attention_heads", f"{self.num_heads} does not divide hidden {self.hidden}; add head_dim")
+            problem = f"{self.num_heads} does not divide hidden_size {self.hidden}; add head_dim"
+            raise self.error("num_attention_heads", problem)
         return explicit or self.hidden // self.num_heads
 
     @property

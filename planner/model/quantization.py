@@ -29,6 +29,14 @@ _ALGORITHMS = {
     "W8A8_SQ_PER_CHANNEL": "int8",
 }
 _METHODS = {"mxfp4": "mxfp4", "awq": "awq", "gptq": "gptq", "fbgemm_fp8": "fp8_channel"}
+_GROUPS: dict[tuple[Any, Any, Any], str] = {
+    (8, "int", None): "int8",
+    (4, "float", 16): "nvfp4",
+    (4, "float", 32): "mxfp4",
+    (4, "int", 32): "int4_g32",
+    (4, "int", 128): "int4_g128",
+}
+"""(bits, type, group size) -> format, beside the 8-bit floats that differ by strategy."""
 _KEPT: tuple[Part, ...] = ("embedding", "lm_head", "router", "norm")
 _PREFIXES = ("model.", "language_model.", "text_model.", "backbone.")
 
@@ -72,7 +80,9 @@ def _regex(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern.removeprefix("re:"))
     except re.error as error:
-        raise ModelConfigError(f"quantization_config.ignore: {pattern!r} is not a regular expression: {error}") from None
+        raise ModelConfigError(
+            f"quantization_config.ignore: {pattern!r:.80} is no regular expression: {error}"
+        ) from None
 
 
 def _canonical(module: str) -> str:
@@ -172,8 +182,7 @@ def _by_group(group: Any) -> str:
     size, strategy = weights.get("group_size"), weights.get("strategy")
     if (bits, kind) == (8, "float"):
         return {"channel": "fp8_channel", "block": "fp8_block"}.get(str(strategy), "fp8")
-    fmt = {(8, "int", None): "int8", (4, "float", 16): "nvfp4", (4, "float", 32): "mxfp4"}.get((bits, kind, size))
-    fmt = fmt or {(4, "int", 32): "int4_g32", (4, "int", 128): "int4_g128"}.get((bits, kind, size))
+    fmt = _GROUPS.get((bits, kind, size))
     if fmt is None:
         raise ModelConfigError(
             f"quantization_config: weights of {bits} bits {kind} in groups of {size} are not supported; "
@@ -186,9 +195,8 @@ def _modules(raw: Mapping[str, Any]) -> dict[str, str]:
     layers = raw.get("quantized_layers")
     if not isinstance(layers, dict) or raw.get("quant_algo") != "MIXED_PRECISION":
         return {}
-    return {
-        _canonical(name): _algorithm(value.get("quant_algo")) for name, value in layers.items() if isinstance(value, dict)
-    }
+    named = {_canonical(name): value for name, value in layers.items() if isinstance(value, dict)}
+    return {name: _algorithm(value.get("quant_algo")) for name, value in named.items()}
 
 
 def _kv_format(raw: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:

@@ -40,15 +40,12 @@ def write(facts: Facts, path: Path | str) -> Path:
     formats = {".html": html, ".md": markdown, ".json": _json}
     if path.suffix not in formats:
         raise InputError(f"report {str(path)!r}: unknown suffix {path.suffix!r}. Use {', '.join(formats)}.")
-    text = formats[path.suffix](facts)
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(text)
-        # mkstemp makes private files; a report is for others to read.
-        Path(part.name).chmod(0o666 & ~_umask())
-        Path(part.name).replace(path)
+        _replace(path, formats[path.suffix](facts))
     except OSError as error:
-        raise InputError(f"report {str(path)!r} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"report {str(path)!r} cannot be written ({error.strerror}). Name a file in an existing, writable folder."
+        ) from error
     return path
 
 
@@ -165,6 +162,21 @@ def _plain(text: str) -> str:
 
 def _json(facts: Facts) -> str:
     return json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename it, so that readers see the old file or the new one."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
+        temporary = Path(part.name)
+        try:
+            part.write(text)
+            part.flush()
+            # Temporary files are private; a report is for others to read.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _umask() -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from planner import figures
 from planner.figures import readable
@@ -32,12 +34,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One piece of evidence: the finding in a sentence, the numbers, and the figure as an `<svg>` element."""
+    """One piece of evidence: the finding in a sentence, the numbers, and how to draw them."""
 
     title: str
     finding: str
     tables: tuple[Table, ...]
-    svg: str = ""
+    draw: Callable[[], Figure] | None = None
+
+    def svg(self) -> str:
+        """The figure as an `<svg>` element, empty without one; drawn only when asked, for it is slow."""
+        return figures.svg(self.draw(), self.title, self.finding) if self.draw else ""
 
 
 def evidence(facts: Facts) -> list[Section]:
@@ -47,15 +53,14 @@ def evidence(facts: Facts) -> list[Section]:
 
 
 def candidates(facts: Facts) -> Table | None:
-    """The best layouts side by side; the cluster is a column when there is more than one."""
+    """The best layouts side by side."""
     rows = facts.get("top") or ()
     if not rows:
         return None
-    several = len({row.get("cluster") for row in rows}) > 1
     header = ["Layout", "Cluster", "GPUs", "SLO", "TTFT p95 (s)", "TPOT p95 (ms)", "Output tok/s per GPU"]
     header += ["USD per Mtok output", "Decided by"]
     cells = [
-        [
+        (
             str(row.get("layout", "")),
             str(row.get("cluster", "")),
             number(row.get("num_gpus"), whole=True),
@@ -65,12 +70,18 @@ def candidates(facts: Facts) -> Table | None:
             number(row.get("output_tok_per_s_per_gpu")),
             number(row.get("usd_per_mtok_output")),
             str(row.get("reason", "")),
-        ]
+        )
         for row in rows
     ]
-    keep = [i for i in range(len(header)) if several or i != 1]
-    words = frozenset(place for place, i in enumerate(keep) if i in (0, 1, 3, 8))
-    return Table(tuple(header[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in cells), words)
+    return _without_lone_cluster(Table(tuple(header), tuple(cells), frozenset({0, 1, 3, 8})))
+
+
+def _without_lone_cluster(table: Table) -> Table:
+    """`table` without its second column, the cluster, when every row has the same."""
+    if len({row[1] for row in table.rows}) > 1:
+        return table
+    words = frozenset(i - (i > 1) for i in table.text_columns if i != 1)
+    return Table((table.header[0], *table.header[2:]), tuple((row[0], *row[2:]) for row in table.rows), words)
 
 
 def title(name: str) -> str:
@@ -97,7 +108,9 @@ def described(key: str, value: object) -> str:
     ('70.3 kB', '671 B', '8')
     """
     if isinstance(value, Mapping):
-        return ", ".join(f"{readable(str(k))} {described(str(k), v)}" for k, v in value.items())
+        if value.keys() == {"count", "kind"}:
+            return f"{value['count']} x {value['kind']}"
+        return ", ".join(f"{readable(str(k))} {described(key, v)}" for k, v in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "; ".join(described(key, item) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -142,9 +155,9 @@ def _frontier(facts: Facts) -> Section | None:
         for i, row in enumerate(rows)
     ]
     header = ("Layout", "Cluster", "GPUs", "Interactivity (tok/s per user)", "Output tok/s per GPU", "SLO")
-    table = Table(header, tuple(cells), frozenset({0, 1, 5}))
-    svg = figures.svg(figures.frontier(rows, chosen, 1 / limit if limit else None), "frontier", finding)
-    return Section("Throughput against interactivity", finding, (table,), svg)
+    table = _without_lone_cluster(Table(header, tuple(cells), frozenset({0, 1, 5})))
+    draw = partial(figures.frontier, rows, chosen, 1 / limit if limit else None)
+    return Section("Throughput against interactivity", finding, (table,), draw)
 
 
 def _frontier_finding(rows: Sequence[Facts], chosen: int | None) -> str:
@@ -185,8 +198,8 @@ def _latency(facts: Facts) -> Section | None:
         if metric in known
     )
     table = Table(("Metric", "Mean", "p50", "p95", "p99", "Tightest limit"), tuple(rows))
-    svg = figures.svg(figures.latency_cdf(samples, limits), "latency", finding) if samples else ""
-    return Section("Latency of requests", finding or "Simulated latency distribution.", (table,), svg)
+    draw = partial(figures.latency_cdf, samples, limits) if samples else None
+    return Section("Latency of requests", finding or "Simulated latency distribution.", (table,), draw)
 
 
 def _timeline(facts: Facts) -> Section | None:
@@ -205,9 +218,7 @@ def _timeline(facts: Facts) -> Section | None:
     finding = f"Over {format_seconds(float(series['time_s'][-1]))} of simulated time: {', '.join(said)}."
     header = ("Quantity", "Peak", "Peak at", "Mean 1st quarter", "2nd", "3rd", "4th")
     table = Table(header[: len(rows[0])], tuple(rows))
-    return Section(
-        "Queue and batch over time", finding, (table,), figures.svg(figures.timeline(series), "timeline", finding)
-    )
+    return Section("Queue and batch over time", finding, (table,), partial(figures.timeline, series))
 
 
 def _step(facts: Facts) -> Section | None:
@@ -230,7 +241,7 @@ def _step(facts: Facts) -> Section | None:
         "Where a step spends its time",
         finding,
         tuple(tables),
-        figures.svg(figures.step_breakdown(phases), "step", finding),
+        partial(figures.step_breakdown, phases),
     )
 
 
@@ -252,8 +263,7 @@ def _memory(facts: Facts) -> Section | None:
         cells.append(("free", number(capacity - used, 1e-9), f"{1 - used / capacity:.1%}"))
     cells.append(("capacity" if capacity else "total", number(basis, 1e-9), "100.0%"))
     table = Table(("Memory of one GPU", "GB", "Share"), tuple(cells))
-    figure = figures.memory_bar(terms, capacity)
-    return Section("Memory of the fullest GPU", finding, (table,), figures.svg(figure, "memory", finding))
+    return Section("Memory of the fullest GPU", finding, (table,), partial(figures.memory_bar, terms, capacity))
 
 
 def _losers(facts: Facts) -> Section | None:

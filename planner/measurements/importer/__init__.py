@@ -90,7 +90,7 @@ def import_tables(
         summary.bytes[op] = (target / f"{op}.npz").stat().st_size
         summary.dropped[op] = dict(cleaned.dropped)
     if not summary.rows:
-        raise ProfileError(f"{folder}: no table of a known family. Expected <family>/<engine>/<version>/*_perf.parquet.")
+        raise ProfileError(f"{folder}: no known table. Expected <family>/<engine>/<version>/*_perf.parquet.")
     _write_meta(target / "meta.json", source, summary, date or dt.date.today().isoformat())
     return summary
 

@@ -32,16 +32,23 @@ Floats = NDArray[np.float64]
 GROUP_LIMITED = (7168, 2048, 256, 8)
 """hidden, width, experts, top_k of the shape whose collector applied group-limited routing."""
 _HOT_EXPERTS, _REACHED_EXPERTS, _STRIDE = 4, 128, 32
+_NO_GAIN = 0.9
 UNGATED = {(2688, 1856, 128), (1024, 2688, 512), (2048, 5120, 512), (4096, 2688, 512), (8192, 5120, 512)}
 """hidden, width, experts of Nemotron 3 layers: squared ReLU, two matrices per expert (their config.json)."""
 
 
-def assignments(tokens: Floats, experts: Floats, top_k: Floats, ep: Floats, group_limited: Any) -> Floats:
-    """Assignments on the timed rank for `tokens` of the whole group, at least 1 (see module docstring)."""
-    even = tokens * top_k / ep
+def balanced_assignments(tokens: Floats, experts: Floats, top_k: Floats, ep: Floats, group_limited: Any) -> Floats:
+    """Assignments on the timed rank, at least 1, that balanced routing would need for the same work.
+
+    While not all local experts are active that is the number of active ones (weights dominate), afterwards the
+    number of rows (see module docstring).
+    """
     local = experts / ep
-    limited = tokens * (np.minimum(local, _REACHED_EXPERTS) / _STRIDE + np.minimum(local, _HOT_EXPERTS))
-    return np.asarray(np.maximum(np.rint(np.where(group_limited, limited, even)), 1.0))
+    rows = tokens * (np.minimum(local, _REACHED_EXPERTS) / _STRIDE + np.minimum(local, _HOT_EXPERTS))
+    reached = np.minimum(local, _REACHED_EXPERTS)
+    active = np.minimum(local, _HOT_EXPERTS) + np.minimum(tokens, _STRIDE) * reached / _STRIDE
+    limited = np.where(active < reached, active, rows)
+    return np.asarray(np.maximum(np.rint(np.where(group_limited, limited, tokens * top_k / ep)), 1.0))
 
 
 def expert_gemm(source: Source, ceilings: Ceilings) -> Cleaned | None:
@@ -55,6 +62,9 @@ def expert_gemm(source: Source, ceilings: Ceilings) -> Cleaned | None:
         frame = frame[frame["distribution"] == "balanced"]
         if not len(frame):
             continue
+        remote = _computes_remote_assignments(frame)
+        rows.drop("EP > 1 of a kernel that computes other ranks' assignments too", remote.sum())
+        frame = frame[~remote]
         source.note("expert_gemm", engine, version, frame)
         rows.add(_columns(engine, frame))
     c = rows.joined()
@@ -66,13 +76,39 @@ def expert_gemm(source: Source, ceilings: Ceilings) -> Cleaned | None:
     return rows.table("expert_gemm", keys, ("assignments",), ok)
 
 
+def _computes_remote_assignments(frame: Any) -> Any:
+    """EP > 1 rows of shapes where 16,384 tokens take as long on one of 4 EP ranks as on a single rank.
+
+    Such a kernel multiplies the assignments of all ranks (SGLang 0.5.10 on A100, TensorRT-LLM fp8_block on RTX PRO
+    6000, a few others), so its rows say nothing about one rank's share. A shape without that pair of measurements
+    follows the median of its format.
+    """
+    import pandas as pd
+
+    shape = ["moe_dtype", "hidden_size", "inter_size", "topk", "num_experts"]
+    large = frame[(frame["num_tokens"] == 16384) & frame["moe_ep_size"].isin([1, 4]) & (frame["moe_tp_size"] == 1)]
+    times = large.pivot_table(index=shape, columns="moe_ep_size", values="latency", aggfunc="min")
+    share = (times[4] / times[1]).dropna() if {1, 4} <= set(times.columns) else pd.Series(dtype=float)
+    # Group-limited routing loads rank 0 with everything at small EP, so that shape follows its format too.
+    grouped = [(hidden, width, experts, k) == GROUP_LIMITED for _, hidden, width, k, experts in share.index]
+    share = share[~np.array(grouped, dtype=np.bool_)]
+    expected = frame["moe_dtype"].map(share.groupby(level=0).median().to_dict() if len(share) else {}).fillna(0.0)
+    known = pd.Series([share.get(key, np.nan) for key in frame[shape].itertuples(index=False, name=None)], frame.index)
+    return (known.fillna(expected) > _NO_GAIN) & (frame["moe_ep_size"] > 1)
+
+
+def _group_limited(frame: Any) -> Any:
+    hidden, width, experts, top_k = GROUP_LIMITED
+    same = (frame["hidden_size"] == hidden) & (frame["inter_size"] == width)
+    return same & (frame["num_experts"] == experts) & (frame["topk"] == top_k)
+
+
 def _columns(engine: str, frame: Any) -> dict[str, Any]:
     hidden, inter, experts, top_k, ep, tp = (
         frame[name].to_numpy()
         for name in ("hidden_size", "inter_size", "num_experts", "topk", "moe_ep_size", "moe_tp_size")
     )
-    limited = (hidden == GROUP_LIMITED[0]) & (inter == GROUP_LIMITED[1])
-    limited &= (experts == GROUP_LIMITED[2]) & (top_k == GROUP_LIMITED[3])
+    limited = _group_limited(frame).to_numpy()
     ungated = np.zeros(len(frame), dtype=np.bool_)
     for shape in UNGATED:
         ungated |= (hidden == shape[0]) & (inter == shape[1]) & (experts == shape[2])
@@ -87,8 +123,7 @@ def _columns(engine: str, frame: Any) -> dict[str, Any]:
         "num_experts": experts,
         "top_k": top_k,
         "num_matrices": np.where(ungated, 2, 3),
-        "assignments": assignments(frame["num_tokens"].to_numpy().astype(float), experts, top_k, ep, limited),
-        "group_limited": limited,
+        "assignments": balanced_assignments(frame["num_tokens"].to_numpy().astype(float), experts, top_k, ep, limited),
         "seconds": frame["latency"].to_numpy() * MS,
     }
 
@@ -97,10 +132,6 @@ def _physical(source: Source, c: dict[str, Any]) -> Any:
     """Rows that neither compute nor stream weights faster than the data sheet; short times may hit L2."""
     a, local = c["assignments"], c["local_experts"].astype(np.float64)
     per_expert = c["num_matrices"] * c["hidden"].astype(np.float64) * c["width"]
-    # Group-limited routing wakes 4 new experts per token next to the 4 hot ones: about half as many as assignments.
-    active = np.where(c["group_limited"], np.minimum(a / 2, local), np.minimum(a, local))
-    weights = active * per_expert * _per_format(c["fmt"], lambda form: form.weight_bytes)
+    weights = np.minimum(a, local) * per_expert * _per_format(c["fmt"], lambda form: form.weight_bytes)
     streamed = np.where(weights > 256e6, weights, 0.0)
-    return possible(
-        source.system, c["seconds"], 2 * a * per_expert, streamed, peak_flop_per_s(source.system, c["fmt"])
-    )
+    return possible(source.system, c["seconds"], 2 * a * per_expert, streamed, peak_flop_per_s(source.system, c["fmt"]))

@@ -17,8 +17,8 @@ from planner.measurements.store import build_table
 Columns = dict[str, Any]
 
 GEMM_TOKENS = np.array(
-    [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048, 3072]
-    + [4096, 6144, 8192, 12288, 16384, 24576, 32768]
+    [1, 2, 4, *range(8, 33, 8), 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768]
+    + [size * 1024 for size in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)]
 )
 """Kept token counts of GEMMs; the source has 74, most of them multiples of 16 below 512."""
 ATTENTION_HEAD_DIMS = (64, 128, 192, 256, 512)
@@ -44,7 +44,7 @@ class Rows:
             column = np.full(length, values) if np.ndim(values) == 0 else np.asarray(values)
             self.columns.setdefault(name, []).append(column)
 
-    def drop(self, reason: str, count: int) -> None:
+    def drop(self, reason: str, count: Any) -> None:
         """Count dropped rows."""
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + int(count)
@@ -306,5 +306,3 @@ def _linear(source: Source, op: str, phase: str, ceilings: Ceilings) -> Cleaned 
             }
         )
     return rows.table(op, ("engine", "k_heads", "v_heads", "k_dim", "v_dim"), ("batch", "length"))
-
-

@@ -29,7 +29,8 @@ class Source:
 
     def every(self, family: str, engine: str, op: str) -> list[tuple[str, Any]]:
         """All versions with their DataFrames, oldest first."""
-        paths = sorted((self.folder / family / engine).glob(f"*/{op}_perf.parquet"), key=lambda p: _order(p.parent.name))
+        files = (self.folder / family / engine).glob(f"*/{op}_perf.parquet")
+        paths = sorted(files, key=lambda path: _order(path.parent.name))
         return [(path.parent.name, _read(path)) for path in paths]
 
     def note(self, op: str, engine: str, version: str, frame: Any) -> None:
@@ -52,5 +53,5 @@ def _read(path: Path) -> Any:
         import pandas as pd
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ProfileError(f"reading parquet needs pandas and pyarrow ({error}): pip install 'moeplan[import]'") from error
+        raise ProfileError(f"parquet needs pandas and pyarrow ({error}): pip install 'moeplan[import]'") from error
     return pd.read_parquet(path)

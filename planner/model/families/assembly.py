@@ -15,6 +15,7 @@ Reader = Callable[[Keys], ModelConfig]
 Block = tuple[Ffn, Weights]
 
 PARTS = ("embedding", "lm_head", "attention", "router", "expert", "shared_expert", "dense_ffn", "norm")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -77,7 +78,7 @@ def routed(keys: Keys, *, width: int | None = None, shared_width: int = 0, **fie
     """Routed experts under their usual keys; `width` where `moe_intermediate_size` is not the expert's."""
     usual = {
         "num_experts": keys.integer("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
-        "top_k": keys.integer("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts"),
+        "top_k": keys.integer(*_TOP_K),
         "expert_width": width or keys.integer("moe_intermediate_size"),
         "expert_hidden": keys.hidden,
         "shared_width": shared_width,

@@ -14,9 +14,8 @@ from planner.model.feed_forward import dense, moe, norms
 from planner.model.keys import MOST_LAYERS, Keys
 
 _SWITCH_CAPACITY = 1.25
-"""Switch Transformer evaluation setting (arXiv 2101.03961, section 2.2 uses 1.0 to 2.0)."""
-_NLLB_CAPACITY = 1.0
-"""NLLB-MoE trains with 2 T / E slots per expert for top-2 (arXiv 2207.04672, 6.2), a factor of 1 per pick."""
+"""Slots per expert over the even share in the paper (arXiv 2101.03961; handbook models.md 6: 1.0 and 1.25)."""
+_NLLB_TOP_K = 2
 
 
 def _block(hidden: int, own: Heads, ffn: Block, *, encoder: bool, bias: bool, extra: Weights = ()) -> Layer:
@@ -41,7 +40,10 @@ def switch(keys: Keys) -> ModelConfig:
     block = Moe(
         keys.integer("num_experts"), 1, keys.integer("d_ff"), hidden, matrices, capacity_factor=_SWITCH_CAPACITY
     )
-    ffns = {True: moe(hidden, block, router="router.classifier"), False: dense(hidden, block.expert_width, num_matrices=matrices)}
+    ffns: dict[bool, Block] = {
+        True: moe(hidden, block, router="router.classifier"),
+        False: dense(hidden, block.expert_width, num_matrices=matrices),
+    }
     buckets = keys.integer("relative_attention_num_buckets", default=32)
     positions: Weights = (vector("relative_attention_bias", buckets * count, "attention", "column"),)
     layers: list[Layer] = []
@@ -65,16 +67,23 @@ def nllb(keys: Keys) -> ModelConfig:
     for side, encoder in (("encoder", True), ("decoder", False)):
         count, width = keys.integer(f"{side}_attention_heads"), keys.integer(f"{side}_ffn_dim")
         own = Heads(count, count, hidden // count, qkv_bias=True, o_bias=True)
-        block = Moe(keys.integer("num_experts"), 2, width, hidden, 2, capacity_factor=_NLLB_CAPACITY)
+        experts = keys.integer("num_experts")
+        block = Moe(experts, _NLLB_TOP_K, width, hidden, 2, capacity_factor=_nllb_capacity(keys, experts))
         sparse = moe(hidden, block, router="router.classifier", expert_bias=True)
         plain = dense(hidden, width, num_matrices=2, bias=True)
         step = keys.integer(f"{side}_sparse_step")
         for i in range(keys.integer(f"{side}_layers", maximum=MOST_LAYERS)):
-            ffn = sparse if (i + 1) % step == 0 else plain
+            ffn: Block = sparse if (i + 1) % step == 0 else plain
             layers.append(_block(hidden, own, ffn, encoder=encoder, bias=True))
-    return assemble(
-        keys, layers, tied=True, norm_bias=True, extra=norms(hidden, 1, bias=True), notes=_notes(keys)
-    )
+    return assemble(keys, layers, tied=True, norm_bias=True, extra=norms(hidden, 1, bias=True), notes=_notes(keys))
+
+
+def _nllb_capacity(keys: Keys, experts: int) -> float | None:
+    """At evaluation an expert takes a fraction of all tokens, whatever their number of experts."""
+    fraction = keys.get("moe_eval_capacity_token_fraction")
+    if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+        return None
+    return float(fraction) * experts / _NLLB_TOP_K
 
 
 def _notes(keys: Keys) -> tuple[str, ...]:

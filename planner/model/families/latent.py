@@ -59,18 +59,22 @@ def deepseek(keys: Keys) -> ModelConfig:
     own = keys.architecture != "GlmMoeDsaForCausalLM"
     module = mtp_module(keys, one, prefix=prefix, num_norms=3, own_embedding=own, own_head=own)
     return assemble(
-        keys, layers, mtp=module * count, router_bias_buffers=sum(is_moe) * experts,
+        keys,
+        layers,
+        mtp=module * count,
+        router_bias_buffers=sum(is_moe) * experts,
         mtp_router_bias_buffers=count * experts,
-    )  # fmt: skip
+    )
 
 
 def longcat(keys: Keys) -> ModelConfig:
     """LongCat-Flash: each layer has two MLA, two dense MLPs and one expert block with identity experts."""
     hidden, width = keys.hidden, keys.integer("ffn_hidden_size")
     block = routed(
-        keys, width=keys.integer("expert_ffn_hidden_size"),
+        keys,
+        width=keys.integer("expert_ffn_hidden_size"),
         identity_experts=keys.integer("zero_expert_num", default=0, minimum=0),
-    )  # fmt: skip
+    )
     sparse = sparse_block(keys, block, router="router.classifier")
     mixers = [mla(hidden, latent_heads(keys), f"self_attn.{i}") for i in range(2)]
     mlps = [dense(hidden, width, prefix=f"mlps.{i}") for i in range(2)]
@@ -93,19 +97,21 @@ def deepseek_v4(keys: Keys) -> ModelConfig:
     sparse = sparse_block(keys, block, prefix="ffn")
     layers = []
     for i in range(count):
-        mixers = _compressed(keys, ratios[i])
-        layers.append(layer(mixers, [sparse], norms(hidden) + _hyper("hc", hidden, streams, (2 + streams) * streams, 2)))
+        hyper = _hyper("hc", hidden, streams, (2 + streams) * streams, 2)
+        layers.append(layer(_compressed(keys, ratios[i]), [sparse], norms(hidden) + hyper))
     hashed = keys.integer("num_hash_layers", default=0, minimum=0)
     draft = layer(_compressed(keys, 0), [sparse], norms(hidden))
     # V4 Base ships copies of embedding and head, the instruct models do not; both leave the rest of the module
     # open (handbook models.md 9), so the count is that of the layer, the projection and its norms.
     module = mtp_module(keys, draft, prefix="mtp.0", num_norms=3, own_embedding=False, own_head=False)
     return assemble(
-        keys, layers, extra=_hyper("hc_head", hidden, streams, streams, 1),
+        keys,
+        layers,
+        extra=_hyper("hc_head", hidden, streams, streams, 1),
         mtp=module * keys.integer("num_nextn_predict_layers", default=0, minimum=0),
         router_bias_buffers=(count - hashed) * block.num_experts,
         notes=("DeepSeek-V4: totals agree with transformers, not yet with a published element count",),
-    )  # fmt: skip
+    )
 
 
 def _hyper(name: str, hidden: int, streams: int, mixes: int, sites: int) -> Weights:
@@ -137,9 +143,18 @@ def _compressed(keys: Keys, ratio: int) -> list[tuple[Mixer, Weights]]:
     index_dim = keys.integer("index_head_dim") if indexed else 0
     index_heads = keys.integer("index_n_heads") if indexed else 0
     compressed = Attention(
-        "gqa", heads, 1, dim, dim, (dim + index_dim) // ratio, q_lora_rank=rank, compress_ratio=ratio,
-        index_heads=index_heads, index_head_dim=index_dim, index_topk=keys.integer("index_topk") if indexed else 0,
-    )  # fmt: skip
+        "gqa",
+        heads,
+        1,
+        dim,
+        dim,
+        (dim + index_dim) // ratio,
+        q_lora_rank=rank,
+        compress_ratio=ratio,
+        index_heads=index_heads,
+        index_head_dim=index_dim,
+        index_topk=keys.integer("index_topk") if indexed else 0,
+    )
     # Overlapping windows of the 4-fold compressor need two series per token.
     own = _compressor("attn.compressor", hidden, dim, ratio, 2 if indexed else 1)
     if indexed:
@@ -156,4 +171,3 @@ def _compressor(name: str, hidden: int, dim: int, ratio: int, series: int) -> We
         vector(f"{name}.ape", ratio * series * dim, "attention"),
         vector(f"{name}.norm", dim, "norm"),
     )
-

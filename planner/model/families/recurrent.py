@@ -1,4 +1,7 @@
-"""Families with linear attention or state-space layers: Qwen3-Next, Qwen3.5, MiniMax-01, Kimi-Linear, Jamba, Nemotron-H."""
+"""Families with linear attention or state-space layers.
+
+Qwen3-Next, Qwen3.5, MiniMax-01, Kimi-Linear, Jamba and Nemotron-H.
+"""
 
 from __future__ import annotations
 

@@ -109,9 +109,12 @@ def llama4(keys: Keys) -> ModelConfig:
     step, listed = keys.integer("interleave_moe_layer_step", default=1), keys.items("moe_layers")
     ropes = keys.items("no_rope_layers") or [int((i + 1) % 4 != 0) for i in range(keys.num_layers)]
     sparse = sparse_block(
-        keys, routed(keys, width=width, shared_width=width), prefix="feed_forward", router="router",
+        keys,
+        routed(keys, width=width, shared_width=width),
+        prefix="feed_forward",
+        router="router",
         shared="shared_expert",
-    )  # fmt: skip
+    )
     plain = dense(hidden, keys.integer("intermediate_size_mlp", default=width), prefix="feed_forward")
     layers = []
     for i in range(keys.num_layers):
@@ -145,9 +148,14 @@ def glm4_moe(keys: Keys) -> ModelConfig:
     prefix = f"layers.{keys.num_layers}"
     module = mtp_module(keys, one, prefix=prefix, num_norms=3, own_embedding=own, own_head=own)
     return mixed(
-        keys, attention, sparse, is_moe, mtp=module * count, router_bias_buffers=sum(is_moe) * experts,
+        keys,
+        attention,
+        sparse,
+        is_moe,
+        mtp=module * count,
+        router_bias_buffers=sum(is_moe) * experts,
         mtp_router_bias_buffers=count * experts,
-    )  # fmt: skip
+    )
 
 
 def minimax_m2(keys: Keys) -> ModelConfig:
@@ -163,9 +171,7 @@ def dbrx(keys: Keys) -> ModelConfig:
     """DBRX: nested attention and expert settings."""
     attention, ffn = keys.object("attn_config"), keys.object("ffn_config")
     own = heads(keys, num_kv_heads=attention.integer("kv_n_heads", default=1))
-    block = routed(
-        Keys(dict(keys.raw) | dict(ffn.raw), keys.name), width=ffn.integer("ffn_hidden_size")
-    )
+    block = routed(Keys(dict(keys.raw) | dict(ffn.raw), keys.name), width=ffn.integer("ffn_hidden_size"))
     return uniform(keys, own, sparse_block(keys, block, prefix="ffn", router="router.layer"))
 
 
@@ -227,10 +233,13 @@ def arctic(keys: Keys) -> ModelConfig:
 def bailing(keys: Keys) -> ModelConfig:
     """Ling and Ring: 2.0 adds query and key norms and a trained correction bias."""
     attention = Heads(
-        keys.num_heads, keys.num_kv_heads, keys.head_dim,
-        qkv_bias=keys.flag("use_qkv_bias"), o_bias=keys.flag("use_bias"),
+        keys.num_heads,
+        keys.num_kv_heads,
+        keys.head_dim,
+        qkv_bias=keys.flag("use_qkv_bias"),
+        o_bias=keys.flag("use_bias"),
         qk_norm="head" if keys.flag("use_qk_norm") else "none",
-    )  # fmt: skip
+    )
     correction = keys.flag("moe_router_enable_expert_bias")
     sparse = sparse_block(keys, routed(keys, shared_width=shared_width(keys)), trained_correction=correction)
     return mixed(keys, attention, sparse, dense_then_moe(keys))

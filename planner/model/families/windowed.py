@@ -29,10 +29,12 @@ def gemma4(keys: Keys) -> ModelConfig:
     scales = (vector("router_scales", hidden + experts, "router"),)
     local = heads(keys, window=keys.window(), qk_norm="head")
     wide = heads(
-        keys, qk_norm="head", head_dim=keys.integer("global_head_dim", default=keys.head_dim),
+        keys,
+        qk_norm="head",
+        head_dim=keys.integer("global_head_dim", default=keys.head_dim),
         num_kv_heads=keys.integer("num_global_key_value_heads", default=keys.num_kv_heads),
         k_is_v=keys.flag("attention_k_eq_v"),
-    )  # fmt: skip
+    )
     kinds = keys.items("layer_types", keys.num_layers)
     if kinds is None:
         raise keys.error("layer_types", "missing; add one entry per layer, sliding_attention or full_attention")
@@ -130,9 +132,7 @@ def _with_index(hidden: int, full: tuple[Mixer, Weights], index: Keys) -> tuple[
     if not isinstance(mixer, Attention):
         return full
     topk = index.integer("sparse_topk_blocks") * index.integer("sparse_block_size")
-    sparse = replace(
-        mixer, kv_values=mixer.kv_values + dim, index_heads=count, index_head_dim=dim, index_topk=topk
-    )
+    sparse = replace(mixer, kv_values=mixer.kv_values + dim, index_heads=count, index_head_dim=dim, index_topk=topk)
     return sparse, (
         *weights,
         *matrix("self_attn.index_q_proj", count * dim, hidden, "attention", "replicated"),

@@ -1,38 +1,19 @@
-"""Command line: parse, call one planner function, print. Heavy modules are imported by the command that needs them."""
+"""The commands: parse, call one planner function, print. Heavy modules are imported by the command that needs them."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from cyclopts import App, CycloptsError
-
-from planner import __version__
-
-if TYPE_CHECKING:
-    from planner.model import ModelConfig
-    from planner.workload import Workload
+from planner.cli.terminal import command_line, progress_bar, show
 
 EngineName = Literal["vllm", "sglang", "trtllm"]
 _DEFAULT_SLO = "ttft_p95=2s,tpot_p95=50ms"
 _DEFAULT_WORKLOAD = "chat"
-_DEFAULT_RATE = 1.0
-
-app = App(
-    name="moeplan",
-    version=__version__,
-    help="Which hardware, how many GPUs, sharded how, at what latency and cost, for serving MoE language models.",
-    help_flags=["--help", "-h"],
-)
-profiles = App(name="profiles", help="Hardware profiles and measured tables: list, show, schema, import.")
-app.command(profiles)
 
 
-@app.command
 def describe(model: str, *, json: bool = False) -> None:
     """Parameters, layers, weight bytes and KV bytes of a model.
 
@@ -48,10 +29,9 @@ def describe(model: str, *, json: bool = False) -> None:
     from planner.text import describe_text
 
     facts = model_facts(load(model))
-    _print(facts, json, describe_text)
+    show(facts, json, describe_text)
 
 
-@app.command
 def fit(
     model: str,
     *,
@@ -91,22 +71,22 @@ def fit(
         Print the facts as JSON.
     """
     from planner import fit as fitting
+    from planner import options
     from planner.engine import engine as load_engine
     from planner.facts import fit_facts
     from planner.hardware import system as load_system
     from planner.text import fit_text
 
-    _positive(context=context, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
-    chosen, profile = _precision(model, weights, kv), load_engine(engine)
+    options.check_positive(context=context, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
+    chosen, profile = options.precision(model, weights, kv), load_engine(engine)
     system = load_system(gpu)
     limits = fitting.limits_for(profile, system, max_num_seqs, max_batched_tokens)
     answer = fitting.fit(chosen, system, profile, context_tokens=context, num_gpus=num_gpus, limits=limits)
-    _print(fit_facts(chosen, system, profile, answer), json, fit_text)
+    show(fit_facts(chosen, system, profile, answer), json, fit_text)
     if not answer.fits:
         sys.exit(3)
 
 
-@app.command
 def plan(
     model: str,
     *,
@@ -158,9 +138,9 @@ def plan(
     json
         Print the facts as JSON.
     """
+    from planner import options
     from planner.engine import engine as load_engine
     from planner.facts.plan import plan_facts
-    from planner.hardware import parse_cluster
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
     from planner.text import plan_text
@@ -168,10 +148,10 @@ def plan(
 
     if out is not None:
         check_folder(out)
-    demand = _workload(workload, rate, concurrency, num_requests)
-    chosen = _precision(model, weights, None)
-    clusters = _distinct([parse_cluster(text) for text in cluster])
-    with _progress() as progress:
+    demand = options.demand(workload, rate, concurrency, num_requests)
+    chosen = options.precision(model, weights, None)
+    clusters = options.clusters(cluster)
+    with progress_bar() as progress:
         answer = recommend(
             chosen,
             clusters,
@@ -183,15 +163,14 @@ def plan(
             seed=seed,
             progress=progress,
         )
-    facts = plan_facts(answer, _command())
+    facts = plan_facts(answer, command_line())
     if out is not None:
         write_run(out, answer, facts)
-    _print(facts, json, plan_text, wall_s=answer.wall_s)
+    show(facts, json, plan_text, wall_s=answer.wall_s)
     if not answer.meets_slo:
         sys.exit(3)
 
 
-@app.command
 def simulate(
     model: str,
     *,
@@ -254,195 +233,38 @@ def simulate(
     json
         Print the facts as JSON.
     """
-    from planner.deploy import simulate_layout
+    from planner import options
+    from planner.deployment import simulate_layout
     from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
+    from planner.fit import limits_for
     from planner.hardware import parse_cluster
     from planner.layout import parse_layout
     from planner.runfolder import check_folder, write_simulation
     from planner.text import simulation_text
     from planner.workload import parse_slo
 
-    _positive(max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
+    options.check_positive(max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    objectives = parse_slo(slo) if slo else None
-    with _progress() as progress:
+    profile, offered = load_engine(engine), parse_cluster(cluster)
+    with progress_bar() as progress:
         run = simulate_layout(
-            _precision(model, weights, kv),
-            parse_cluster(cluster),
+            options.precision(model, weights, kv),
+            offered,
             parse_layout(layout),
-            _workload(workload, rate, concurrency, num_requests),
-            load_engine(engine),
-            objectives,
-            max_num_seqs=max_num_seqs,
-            max_batched_tokens=max_batched_tokens,
+            options.demand(workload, rate, concurrency, num_requests),
+            profile,
+            parse_slo(slo) if slo else None,
+            limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens),
             backend=backend,
             skew=skew,
             seed=seed,
             progress=lambda share: progress("simulate", share),
         )
     wall_s = time.perf_counter() - start
-    facts = simulation_facts(run, _command())
+    facts = simulation_facts(run, command_line())
     if out is not None:
         write_simulation(out, run, facts)
-    _print(facts, json, simulation_text, wall_s=wall_s)
-
-
-@profiles.command(name="list")
-def list_profiles(*, json: bool = False) -> None:
-    """Known systems, and for which of them kernels were measured.
-
-    Parameters
-    ----------
-    json
-        Print a JSON list.
-    """
-    from planner.facts import profile_rows
-    from planner.text import profiles_text
-
-    _print(profile_rows(), json, profiles_text)
-
-
-@profiles.command
-def show(name: str, *, json: bool = False) -> None:
-    """Every fact of one system with its source, and what is measured on it.
-
-    Parameters
-    ----------
-    name
-        System name or profile TOML.
-    json
-        Print the facts as JSON.
-    """
-    from planner.facts import profile_facts
-    from planner.text import profile_text
-
-    _print(profile_facts(name), json, profile_text)
-
-
-@profiles.command
-def schema() -> None:
-    """JSON schema of a profile TOML, for editor completion."""
-    from planner.hardware import schema as profile_schema
-
-    print(json.dumps(profile_schema(), indent=2))
-
-
-@profiles.command(name="import")
-def import_profiles(tree: Path, *, system: str, name: str, out: Path) -> None:
-    """Convert a tree of measured kernel tables (aiconfigurator-core layout) into a compact profile.
-
-    Parameters
-    ----------
-    tree
-        Folder laid out as <system>/<family>/<engine>/<version>/<op>_perf.parquet.
-    system
-        Folder name inside the tree, such as h200_sxm.
-    name
-        Name of the profile to write, such as h200-sxm.
-    out
-        Folder that receives <name>/.
-    """
-    from planner.measurements.importer import import_tables
-    from planner.text import import_text
-
-    print(import_text(import_tables(tree, system, out, name)))
-
-
-def _precision(model: str, weights: str | None, kv: str | None) -> ModelConfig:
-    """`model` with the precisions given on the command line."""
-    from planner.model import load
-    from planner.model.precision import override, parse_weights
-
-    return override(load(model), **parse_weights(weights), kv=kv)
-
-
-def _workload(text: str, rate: float | None, concurrency: int | None, num_requests: int | None) -> Workload:
-    from planner.workload import load_workload
-
-    if rate is None and concurrency is None and not text.endswith((".csv", ".toml")):
-        rate = _DEFAULT_RATE
-    return load_workload(text, rate=rate, concurrency=concurrency, num_requests=num_requests)
-
-
-def _positive(**values: int | None) -> None:
-    from planner.errors import InputError
-
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: a positive whole number is needed")
-
-
-def _distinct(clusters: list[Any]) -> list[Any]:
-    from planner.errors import InputError
-
-    names = [c.name for c in clusters]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice:
-        raise InputError(f"--cluster {twice} is given twice: offer each cluster once")
-    return clusters
-
-
-def _print(facts: Any, as_json: bool, text: Callable[[Any], str], **extra: float) -> None:
-    if as_json:
-        shown = facts | extra if isinstance(facts, dict) else facts
-        print(json.dumps(shown, indent=2, allow_nan=False))
-    else:
-        print(text(facts))
-        if "wall_s" in extra:
-            print(f"\nAnswered in {extra['wall_s']:.1f} s.")
-
-
-def _command() -> str:
-    import shlex
-
-    return "moeplan " + shlex.join(sys.argv[1:])
-
-
-class _progress:
-    """A progress bar on stderr for people, nothing when stderr is not a terminal."""
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        if not sys.stderr.isatty():
-            return lambda label, share: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._bar = Progress(console=Console(stderr=True), transient=True)
-        self._bar.start()
-        self._tasks: dict[str, Any] = {}
-        return self._show
-
-    def _show(self, label: str, share: float) -> None:
-        if label not in self._tasks:
-            self._tasks[label] = self._bar.add_task(label, total=1.0)
-        self._bar.update(self._tasks[label], completed=share)
-
-    def __exit__(self, *exception: object) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.stop()
-
-
-def main() -> None:
-    """Entry point of the `moeplan` command: exit code 0 answer, 2 bad input, 3 infeasible."""
-    from planner.errors import Infeasible, PlannerError
-
-    try:
-        app(exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        _fail(str(error), 2)
-    except Infeasible as error:
-        _fail("\n".join([str(error), *(f"  - {remedy}" for remedy in error.remedies)]), error.exit_code)
-    except PlannerError as error:
-        _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"moeplan: {message}", file=sys.stderr)
-    sys.exit(code)
+    show(facts, json, simulation_text, wall_s=wall_s)

@@ -1,0 +1,49 @@
+"""Command line of moeplan: exit code 0 answer, 2 bad input, 3 infeasible."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App, CycloptsError
+
+from planner import __version__
+from planner.cli import commands
+from planner.cli import profiles as profile_commands
+from planner.errors import Infeasible, PlannerError
+
+app = App(
+    name="moeplan",
+    version=__version__,
+    help="Which hardware, how many GPUs, sharded how, at what latency and cost, for serving MoE language models.",
+    help_flags=["--help", "-h"],
+)
+for command in (commands.describe, commands.fit, commands.plan, commands.simulate):
+    app.command(command)
+
+_profiles = App(name="profiles", help="Hardware profiles and measured tables: list, show, schema, import.")
+_profiles.command(profile_commands.list_profiles, name="list")
+_profiles.command(profile_commands.show_profile, name="show")
+_profiles.command(profile_commands.print_schema, name="schema")
+_profiles.command(profile_commands.import_profiles, name="import")
+app.command(_profiles)
+
+
+def main() -> None:
+    """Entry point of the `moeplan` command: exit code 0 answer, 2 bad input, 3 infeasible."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(str(error), 2)
+    except Infeasible as error:
+        _fail("\n".join([str(error), *(f"  - {remedy}" for remedy in error.remedies)]), error.exit_code)
+    except PlannerError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"moeplan: {message}", file=sys.stderr)
+    sys.exit(code)

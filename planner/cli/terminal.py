@@ -1,0 +1,47 @@
+"""What every command shares: printing facts as text or JSON, the progress bar, the command as typed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def show(facts: Any, as_json: bool, text: Callable[[Any], str], **extra: float) -> None:
+    if as_json:
+        shown = facts | extra if isinstance(facts, dict) else facts
+        print(json.dumps(shown, indent=2, allow_nan=False))
+    else:
+        print(text(facts))
+        if "wall_s" in extra:
+            print(f"\nAnswered in {extra['wall_s']:.1f} s.")
+
+
+def command_line() -> str:
+    return "moeplan " + shlex.join(sys.argv[1:])
+
+
+class progress_bar:
+    """A progress bar on stderr for people, nothing when stderr is not a terminal."""
+
+    def __enter__(self) -> Callable[[str, float], None]:
+        if not sys.stderr.isatty():
+            return lambda label, share: None
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._bar.start()
+        self._tasks: dict[str, Any] = {}
+        return self._show
+
+    def _show(self, label: str, share: float) -> None:
+        if label not in self._tasks:
+            self._tasks[label] = self._bar.add_task(label, total=1.0)
+        self._bar.update(self._tasks[label], completed=share)
+
+    def __exit__(self, *exception: object) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.stop()

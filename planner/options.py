@@ -1,0 +1,50 @@
+"""Command-line values as planner objects: precisions, demand, clusters. Shared by the commands and the dashboard."""
+
+from __future__ import annotations
+
+from planner.errors import InputError
+from planner.hardware import Cluster, parse_cluster
+from planner.model import ModelConfig, load
+from planner.model.precision import override
+from planner.workload import Workload, load_workload
+
+DEFAULT_RATE_PER_S = 1.0
+_PARTS = ("experts", "attention", "dense")
+
+
+def precision(model: str, weights: str | None, kv: str | None) -> ModelConfig:
+    """`model` with the weight formats of `weights` (`fp8`, or `experts=nvfp4,attention=bf16`) and KV format `kv`."""
+    chosen: dict[str, str] = {}
+    for item in weights.split(",") if weights else ():
+        part, equals, fmt = item.strip().partition("=")
+        if not equals:
+            chosen |= dict.fromkeys(_PARTS, part)
+        elif part in _PARTS:
+            chosen[part] = fmt
+        else:
+            raise InputError(f"--weights {weights}: {part!r} is not one of {', '.join(_PARTS)}")
+    return override(load(model), kv=kv, **chosen)
+
+
+def demand(text: str, rate: float | None, concurrency: int | None, num_requests: int | None) -> Workload:
+    """The workload at `rate` requests per second or with `concurrency` users; 1 request per second by default."""
+    if rate is None and concurrency is None and not text.endswith((".csv", ".toml")):
+        rate = DEFAULT_RATE_PER_S
+    return load_workload(text, rate=rate, concurrency=concurrency, num_requests=num_requests)
+
+
+def clusters(texts: list[str]) -> list[Cluster]:
+    """The offered clusters; InputError when one is offered twice."""
+    offered = [parse_cluster(text) for text in texts]
+    names = [cluster.name for cluster in offered]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"--cluster {twice} is given twice: offer each cluster once")
+    return offered
+
+
+def check_positive(**values: int | None) -> None:
+    """InputError naming the option when a given value is below 1."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: a positive whole number is needed")
