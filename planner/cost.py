@@ -34,7 +34,7 @@ TOKENS: Floats = np.unique(np.round(np.geomspace(1, 2**20, 161)))
 """Grid of tokens at which token-wise terms are tabulated."""
 SEQS: Floats = np.unique(np.round(np.geomspace(1, 4096, 37)))
 LENGTHS: Floats = np.round(np.geomspace(16, 2**20, 49))
-_REFERENCE_LENGTH = 4096.0
+_PAIR_FIT_LENGTHS = (2048.0, 65536.0)
 _BF16_BYTES = 2.0
 _NORM_PASSES = 8.0
 """Two fused add-and-normalise kernels per layer, each reading and writing input and residual."""
@@ -301,14 +301,17 @@ class StepCost:
 
     @cached_property
     def pair_s(self) -> float:
-        """Seconds per extra query-key pair over all layers: the quadratic part of `prefill_table` at long length.
+        """Seconds per extra query-key pair over all layers: the quadratic part of `prefill_table` at long lengths.
 
-        A chunk of q tokens after p cached ones costs its own causal prefill plus q x p pairs.
+        A chunk of q tokens after p cached ones costs its own causal prefill plus q x p pairs. The part is found by
+        least squares of relative error on 1, L and L^2; a causal prompt of L tokens has L^2 / 2 pairs.
         """
-        table = np.sum(list(self.prefill_table.terms.values()), axis=0)
-        single, double = (float(np.interp(f * _REFERENCE_LENGTH, LENGTHS, table[0])) for f in (1.0, 2.0))
-        pairs = _REFERENCE_LENGTH**2  # pairs(2 L) - 2 pairs(L), pairs(L) = L^2 / 2
-        return max(0.0, (double - 2.0 * single) / pairs)
+        table = np.sum(list(self.prefill_table.terms.values()), axis=0)[0]
+        window = (LENGTHS >= _PAIR_FIT_LENGTHS[0]) & (LENGTHS <= _PAIR_FIT_LENGTHS[1])
+        lengths, seconds = LENGTHS[window], table[window]
+        basis = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1) / seconds[:, None]
+        quadratic = np.linalg.lstsq(basis, np.ones_like(lengths), rcond=None)[0][2]
+        return max(0.0, 2.0 * float(quadratic))
 
     # --- whole steps ---------------------------------------------------------------------------------------
 

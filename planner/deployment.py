@@ -23,13 +23,19 @@ MAX_SIMULATED_REPLICAS = 2
 """Replicas are alike and share the load evenly, so plans simulate at most this many, at their share of the load."""
 
 
+MIN_REQUESTS = 1000
+"""Requests below which a p95 means little."""
 _UNSTABLE_RATIO = 1.01
 """Reported where a run fails without missing a numeric objective."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model cut by `layout` on `cluster` under `engine`; `memory` is the ledger of its tightest GPU."""
+    """A model cut by `layout` on `cluster` under `engine`; `memory` is the ledger of its tightest GPU.
+
+    `backend` is how ranks meet at the experts: `all_reduce` (every rank has all tokens), or between attention-DP
+    ranks `allgather_reducescatter` or `deepep`.
+    """
 
     model: ModelConfig
     cluster: Cluster
@@ -147,6 +153,8 @@ def run(
     share = replicas / deployment.layout.replicas
     timer = CostTimer(deployment.cost(skew), deployment.limits)
     offered = scaled(workload, share)
+    if share < 1:
+        offered = offered.with_num_requests(min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share))))
     simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
     summary = simulation.summary(slo)
     objective, ratio = _worst(summary)
@@ -200,6 +208,7 @@ def simulate_layout(
 ) -> Run:
     """Deploy and simulate one layout, all replicas of it."""
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
+    backend = backend if layout.attention_dp > 1 else "all_reduce"
     deployment = deploy(model, cluster, layout, engine, limits, backend, context)
     return run(
         deployment, workload, slo, skew=skew, seed=seed, max_replicas=layout.replicas, progress=progress

@@ -45,7 +45,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_ACRONYM = re.compile(r"\b(cuda|ep|gemm|gpu|hbm|kv|lm|mla|moe|mtp|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
+_ACRONYM = re.compile(r"\b(cuda|ep|ffn|gemm|gpu|hbm|kv|lm|mla|moe|mtp|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
 _WIDTH_IN = 7.6
 _MAX_POINTS = 300
 """Points kept of a long series; a page stays small and still looks the same."""
@@ -74,7 +74,7 @@ def frontier(
     """Throughput per GPU against interactivity, one dot per layout, the SLO region shaded.
 
     Rows need `interactivity_tok_per_s_per_user` and `output_tok_per_s_per_gpu`; `meets_slo` fills the dot,
-    row number `chosen` is ringed; it and the two ends are named by their `layout`.
+    row number `chosen` is ringed; it and the two ends are named.
     """
     with _axes(3.4) as (figure, (axes,)):
         x = [row["interactivity_tok_per_s_per_user"] for row in front]
@@ -202,6 +202,11 @@ def timeline(series: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
+def layout_name(row: Mapping[str, Any]) -> str:
+    """What a row of layouts is called: its `name` where layouts alone would repeat, else its `layout`."""
+    return str(row.get("name") or row.get("layout") or "")
+
+
 def readable(name: str) -> str:
     """Identifier as words: `kv_share` becomes `KV share`.
 
@@ -236,7 +241,7 @@ def _name_points(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: int | No
         is_chosen, is_right = index == chosen, x[index] > 0.72 * right
         if is_chosen:
             axes.plot(x[index], y[index], "o", ms=12, mfc="none", mec=WARN, mew=1.6)
-        name = str(rows[index].get("layout", ""))
+        name = layout_name(rows[index])
         axes.annotate(
             f"{name} (chosen)" if is_chosen else name,
             (x[index], y[index]),

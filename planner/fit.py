@@ -112,7 +112,7 @@ def _roomiest(ledger: Ledger, size: int, limits: Limits, context_tokens: int) ->
     for layout in layouts(ledger.model, cluster, ledger.engine):
         if layout.replica_gpus != size:
             continue
-        use = ledger.use(layout, limits, ledger.engine.moe_backends[0], context_tokens)
+        use = ledger.use(layout, limits, "allgather_reducescatter", context_tokens)
         fixed = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
         key = (use.fits, float(use.kv_tokens * layout.attention_dp), -fixed)
         if best is None or key > best[0]:

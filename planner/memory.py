@@ -163,7 +163,7 @@ class Ledger:
         )
 
     def _activation_bytes(self, layout: Layout, limits: Limits) -> float:
-        """Peak of the profile run: residual stream copies, the fused expert workspace and the logits.
+        """Peak of the profile run: residual stream copies and the fused expert workspace, or the sampler after them.
 
         The prior for copies is AIConfigurator's; the workspace holds gathered inputs, gate-up, activation and
         outputs of every assignment that balanced routing puts on the rank.
@@ -174,11 +174,11 @@ class Ledger:
         logits = _SAMPLER_BYTES * min(limits.max_num_seqs, tokens) * self.model.vocab
         moe = self.model.moe
         if moe is None:
-            return stream + logits
+            return max(stream, logits)
         assignments = tokens * layout.attention_dp * moe.top_k / layout.ep
         width = moe.expert_width / layout.moe_tp * moe.num_matrices
         chunk = min(assignments, 16384.0 * moe.top_k)  # engines chunk the expert workspace at 16K tokens
-        return stream + logits + 2.0 * chunk * (2 * moe.expert_hidden + width)
+        return max(stream + 2.0 * chunk * (2 * moe.expert_hidden + width), logits)
 
     def _stage_weights(
         self, tp: int, ep: int, moe_tp: int, pp: int, context_tokens: int

@@ -208,27 +208,12 @@ def summarise(
     slo: Slo | None = None,
     warmup: float | None = None,
 ) -> Summary:
-    """Summary of a run.
+    """Summary of the tables of a run of `spec` that ended at `simulated_s` [s].
 
-    Parameters
-    ----------
-    requests, steps
-        Tables of the run; without steps, batch, KV and busy numbers are NaN.
-    spec
-        The deployment simulated.
-    simulated_s
-        End of the last step [s].
-    concurrency
-        Users of a closed loop, None for an open one.
-    slo
-        Objectives to judge; per-request limits decide goodput. Without it every answered request is good.
-    warmup
-        Share of the first requests to leave out, instead of the rule of `steady_range`; 0 measures everything.
-
-    Raises
-    ------
-    InputError
-        No request arrived at all, or `warmup` is outside [0, 1).
+    `concurrency` is the number of users of a closed loop, None for an open one. The limits of `slo` decide goodput;
+    without it every answered request is good. `warmup`, a share of the first requests, replaces the rule of
+    `steady_range`; 0 measures everything. An empty `steps` leaves batch, KV and busy numbers NaN. Raises InputError
+    when no request arrived or `warmup` is outside [0, 1).
     """
     if not len(requests):
         raise InputError("the run ended before its first request arrived. Raise max_simulated_s.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.deployment import MIN_REQUESTS
 from planner.errors import InputError
 from planner.hardware import Cluster, parse_cluster
 from planner.model import ModelConfig, load
@@ -9,6 +10,9 @@ from planner.model.precision import override
 from planner.workload import Workload, load_workload
 
 DEFAULT_RATE_PER_S = 1.0
+_TYPICAL_TPOT_S = 0.05
+_GENERATIONS = 6
+_MAX_REQUESTS = 20_000
 _PARTS = ("experts", "attention", "dense")
 
 
@@ -31,6 +35,18 @@ def demand(text: str, rate: float | None, concurrency: int | None, num_requests:
     if rate is None and concurrency is None and not text.endswith((".csv", ".toml")):
         rate = DEFAULT_RATE_PER_S
     return load_workload(text, rate=rate, concurrency=concurrency, num_requests=num_requests)
+
+
+def plan_demand(text: str, rate: float | None, concurrency: int | None, num_requests: int | None) -> Workload:
+    """`demand` with as many requests as a plan's simulations need when `num_requests` is not given.
+
+    Six generations of requests at 50 ms per token, 1,000 at least for a p95, 20,000 at most.
+    """
+    workload = demand(text, rate, concurrency, num_requests)
+    if num_requests is not None or workload.arrivals.kind not in ("poisson", "gamma"):
+        return workload
+    overlapping = workload.arrivals.rate_per_s * workload.mean_output_tokens * _TYPICAL_TPOT_S
+    return workload.with_num_requests(int(min(max(_GENERATIONS * overlapping, MIN_REQUESTS), _MAX_REQUESTS)))
 
 
 def clusters(texts: list[str]) -> list[Cluster]:

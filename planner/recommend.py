@@ -28,6 +28,8 @@ _MAX_RUNS = 14
 _TOP = 5
 _PIPELINE_HANDICAP = 1.1
 """A pipeline must win by this factor: uneven stage occupancy between batches is not simulated."""
+_FP8_KV_HANDICAP = 1.1
+"""A quantised cache can cost answer quality, so it must buy at least this factor of margin."""
 _HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -164,7 +166,9 @@ def _preference(result: Run) -> tuple[bool, float, float]:
     """Meeting the SLO first, then cost, then margin; runs that miss are ordered by how much they miss."""
     cost = result.deployment.usd_per_hour
     paid = result.num_gpus * 1e6 if cost is None else cost
-    margin = result.worst_ratio * (_PIPELINE_HANDICAP if result.deployment.layout.pp > 1 else 1.0)
+    deployment = result.deployment
+    margin = result.worst_ratio * (_PIPELINE_HANDICAP if deployment.layout.pp > 1 else 1.0)
+    margin *= _FP8_KV_HANDICAP if deployment.model.kv_format.startswith("fp8") else 1.0
     return (False, paid, margin) if result.meets_slo else (True, result.worst_ratio, paid)
 
 

@@ -221,27 +221,29 @@ class Rank:
         if self.running or self.waiting:
             self._policy(self)
 
-    def take_decodes(self) -> bool:
-        """Put one token of every decoding request into the step; True if requests were preempted to make room."""
-        residues, preempted = self._residues, False
+    def take_decodes(self) -> None:
+        """Put one token of every decoding request into the step, preempting requests until the new blocks fit.
+
+        The last one preempted heads the queue and cannot come back within this step: it would need more blocks than
+        it gave up, so vLLM's rule of admitting nobody after a preemption holds by itself.
+        """
+        residues = self._residues
         turn = -self.decode_steps % self.block_tokens
         while residues[turn] > self.free_blocks:
             self._preempt_last()
-            preempted = True
         self.free_blocks -= residues[turn]
         self.work.decode_seqs = self.num_decoding
         self.work.decode_context_tokens = self.context_tokens + self.num_decoding
-        return preempted
 
-    def take_prefills(self, budget: int, *, admit: bool = True) -> None:
-        """Put up to `budget` prompt tokens into the step: first the cut prompt, then, if `admit`, waiting ones.
+    def take_prefills(self, budget: int) -> None:
+        """Put up to `budget` prompt tokens into the step: first the cut prompt, then waiting ones.
 
         A waiting request is admitted when a place, a token and the blocks of its whole prompt are free, first come
         first served; its blocks are taken at once. vLLM checks the same but takes blocks chunk by chunk.
         """
         if self.partial is not None and budget > 0:
             budget -= self._take_chunk(self.partial, budget)
-        while admit and budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
+        while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
             if not self._has_room(request):
                 break
@@ -343,9 +345,9 @@ SchedulerPolicy = Callable[[Rank], None]
 
 def mixed(rank: Rank) -> None:
     """vLLM: every running request decodes, and what is left of the token budget goes to prompts in the same step."""
-    preempted = rank.take_decodes()
+    rank.take_decodes()
     if rank.partial is not None or rank.waiting:
-        rank.take_prefills(rank.max_batched_tokens - rank.work.decode_seqs, admit=not preempted)
+        rank.take_prefills(rank.max_batched_tokens - rank.work.decode_seqs)
 
 
 def prefill_first(rank: Rank) -> None:

@@ -132,8 +132,9 @@ class Search:
         return list(layouts(model, self.cluster, self.engine))
 
     def _backends(self, layout: Layout) -> tuple[str, ...]:
-        exchange = layout.attention_dp > 1 and layout.ep > 1
-        return self.engine.moe_backends if exchange else self.engine.moe_backends[:1]
+        if layout.attention_dp == 1:
+            return ("all_reduce",)
+        return self.engine.moe_backends if layout.ep > 1 else self.engine.moe_backends[:1]
 
     def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)

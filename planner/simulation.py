@@ -105,29 +105,11 @@ def simulate(
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
-    Parameters
-    ----------
-    spec
-        Groups, ranks, KV pool and scheduler of the deployment.
-    timer
-        Seconds of a step.
-    workload
-        Requests; `workload.requests(seed)` draws them.
-    seed
-        Of lengths, arrivals and router.
-    router
-        Key of `planner.routers.ROUTERS`; spreads requests over the ranks of all groups.
-    max_simulated_s
-        Stop here [s]; what is not answered by then stays unfinished.
-    progress
-        Called with the share of finished requests, at most a hundred times.
-    record_steps
-        Keep the step table (64 bytes per step).
-
-    Raises
-    ------
-    InputError
-        Unknown router, a time limit that is not positive, or a timer that returns no positive time.
+    `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
+    requests over the ranks of all groups. What is not answered by `max_simulated_s` [s] stays unfinished. `progress`
+    is called with the share of answered requests, at most a hundred times. `record_steps` keeps the step table (64
+    bytes per step). Raises InputError on an unknown router, a time limit that is not positive, or a timer that
+    returns no positive time.
     """
     if router not in ROUTERS:
         raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
@@ -290,8 +272,10 @@ class _Run:
 
     def _count_done(self) -> None:
         self.num_done += 1
-        if self.progress is not None and self.num_done % max(1, len(self.prompts) // _PROGRESS_CALLS) == 0:
-            self.progress(self.num_done / len(self.prompts))
+        if self.progress is not None:
+            total = len(self.prompts)
+            if self.num_done == total or self.num_done % -(-total // _PROGRESS_CALLS) == 0:
+                self.progress(self.num_done / total)
 
     def request_table(self) -> RequestTable:
         """Columns of the requests that were sent."""

@@ -42,6 +42,11 @@ class CostTimer:
         self._prefill = np.sum(list(cost.prefill_table.terms.values()), axis=0)
         self._decode_rows: dict[int, list[float]] = {}
         self._prefill_rows: dict[int, list[float]] = {}
+        self._alone = [
+            self._tokens[padded] + self._head[seqs] + self._moe["decode"][seqs] if self._stride == 1 else 0.0
+            for seqs, padded in enumerate(self._pad)
+        ]
+        """Everything but attention of a pure decode step, by sequences, where one rank is the whole group."""
         self._encoder: tuple[list[float], list[float]] | None = None
         if cost.has_encoder:
             self._encoder = (
@@ -51,6 +56,8 @@ class CostTimer:
 
     def step_s(self, ranks: Sequence[Work]) -> float:
         """Seconds of one lockstep step of `ranks`."""
+        if len(ranks) == 1 and self._encoder is None:
+            return self._lone_rank_s(ranks[0])
         prefill = any(rank.prefill_tokens for rank in ranks)
         most_tokens = most_rows = total_tokens = most_prompt = total_prompt = 0
         attention_s = 0.0
@@ -76,6 +83,18 @@ class CostTimer:
             + self._head[min(most_rows, len(self._head) - 1)]
             + moe[-(-total_tokens // self._stride)]
         )
+
+    def _lone_rank_s(self, rank: Work) -> float:
+        """`step_s` of a group of one, the commonest case, without the bookkeeping over ranks."""
+        seqs, prompt = rank.decode_seqs, rank.prefill_tokens
+        seconds = self._host_s
+        if seqs:
+            seconds += self._decode_s(seqs, rank.decode_context_tokens)
+        if not prompt:
+            return seconds + self._alone[seqs]
+        tokens, rows = seqs + prompt, seqs + rank.num_prefills
+        seconds += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
+        return seconds + self._tokens[tokens] + self._head[min(rows, len(self._head) - 1)] + self._moe["prefill"][tokens]
 
     def _encoder_step_s(self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float) -> float:
         """Encoder-decoder models: prompts pass the encoder, generated tokens the decoder."""

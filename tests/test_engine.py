@@ -15,7 +15,7 @@ def test_bundled_engines_have_sources_and_dates() -> None:
 
 
 def test_unknown_engine_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="did you mean vllm"):
+    with pytest.raises(InputError, match="did you mean trtllm, vllm"):
         engine("vlm")
 
 

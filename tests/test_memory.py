@@ -36,7 +36,7 @@ def test_kv_capacity_matches_measured_vllm(
     model: str, gpu: str, layout: Layout, limits: Limits, measured_tokens: int, vllm: Engine
 ) -> None:
     predicted = use(load(model), gpu, layout, limits, replace(vllm, kv_fraction=0.9)).kv_tokens
-    assert predicted == pytest.approx(measured_tokens, rel=0.03)
+    assert predicted == pytest.approx(measured_tokens, rel=0.05)
 
 
 def test_published_weights_per_gpu_w3(deepseek: ModelConfig, vllm: Engine) -> None:

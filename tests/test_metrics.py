@@ -110,7 +110,7 @@ def test_single_token_answers_keep_any_tpot_promise():
 @pytest.mark.parametrize(
     ("rate", "verdict"), [(5, "stable"), (20, "stable"), (31.0, "backlogged"), (36, "overloaded"), (100, "overloaded")]
 )
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_saturation_verdict(rate, verdict, seed):
     """32 places of 50 or 51 steps x 20 ms answer at most 32 requests per second."""
     assert run(Arrivals.poisson(rate), 4000, seed=seed).summary().saturation == verdict

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from planner import figures, report
 from planner.errors import InputError
-from planner.report.sections import candidates, described, evidence, number, slo_limits_s
+from planner.report.sections import candidates, evidence, slo_limits_s
+from planner.report.wording import described, number
 
 
 def row(layout: str, gpus: int, x: float | None, y: float, meets: bool) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def row(layout: str, gpus: int, x: float | None, y: float, meets: bool) -> dict[
         "reason": "TPOT p95 at 87% of its limit",
     }
 
+
+_Y = "output_tok_per_s_per_gpu"
 
 ROWS = [
     row("tp8 ep8 x2", 16, 29.6, 95.9, True),
@@ -64,7 +67,7 @@ FACTS: dict[str, Any] = {
     "cluster": "toy:2x8",
     "layout": {"name": "tp8 ep8 x2", "tp": 8, "ep": 8, "pp": 1, "replicas": 2, "num_gpus": 16},
     "binding_constraint": "TPOT p95 at 87% of its limit & nothing else",
-    "ttft_s": {"mean": 0.61, "p50": 0.42, "p95": 1.31, "p99": 1.84},
+    "ttft_s": {"mean": 0.61, "p50": 0.42, "p95": 1.31, "p99": 1.84, "mean_low": 0.6, "mean_high": 0.62},
     "tpot_s": {"mean": 0.0338, "p50": 0.0331, "p95": 0.0434, "p99": None},
     "output_tok_per_s": 1534.0,
     "output_tok_per_s_per_gpu": 95.9,
@@ -209,7 +212,8 @@ def test_findings_and_tables_state_the_facts() -> None:
     )
     assert memory.tables[0].rows[-2:] == (("free", "20.0", "14.3%"), ("capacity", "140", "100.0%"))
     latency = found["Latency of requests"]
-    assert latency.tables[0].rows[1] == ("TPOT", "33.8 ms", "33.1 ms", "43.4 ms", "–", "50.0 ms")
+    assert latency.tables[0].rows[1] == ("TPOT", "33.8 ms", "– to –", "33.1 ms", "43.4 ms", "–", "50.0 ms")
+    assert latency.tables[0].rows[0][2] == "600 ms to 620 ms"
     queue = found["Queue and batch over time"]
     assert queue.tables[0].rows[0][:3] == ("Requests waiting", "7", "5.00 s")
     losers = found["Why the others lost"]
@@ -309,6 +313,19 @@ def test_write_failures_name_the_remedy_and_leave_nothing(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="cannot be written"):
         report.write({}, tmp_path / "taken.md")
     assert [found.name for found in tmp_path.iterdir()] == ["taken.md"]
+
+
+def test_latency_columns_appear_only_with_facts() -> None:
+    section = evidence({"ttft_s": {"mean": 1.0, "p95": 2.0}})[0]
+    assert section.tables[0].header == ("Metric", "Mean", "p50", "p95", "p99")
+    assert section.draw is None and section.svg() == ""
+
+
+def test_equal_layouts_are_told_apart_by_name() -> None:
+    rows = [ROWS[0] | {"name": "tp8 ep8 x2, KV fp8"}, ROWS[0] | {"name": "tp8 ep8 x2, KV bf16", _Y: 99.0}]
+    section = evidence({"front": rows, "layout": {"name": "tp8 ep8 x2"}, "cluster": "toy:2x8"})[0]
+    assert [cells[0] for cells in section.tables[0].rows] == ["tp8 ep8 x2, KV bf16", "tp8 ep8 x2, KV fp8 (chosen)"]
+    assert "tp8 ep8 x2, KV bf16 gives 99.0 per GPU and meets the SLO too." in section.finding
 
 
 def test_tightest_limit_counts() -> None:

@@ -240,12 +240,13 @@ def test_least_requests_prefers_the_emptiest_and_turns_on_ties():
     assert choose([1, 1, 5]) == 0
 
 
-def test_progress_reaches_one():
+@pytest.mark.parametrize(("num_requests", "calls"), [(300, 100), (199, 100), (7, 7)])
+def test_progress_reaches_one(num_requests, calls):
     seen = []
-    simulate(EngineSpec(1, 1, 10_000), LinearTimer(), CHAT, progress=seen.append)
+    simulate(EngineSpec(1, 1, 10_000), LinearTimer(), CHAT.with_num_requests(num_requests), progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
-    assert len(seen) == 100
+    assert len(seen) == calls
 
 
 def test_frames_carry_latencies_and_words():

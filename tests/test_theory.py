@@ -77,7 +77,7 @@ def test_littles_law_between_the_two_tables(arrivals):
         def step_s(self, ranks):
             return 0.01 + 0.0005 * ranks[0].decode_seqs + 1e-5 * ranks[0].prefill_tokens
 
-    workload = Workload("little", Lengths.lognormal(500, 0.7), Lengths.lognormal(200, 0.7), arrivals, 6000)
+    workload = Workload("little", Lengths.lognormal(500, 0.7), Lengths.lognormal(200, 0.7), arrivals, 4000)
     summary = (run := simulate(EngineSpec(1, 1, 10**6), Timer(), workload, seed=2)).summary()
     kept = slice(summary.num_warmup, len(run.requests) - summary.num_cooldown)
     decoding_s = (run.requests.finish_s - run.requests.first_token_s)[kept].mean()
@@ -92,7 +92,7 @@ def test_burstier_arrivals_wait_longer():
     """Kingman: the wait grows with (ca^2 + cs^2) / 2; cv 1 is Poisson."""
     waits = []
     for arrivals in (Arrivals.gamma(0.7, 0.3), Arrivals.gamma(0.7, 1.0), Arrivals.gamma(0.7, 2.0)):
-        waits.append(run_single(arrivals, Lengths.fixed(1), 10_000).requests.queue_s.mean())
+        waits.append(run_single(arrivals, Lengths.fixed(1), 6000).requests.queue_s.mean())
     assert waits[0] < 0.5 * waits[1]
     assert waits[2] > 2.5 * waits[1]
     assert waits[1] == pytest.approx(0.7 / 0.6, rel=0.1)
@@ -108,7 +108,7 @@ def test_closed_loop_throughput_has_its_bounds():
 def test_two_servers_share_a_queue_no_worse_than_apart():
     """Power of two choices and least requests wait less than blind round robin with random service times."""
     outputs = Lengths.empirical(np.random.default_rng(1).geometric(1 / 8, 1000).tolist())
-    workload = Workload("w", Lengths.fixed(1), outputs, Arrivals.poisson(4 * 0.8 / outputs.mean), 4000)
+    workload = Workload("w", Lengths.fixed(1), outputs, Arrivals.poisson(4 * 0.8 / outputs.mean), 3000)
     spec = EngineSpec(4, 1, 10_000, max_num_seqs=1)
     wait = {
         router: simulate(spec, UnitStep(), workload, router=router, record_steps=False).requests.queue_s.mean()

@@ -31,7 +31,7 @@ app.command(_profiles)
 def main() -> None:
     """Entry point of the `moeplan` command: exit code 0 answer, 2 bad input, 3 infeasible."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(str(error), 2)
     except Infeasible as error:

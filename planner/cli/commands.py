@@ -148,7 +148,7 @@ def plan(
 
     if out is not None:
         check_folder(out)
-    demand = options.demand(workload, rate, concurrency, num_requests)
+    demand = options.plan_demand(workload, rate, concurrency, num_requests)
     chosen = options.precision(model, weights, None)
     clusters = options.clusters(cluster)
     with progress_bar() as progress:

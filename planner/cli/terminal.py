@@ -10,6 +10,7 @@ from typing import Any
 
 
 def show(facts: Any, as_json: bool, text: Callable[[Any], str], **extra: float) -> None:
+    """Print `facts` as text or JSON; `extra` numbers (wall time) are no part of the answer."""
     if as_json:
         shown = facts | extra if isinstance(facts, dict) else facts
         print(json.dumps(shown, indent=2, allow_nan=False))
@@ -20,7 +21,15 @@ def show(facts: Any, as_json: bool, text: Callable[[Any], str], **extra: float) 
 
 
 def command_line() -> str:
-    return "moeplan " + shlex.join(sys.argv[1:])
+    """The command that reproduces the answer: as typed, without where and how it was printed."""
+    kept = []
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument == "--out":
+            next(arguments, None)
+        elif argument != "--json" and not argument.startswith("--out="):
+            kept.append(argument)
+    return "moeplan " + shlex.join(kept)
 
 
 class progress_bar:

@@ -35,6 +35,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "simulated": len(rec.runs),
         "rejected": dict(sorted(rejected.items(), key=lambda item: -item[1])),
         "nearest_miss": nearest,
+        "slo": [{"metric": o.metric, "statistic": o.statistic, "limit_s": o.limit_s} for o in rec.slo.objectives],
         "command": command,
         "versions": {"moeplan": __version__, "engine": f"{rec.engine.name} {rec.engine.version}"},
         "assumptions": _assumptions(rec),
@@ -151,7 +152,8 @@ def _run_row(run: Run) -> Facts:
 def _front_row(run: Run) -> Facts:
     tpot = latency_facts(run.summary, "tpot")["mean"]
     return {
-        "layout": f"{run.deployment.layout}",
+        "layout": str(run.deployment.layout),
+        "name": run.deployment.name,
         "cluster": run.deployment.cluster.name,
         "num_gpus": run.num_gpus,
         "interactivity_tok_per_s_per_user": 1 / tpot if tpot else None,
@@ -250,9 +252,11 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
 
 
 def _cdf(run: Run) -> Facts:
-    requests = run.simulation.requests
+    """Quantiles of the measured requests, warm-up and cool-down removed as in the percentiles."""
+    requests, summary = run.simulation.requests, run.summary
+    measured = slice(summary.num_warmup, len(requests) - summary.num_cooldown)
     quantiles = np.linspace(0, 1, _CDF_POINTS)
-    columns = {"ttft_s": np.asarray(requests.ttft_s), "tpot_s": np.asarray(requests.tpot_s)}
+    columns = {"ttft_s": requests.ttft_s[measured], "tpot_s": requests.tpot_s[measured]}
     return {
         name: np.quantile(values[np.isfinite(values)], quantiles).tolist()
         for name, values in columns.items()

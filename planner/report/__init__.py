@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from planner.errors import InputError
-from planner.report.sections import Facts, Section, Table, candidates, evidence, money, number, title
-from planner.units import format_seconds
+from planner.report.sections import Facts, Section, Table, candidates, evidence
+from planner.report.wording import duration, money, number, title
 
 __all__ = ["html", "markdown", "write"]
 
@@ -68,7 +68,7 @@ def markdown(facts: Facts) -> str:
     answer = _answer(facts)
     lines = [f"# {_plain(answer['title'])}", "", f"**{_plain(answer['headline'])}**", ""]
     if answer["tiles"]:
-        lines += _rows(Table(("", "Value"), tuple((label, value) for label, value, _ in answer["tiles"])))
+        lines += _rows(Table(("", "Value", "Unit or note"), tuple(answer["tiles"]), frozenset({0, 2})))
     for heading, items in (
         ("Why", answer["reasons"]),
         ("What to try next", answer["next"]),
@@ -124,8 +124,7 @@ def _verdict(facts: Facts) -> tuple[str, str]:
 
 def _tiles(facts: Facts, layout: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     def p95(metric: str) -> str:
-        value = (facts.get(metric) or {}).get("p95")
-        return "–" if value is None else format_seconds(value)
+        return duration((facts.get(metric) or {}).get("p95"))
 
     degrees = " · ".join(
         f"{key.replace('_', '-')} {layout[key]}"

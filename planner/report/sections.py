@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from planner import figures
 from planner.figures import readable
-from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
+from planner.report.wording import described, duration, number, title
+from planner.units import format_bytes, format_count
 
 Facts = Mapping[str, Any]
 
@@ -61,7 +62,7 @@ def candidates(facts: Facts) -> Table | None:
     header += ["USD per Mtok output", "Decided by"]
     cells = [
         (
-            str(row.get("layout", "")),
+            figures.layout_name(row),
             str(row.get("cluster", "")),
             number(row.get("num_gpus"), whole=True),
             "meets" if row.get("meets_slo") else "misses",
@@ -84,46 +85,6 @@ def _without_lone_cluster(table: Table) -> Table:
     return Table((table.header[0], *table.header[2:]), tuple((row[0], *row[2:]) for row in table.rows), words)
 
 
-def title(name: str) -> str:
-    """Identifier as words with a capital first letter.
-
-    >>> title("kv_cache"), title("communication_buffers")
-    ('KV cache', 'Communication buffers')
-    """
-    words = readable(name)
-    return words[:1].upper() + words[1:]
-
-
-def number(value: float | None, scale: float = 1.0, whole: bool = False) -> str:
-    """`value` times `scale` with three significant digits, a dash when it is unknown."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if whole else significant(value * scale)
-
-
-def described(key: str, value: object) -> str:
-    """`value` as text in the unit its key ends with.
-
-    >>> described("kv_bytes_per_token", 70272), described("total_params", 671026404352), described("top_k", 8)
-    ('70.3 kB', '671 B', '8')
-    """
-    if isinstance(value, Mapping):
-        if value.keys() == {"count", "kind"}:
-            return f"{value['count']} x {value['kind']}"
-        return ", ".join(f"{readable(str(k))} {described(key, v)}" for k, v in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "; ".join(described(key, item) for item in value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    if "bytes" in key:
-        return format_bytes(value)
-    if "params" in key:
-        return format_count(value)
-    if key.endswith("_s"):
-        return format_seconds(value)
-    return f"{value:,}" if isinstance(value, int) else significant(value)
-
-
 def slo_limits_s(facts: Facts) -> dict[str, float]:
     """Tightest limit per metric, `{"ttft_s": 2.0, ...}`, from `slo`: rows of metric, statistic and limit_s."""
     limits: dict[str, float] = {}
@@ -137,15 +98,16 @@ def _frontier(facts: Facts) -> Section | None:
     rows = [row for row in facts.get("front") or () if row.get(_X) is not None and row.get(_Y) is not None]
     if not rows:
         return None
+    layout, cluster = (facts.get("layout") or {}).get("name"), facts.get("cluster")
+    # Runs come best first, so the first of equal layouts (they may differ in KV format) is the chosen one.
+    same = [row for row in rows if row.get("layout") == layout and row.get("cluster", cluster) == cluster]
     rows.sort(key=lambda row: (-row[_Y], -row[_X]))
-    name, cluster = (facts.get("layout") or {}).get("name"), facts.get("cluster")
-    same = [i for i, r in enumerate(rows) if r.get("layout") == name and r.get("cluster", cluster) == cluster]
-    chosen = same[0] if same else None
+    chosen = next((i for i, row in enumerate(rows) if same and row is same[0]), None)
     limit = slo_limits_s(facts).get("tpot_s")
     finding = _frontier_finding(rows, chosen)
     cells = [
         (
-            f"{row.get('layout', '')}{' (chosen)' if i == chosen else ''}",
+            f"{figures.layout_name(row)}{' (chosen)' if i == chosen else ''}",
             str(row.get("cluster", cluster or "")),
             number(row.get("num_gpus"), whole=True),
             number(row[_X]),
@@ -169,11 +131,13 @@ def _frontier_finding(rows: Sequence[Facts], chosen: int | None) -> str:
     if chosen is None:
         return finding
     row = rows[chosen]
-    finding += f" {row['layout']} gives {number(row[_Y])} output tok/s per GPU at {number(row[_X])} tok/s per user."
+    finding += (
+        f" {figures.layout_name(row)} gives {number(row[_Y])} output tok/s per GPU at {number(row[_X])} tok/s per user."
+    )
     if meeting and row[_Y] < meeting[0][_Y]:
-        finding += f" {meeting[0]['layout']} gives {number(meeting[0][_Y])} per GPU and meets the SLO too."
+        finding += f" {figures.layout_name(meeting[0])} gives {number(meeting[0][_Y])} per GPU and meets the SLO too."
     elif not rows[0].get("meets_slo") and rows[0][_Y] > row[_Y]:
-        finding += f" {rows[0]['layout']} gives {number(rows[0][_Y])} per GPU but misses the SLO."
+        finding += f" {figures.layout_name(rows[0])} gives {number(rows[0][_Y])} per GPU but misses the SLO."
     return finding
 
 
@@ -188,16 +152,19 @@ def _latency(facts: Facts) -> Section | None:
     for metric, label in names.items():
         values = known.get(metric) or _statistics(samples.get(metric, ()))
         if values:
-            limit = limits.get(metric)
-            times = [_seconds(values.get(name)) for name in ("mean", "p50", "p95", "p99")]
-            rows.append((label, *times, _seconds(limit) if limit else "none"))
+            times = [duration(values.get(name)) for name in ("mean", "p50", "p95", "p99")]
+            between = [duration(values.get(name)) for name in ("mean_low", "mean_high")]
+            limit = duration(limits[metric]) if metric in limits else "none"
+            rows.append((label, times[0], " to ".join(between), *times[1:], limit))
     finding = " ".join(
-        f"95% of requests see a {label} below {_seconds(known[metric].get('p95'))}"
-        + (f" (tightest limit {format_seconds(limits[metric])})." if metric in limits else ".")
+        f"95% of requests see a {label} below {duration(known[metric].get('p95'))}"
+        + (f" (tightest limit {duration(limits[metric])})." if metric in limits else ".")
         for metric, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"))
         if metric in known
     )
-    table = Table(("Metric", "Mean", "p50", "p95", "p99", "Tightest limit"), tuple(rows))
+    header = ("Metric", "Mean", "95% interval of the mean", "p50", "p95", "p99", "Tightest limit")
+    keep = [i for i in range(len(header)) if (i != 2 or any("–" not in row[2] for row in rows)) and (i != 6 or limits)]
+    table = Table(tuple(header[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows))
     draw = partial(figures.latency_cdf, samples, limits) if samples else None
     return Section("Latency of requests", finding or "Simulated latency distribution.", (table,), draw)
 
@@ -213,16 +180,17 @@ def _timeline(facts: Facts) -> Section | None:
         peak = int(values.argmax())
         quarters = [_level(name, float(part.mean())) for part in np.array_split(values, 4) if len(part)]
         highest = _level(name, float(values[peak]))
-        rows.append((title(_LEVELS[name]), highest, format_seconds(float(series["time_s"][peak])), *quarters))
+        rows.append((title(_LEVELS[name]), highest, duration(float(series["time_s"][peak])), *quarters))
         said.append(f"{_LEVELS[name]} at most {highest}")
-    finding = f"Over {format_seconds(float(series['time_s'][-1]))} of simulated time: {', '.join(said)}."
+    finding = f"Over {duration(float(series['time_s'][-1]))} of simulated time: {', '.join(said)}."
     header = ("Quantity", "Peak", "Peak at", "Mean 1st quarter", "2nd", "3rd", "4th")
     table = Table(header[: len(rows[0])], tuple(rows))
     return Section("Queue and batch over time", finding, (table,), partial(figures.timeline, series))
 
 
 def _step(facts: Facts) -> Section | None:
-    phases = {phase: dict(ops) for phase, ops in (facts.get("step") or {}).items() if ops and sum(ops.values()) > 0}
+    steps = (facts.get("step") or {}).items()
+    phases = {phase: {op: s for op, s in ops.items() if s > 0} for phase, ops in steps if any((ops or {}).values())}
     if not phases:
         return None
     said, tables = [], []
@@ -231,7 +199,7 @@ def _step(facts: Facts) -> Section | None:
         rows = figures.largest_first(ops, len(ops))
         first, seconds = rows[0]
         said.append(
-            f"A {readable(phase)} step takes {format_seconds(total)}, {seconds / total:.0%} of it in {readable(first)}."
+            f"A {readable(phase)} step takes {duration(total)}, {seconds / total:.0%} of it in {readable(first)}."
         )
         cells = [(readable(op), number(s, 1e3), f"{s / total:.1%}") for op, s in rows]
         cells.append(("total", number(total, 1e3), "100.0%"))
@@ -334,12 +302,3 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
         return {}
     array = np.asarray(values, dtype=float)
     return {"mean": float(array.mean())} | {f"p{q}": float(np.percentile(array, q)) for q in (50, 95, 99)}
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else format_seconds(value)
-
-
-def money(value: float | None) -> str:
-    """US dollars, a dash when the price is unknown."""
-    return "–" if value is None or not math.isfinite(value) else format_usd(value)

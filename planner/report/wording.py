@@ -1,0 +1,60 @@
+"""Names and numbers of the facts as a reader expects them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from planner.figures import readable
+from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
+
+
+def title(name: str) -> str:
+    """Identifier as words with a capital first letter.
+
+    >>> title("kv_cache"), title("num_layers"), title("total_params")
+    ('KV cache', 'Number of layers', 'Total parameters')
+    """
+    words = re.sub(r"\bparams\b", "parameters", re.sub(r"^num\b", "number of", readable(name)))
+    return words[:1].upper() + words[1:]
+
+
+def number(value: float | None, scale: float = 1.0, whole: bool = False) -> str:
+    """`value` times `scale` with three significant digits, a dash when it is unknown."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if whole else significant(value * scale)
+
+
+def described(key: str, value: object) -> str:
+    """`value` as text in the unit its key ends with.
+
+    >>> described("kv_bytes_per_token", 70272), described("total_params", 671026404352), described("top_k", 8)
+    ('70.3 kB', '671 B', '8')
+    """
+    if isinstance(value, Mapping):
+        if value.keys() == {"count", "kind"}:
+            return f"{value['count']} x {value['kind']}"
+        return ", ".join(f"{readable(str(k))} {described(key, v)}" for k, v in value.items() if v)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(described(key, item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if "bytes" in key:
+        return format_bytes(value)
+    if "params" in key:
+        return format_count(value)
+    if key.endswith("_s"):
+        return format_seconds(value)
+    return f"{value:,}" if isinstance(value, int) else significant(value)
+
+
+def duration(value: float | None) -> str:
+    """Seconds in the unit a person would choose, a dash when they are unknown."""
+    return "–" if value is None or not math.isfinite(value) else format_seconds(value)
+
+
+def money(value: float | None) -> str:
+    """US dollars, a dash when the price is unknown."""
+    return "–" if value is None or not math.isfinite(value) else format_usd(value)
