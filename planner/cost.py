@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class StepTime:
     @property
     def total_s(self) -> Floats:
         """Step time [s]."""
-        return np.sum(list(self.terms.values()), axis=0)
+        return np.asarray(np.sum(list(self.terms.values()), axis=0))
 
     def origin_share(self) -> dict[str, float]:
         """Share of the summed time by origin; sums to 1."""
@@ -201,6 +202,7 @@ class StepCost:
             moe.num_experts,
             moe.top_k,
             moe.num_matrices,
+            dispatched=self.backend == "deepep" and self.layout.attention_dp > 1,
         )
         skew = self.skew or routing.skew_for(moe.num_experts, "prefill" if phase == "prefill" else "decode")
         load = routing.rank_load(moe, self.layout.ep, TOKENS, skew)
@@ -215,12 +217,12 @@ class StepCost:
         """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
         layout, gpus = self.layout, self.layout.stage_gpus
         if self.backend == "deepep" and layout.ep > 1:
-            mode = "low_latency" if phase == "decode" else "normal"
+            mode: Literal["normal", "low_latency"] = "low_latency" if phase == "decode" else "normal"
             nodes = -(-gpus // self.cluster.scale_up_gpus)
             per_gpu = TOKENS / gpus * hottest
-            args = (mode, gpus, nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
-            total.curve("dispatch", self.tables.dispatch(*args, self._dispatch_format()), per_gpu, count)
-            total.curve("combine", self.tables.combine(*args, "bf16"), per_gpu, count)
+            shape = (gpus, nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
+            total.curve("dispatch", self.tables.dispatch(mode, *shape, self._dispatch_format()), per_gpu, count)
+            total.curve("combine", self.tables.combine(mode, *shape, "bf16"), per_gpu, count)
             return
         bytes_ = TOKENS * moe.expert_hidden * _BF16_BYTES
         total.curve("dispatch", self.tables.all_gather(gpus), bytes_, count)
@@ -270,14 +272,16 @@ class StepCost:
         kv_format = "fp8" if self.model.kv_format.startswith("fp8") else "bf16"
         if mixer.kind == "mla":
             gemm_format = compute_format(self.model.format_of("attention"))
+            tables, prefill = self.tables, phase == "prefill"
             if mixer.index_topk:
-                sparse = getattr(self.tables, f"sparse_mla_{phase}")(heads, kv_format, gemm_format)
+                lookup = tables.sparse_mla_prefill if prefill else tables.sparse_mla_decode
+                sparse = lookup(heads, kv_format, gemm_format)
                 if sparse is not None:
                     return sparse
-            return getattr(self.tables, f"mla_{phase}")(heads, kv_format, gemm_format)
+            return (tables.mla_prefill if prefill else tables.mla_decode)(heads, kv_format, gemm_format)
         kv_heads = max(1, mixer.num_kv_heads // kv_shards(mixer, self.layout.tp))
-        lookup = self.tables.prefill_attention if phase == "prefill" else self.tables.decode_attention
-        return lookup(heads, kv_heads, mixer.qk_head_dim, kv_format, mixer.window)
+        kernel = self.tables.prefill_attention if phase == "prefill" else self.tables.decode_attention
+        return kernel(heads, kv_heads, mixer.qk_head_dim, kv_format, mixer.window)
 
     def _is_module(self, mixer: Attention) -> bool:
         return mixer.kind == "mla" and self._attention(mixer, "decode").includes_projections
@@ -307,8 +311,8 @@ class StepCost:
         least squares of relative error on 1, L and L^2; a causal prompt of L tokens has L^2 / 2 pairs.
         """
         table = np.sum(list(self.prefill_table.terms.values()), axis=0)[0]
-        window = (LENGTHS >= _PAIR_FIT_LENGTHS[0]) & (LENGTHS <= _PAIR_FIT_LENGTHS[1])
-        lengths, seconds = LENGTHS[window], table[window]
+        first, last = np.searchsorted(LENGTHS, _PAIR_FIT_LENGTHS)
+        lengths, seconds = LENGTHS[first:last], table[first:last]
         basis = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1) / seconds[:, None]
         quadratic = np.linalg.lstsq(basis, np.ones_like(lengths), rcond=None)[0][2]
         return max(0.0, 2.0 * float(quadratic))
@@ -355,7 +359,7 @@ class StepCost:
         table = self.encoder_moe_table if self.has_encoder else self.moe_table("prefill")
         moe = np.sum(list(table.terms.values()), axis=0)
         full = np.interp(tokens * self.layout.attention_dp, TOKENS, moe)
-        return single - full + np.interp(tokens * ranks, TOKENS, moe)
+        return np.asarray(single - full + np.interp(tokens * ranks, TOKENS, moe))
 
     @staticmethod
     def _at(table: _Sum, x: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:

@@ -154,7 +154,9 @@ def run(
     timer = CostTimer(deployment.cost(skew), deployment.limits)
     offered = scaled(workload, share)
     if share < 1:
-        offered = offered.with_num_requests(min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share))))
+        offered = offered.with_num_requests(
+            min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share)))
+        )
     simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
     summary = simulation.summary(slo)
     objective, ratio = _worst(summary)
@@ -210,6 +212,4 @@ def simulate_layout(
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
     deployment = deploy(model, cluster, layout, engine, limits, backend, context)
-    return run(
-        deployment, workload, slo, skew=skew, seed=seed, max_replicas=layout.replicas, progress=progress
-    )
+    return run(deployment, workload, slo, skew=skew, seed=seed, max_replicas=layout.replicas, progress=progress)

@@ -20,7 +20,8 @@ MAX_GPUS = 1024
 class Fit:
     """Answer of `fit`: the roomiest layout of the smallest replica that fits, or of the last one that does not.
 
-    `smaller` is the roomiest layout of the next smaller GPU count, which shows what breaks there.
+    Layouts without a pipeline come first. `alternatives` are the roomiest fitting layouts of the other families at
+    the same GPU count, `smaller` is the roomiest layout of the next smaller GPU count, which shows what breaks there.
     """
 
     fits: bool
@@ -28,6 +29,7 @@ class Fit:
     use: MemoryUse
     limits: Limits
     context_tokens: int
+    alternatives: tuple[tuple[Layout, MemoryUse], ...]
     smaller: tuple[Layout, MemoryUse] | None
 
     @property
@@ -70,18 +72,18 @@ def fit(
     ledger = Ledger(model, system, engine)
     smaller: tuple[Layout, MemoryUse] | None = None
     for size in _sizes(system, num_gpus):
-        best = _roomiest(ledger, size, limits, context_tokens)
-        if best is None:
+        tried = _by_room(ledger, size, limits, context_tokens)
+        if not tried:
             continue
-        layout, use = best
-        if use.fits and use.kv_tokens >= context_tokens:
-            return Fit(True, layout, use, limits, context_tokens, smaller)
+        layout, use = tried[0]
         if use.fits:
-            use = replace(use, breaking_term="kv_cache")
+            return Fit(True, layout, use, limits, context_tokens, _other_families(tried), smaller)
         smaller = (layout, use)
     if smaller is None:
-        raise InputError(f"no valid layout of {model.name} uses exactly {num_gpus} GPUs of {system.name}; try 1, 2, 4 or 8")
-    return Fit(False, *smaller, limits, context_tokens, None)
+        raise InputError(
+            f"no valid layout of {model.name} uses exactly {num_gpus} GPUs of {system.name}; try 1, 2, 4 or 8"
+        )
+    return Fit(False, *smaller, limits, context_tokens, (), None)
 
 
 def limits_for(
@@ -104,17 +106,32 @@ def _sizes(system: System, num_gpus: int | None) -> list[int]:
     return inside + [n * node for n in range(2, MAX_GPUS // node + 1) if n & (n - 1) == 0 or n in (3, 6, 12, 18)]
 
 
-def _roomiest(ledger: Ledger, size: int, limits: Limits, context_tokens: int) -> tuple[Layout, MemoryUse] | None:
-    """The layout of `size` GPUs with most room: fitting first, then most cached tokens, then least overflow."""
+def _by_room(ledger: Ledger, size: int, limits: Limits, context_tokens: int) -> list[tuple[Layout, MemoryUse]]:
+    """Layouts of `size` GPUs: fitting ones first, without pipeline first, then by cached tokens or least overflow.
+
+    A layout that cannot cache one sequence of `context_tokens` does not fit.
+    """
     node = ledger.system.gpus_per_node
     cluster = Cluster(ledger.system, max(1, size // node), min(size, node))
-    best: tuple[tuple[bool, float, float], Layout, MemoryUse] | None = None
+    found = []
     for layout in layouts(ledger.model, cluster, ledger.engine):
-        if layout.replica_gpus != size:
-            continue
-        use = ledger.use(layout, limits, "allgather_reducescatter", context_tokens)
-        fixed = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
-        key = (use.fits, float(use.kv_tokens * layout.attention_dp), -fixed)
-        if best is None or key > best[0]:
-            best = (key, layout, use)
-    return (best[1], best[2]) if best else None
+        if layout.replica_gpus == size:
+            use = ledger.use(layout, limits, "allgather_reducescatter", context_tokens)
+            if use.fits and use.kv_tokens < context_tokens:
+                use = replace(use, breaking_term="kv_cache")
+            found.append((layout, use))
+    return sorted(found, key=_room, reverse=True)
+
+
+def _room(tried: tuple[Layout, MemoryUse]) -> tuple[bool, bool, float, float]:
+    layout, use = tried
+    fixed = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
+    return (use.fits, use.fits and layout.pp == 1, float(use.kv_tokens * layout.attention_dp), -fixed)
+
+
+def _other_families(tried: list[tuple[Layout, MemoryUse]]) -> tuple[tuple[Layout, MemoryUse], ...]:
+    best: dict[tuple[str, bool], tuple[Layout, MemoryUse]] = {}
+    for layout, use in tried:
+        if use.fits:
+            best.setdefault((layout.family, layout.pp > 1), (layout, use))
+    return tuple(best.values())[1:]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from planner.layout import Layout
 from planner.memory import shards
 from planner.model import ModelConfig
-from planner.model.config import Layer, Weight
+from planner.model.config import Layer, Part, Weight
 
 LABELS = {
     "attention": "attention_projections",
@@ -59,7 +59,7 @@ def layer_gemms(model: ModelConfig, layer: Layer, layout: Layout) -> tuple[Gemm,
 
 def head_gemm(model: ModelConfig, layout: Layout) -> Gemm:
     """The lm_head product (tied or not), sharded by vocabulary over TP."""
-    part = "embedding" if model.tied else "lm_head"
+    part: Part = "embedding" if model.tied else "lm_head"
     return Gemm("lm_head", -(-model.vocab // layout.tp), model.hidden, model.format_of(part))
 
 

@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def family(self) -> str:
-        """TP, TEP (tensor-parallel attention + EP), DEP (data-parallel attention + EP) or DTP (DP attention, TP experts)."""
+        """TP; TEP: TP attention + EP; DEP: data-parallel attention + EP; DTP: data-parallel attention + TP experts."""
         if self.attention_dp > 1:
             return "DEP" if self.ep > 1 else "DTP"
         return "TEP" if self.ep > 1 else "TP"
@@ -122,7 +122,9 @@ def _head_problem(model: ModelConfig, layout: Layout) -> str | None:
         for mixer in layer.mixers:
             heads = mixer.num_heads if isinstance(mixer, Attention) else mixer.num_v_heads
             if heads and heads % layout.tp:
-                return f"tp={layout.tp} does not divide {heads} attention heads. Use {_near_divisors(heads, layout.tp)}."
+                return (
+                    f"tp={layout.tp} does not divide {heads} attention heads. Use {_near_divisors(heads, layout.tp)}."
+                )
             if isinstance(mixer, Attention) and mixer.num_kv_heads > 1:
                 large, small = max(mixer.num_kv_heads, layout.tp), min(mixer.num_kv_heads, layout.tp)
                 if large % small:

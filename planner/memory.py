@@ -104,7 +104,9 @@ class Ledger:
         fixed = self._fixed(layout, limits, backend)
         capacity = self.system.gpu.hbm_bytes
         totals = weights.sum(axis=1) + sum(fixed.values())
-        pools = np.array([self._kv_pool(capacity, float(w), fixed, layout, limits, backend) for w in weights.sum(axis=1)])
+        pools = np.array(
+            [self._kv_pool(capacity, float(w), fixed, layout, limits, backend) for w in weights.sum(axis=1)]
+        )
         tokens = np.where(kv_per_token > 0, pools / np.maximum(kv_per_token, 1e-9), np.where(pools > 0, 1e12, 0.0))
         stage = int(np.argmin(np.where(totals > capacity, capacity - totals, tokens)))
         terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed

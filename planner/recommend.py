@@ -1,8 +1,8 @@
 """The main flow: which layout on which cluster serves this workload within this SLO most cheaply, and why.
 
-    config.json ── model.load ──┐
-    <system>.toml ─ hardware ───┼─ search (layouts, memory, cost, steady state) ─ finalists ─ simulation ─ choose
-    workload, SLO ──────────────┘
+config.json ── model.load ──┐
+<system>.toml ─ hardware ───┼─ search (layouts, memory, cost, steady state) ─ finalists ─ simulation ─ choose
+workload, SLO ──────────────┘
 """
 
 from __future__ import annotations

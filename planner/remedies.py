@@ -13,7 +13,12 @@ from planner.model.precision import override
 from planner.units import format_usd
 from planner.workload import Workload
 
-_NARROWER = {"bf16": ("fp8", "int4_g128"), "fp16": ("fp8", "int4_g128"), "fp8": ("int4_g128",), "fp8_block": ("int4_g128",)}
+_NARROWER = {
+    "bf16": ("fp8", "int4_g128"),
+    "fp16": ("fp8", "int4_g128"),
+    "fp8": ("int4_g128",),
+    "fp8_block": ("int4_g128",),
+}
 _OTHER_SYSTEMS = 2
 
 
@@ -36,7 +41,9 @@ def remedies(
 
 
 def _relax(nearest: Run) -> tuple[float, str]:
-    reached = ",".join(f"{r.objective.name}={r.value_s * 1000:.0f}ms" for r in nearest.summary.objectives if not r.is_met)
+    reached = ",".join(
+        f"{r.objective.name}={r.value_s * 1000:.0f}ms" for r in nearest.summary.objectives if not r.is_met
+    )
     cost = nearest.deployment.usd_per_hour
     wish = f"accept {reached}" if reached else "accept less load"
     text = f"{wish} on {nearest.deployment.cluster.name} ({nearest.deployment.layout})"

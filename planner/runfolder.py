@@ -125,6 +125,8 @@ def _table(table: Any) -> str:
     names = list(table.__slots__)
     writer.writerow(names)
     columns = [getattr(table, name) for name in names]
-    formatted = [[f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, columns)]
+    formatted = [
+        [f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, columns)
+    ]
     writer.writerows(zip(*formatted, strict=True))
     return text.getvalue()

@@ -142,7 +142,9 @@ class Search:
         for budget in self._budgets(layout):
             uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in MAX_SEQS]
             self.result.considered += len(uses) * len(replicas)
-            fitting = [(n, use) for n, use in zip(MAX_SEQS, uses, strict=True) if self._fits(layout, use, len(replicas))]
+            fitting = [
+                (n, use) for n, use in zip(MAX_SEQS, uses, strict=True) if self._fits(layout, use, len(replicas))
+            ]
             if not fitting:
                 continue
             cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.skew)
@@ -191,7 +193,7 @@ class Search:
                     model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use
                 )
                 estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
-                score = self._score(estimates, i, float(capacity[i]))
+                score = self._score(estimates, int(i), float(capacity[i]))
                 self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score))
 
     def _load(self, steady: SteadyState, ranks: np.ndarray, limit: float) -> tuple[Floats, Floats]:

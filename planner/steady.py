@@ -50,7 +50,7 @@ class SteadyState:
         service = np.interp(batch, self.batch, self.prefill_s)
         busy = np.minimum(np.interp(batch, self.batch, self.prefill_share), 0.99)
         waiting = busy * service * (1 + prompt_cv2) / 2 / (1 - busy)
-        return service + waiting + self.tpot_at(batch) / 2
+        return np.asarray(service + waiting + self.tpot_at(batch) / 2)
 
 
 def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload) -> SteadyState:
@@ -61,7 +61,9 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     context = prompt + output / 2
     steps = cost.decode(batch, np.full_like(batch, context))
     decode_s = steps.total_s
-    attention_s = sum((steps.terms[k] for k in ("attention", "attention_module", "recurrence") if k in steps.terms), 0.0)
+    attention_s = sum(
+        (steps.terms[k] for k in ("attention", "attention_module", "recurrence") if k in steps.terms), 0.0
+    )
     # Prompt tokens per step: as many prompts as arrive while `batch` sequences make one token, one chunk at least.
     chunk = np.clip(prompt * batch / output, min(prompt, max_batched_tokens), max_batched_tokens)
     chunks = prompt / chunk

@@ -16,14 +16,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in cells
     ]
     return "\n".join("  " + line for line in lines)
 
 
 def _bars(terms: dict[str, float], total: float, show: Any) -> str:
-    rows = [(name.replace("_", " "), show(v), f"{v / total:.0%}", "#" * round(_BAR * min(1.0, v / total))) for name, v in terms.items()]
+    rows = [
+        (name.replace("_", " "), show(v), f"{v / total:.0%}", "#" * round(_BAR * min(1.0, v / total)))
+        for name, v in terms.items()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(
         f"  {name.ljust(widths[0])}  {value.rjust(widths[1])}  {share.rjust(widths[2])}  {bar}".rstrip()
@@ -45,7 +50,8 @@ def describe_text(facts: Facts) -> str:
     total = facts["total_params"]
     lines = [
         f"{facts['name']}: {format_count(total)} parameters, "
-        f"{format_count(facts['active_params_with_embeddings'])} active, {format_bytes(facts['weight_bytes'])} of weights",
+        f"{format_count(facts['active_params_with_embeddings'])} active, "
+        f"{format_bytes(facts['weight_bytes'])} of weights",
         "",
         "Active parameters per token, by convention",
         table(
@@ -76,7 +82,8 @@ def describe_text(facts: Facts) -> str:
         lines.append(f"State    {format_bytes(facts['state_bytes_per_sequence'])} per sequence, whatever its length")
     if facts["mtp_params"]:
         lines.append(
-            f"MTP      {format_count(facts['mtp_params'])} more parameters ({format_bytes(facts['mtp_bytes'])}), not in the totals"
+            f"MTP      {format_count(facts['mtp_params'])} more parameters ({format_bytes(facts['mtp_bytes'])}), "
+            "not in the totals"
         )
     lines += [f"Note     {note}" for note in facts["notes"]]
     lines.append(f"Source   {facts['source']}")
@@ -89,7 +96,8 @@ def fit_text(facts: Facts) -> str:
     if facts["fits"]:
         head = (
             f"{facts['model']} fits on {gpus} x {system} as {facts['layout']['name']}: "
-            f"{facts['kv_tokens']:,} cached tokens, {facts['concurrent_requests']:,} sequences of {facts['context_tokens']:,}"
+            f"{facts['kv_tokens']:,} cached tokens, "
+            f"{facts['concurrent_requests']:,} sequences of {facts['context_tokens']:,}"
         )
     else:
         head = f"{facts['model']} does not fit on {gpus} x {system}: {facts['breaking_term']} breaks it"
@@ -103,7 +111,13 @@ def fit_text(facts: Facts) -> str:
             f"On {facts['breaking_num_gpus']} it breaks at {facts['breaking_term'].replace('_', ' ')}: "
             f"{format_bytes(need)} before KV cache of {format_bytes(facts['capacity_bytes'])}",
         ]
-    lines += ["", f"Limits {facts['max_num_seqs']} sequences and {facts['max_batched_tokens']:,} tokens per step and rank"]
+    if facts["alternatives"]:
+        rows = [(a["layout"], a["family"], f"{a['kv_tokens']:,}") for a in facts["alternatives"]]
+        lines += ["", "Other families on as many GPUs", table(["layout", "family", "cached tokens"], rows, left=2)]
+    lines += [
+        "",
+        f"Limits {facts['max_num_seqs']} sequences and {facts['max_batched_tokens']:,} tokens per step and rank",
+    ]
     return "\n".join(lines + [f"Note   {note}" for note in facts["notes"]])
 
 
@@ -130,8 +144,9 @@ def _winner_lines(facts: Facts) -> list[str]:
     settings = facts["settings"]
     lines = [
         f"Binding   {facts['binding_constraint']}",
-        f"Settings  {settings['max_num_seqs']} sequences and {settings['max_batched_tokens']:,} tokens per step and rank, "
-        f"{settings['kv_format']} KV cache, experts over {settings['moe_backend'].replace('_', '/')}",
+        f"Settings  {settings['max_num_seqs']} sequences and "
+        f"{settings['max_batched_tokens']:,} tokens per step and rank, "
+        f"{settings['kv_format']} KV cache, experts over {settings['moe_backend'].replace('_', '-')}",
         "",
         table(
             ["", "mean", "p50", "p95", "p99"],
@@ -192,7 +207,8 @@ def simulation_text(facts: Facts) -> str:
                 ],
             ),
             "",
-            f"  {_usd(facts['usd_per_mtok_output'])} per Mtok output, {significant(facts['requests_per_s'])} requests/s, "
+            f"  {_usd(facts['usd_per_mtok_output'])} per Mtok output, "
+            f"{significant(facts['requests_per_s'])} requests/s, "
             f"{significant(facts['mean_decode_seqs_per_rank'])} sequences per rank, "
             f"KV peak {facts['kv_utilisation_peak']:.0%}, {facts['num_preemptions']:,} preemptions",
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
-from typing import Protocol
 
 import numpy as np
 
 from planner.cost import LENGTHS, SEQS, TOKENS, StepCost, bilinear
 from planner.engine import Limits
+from planner.scheduler import RankWork
 
 _CONTEXT_STEPS = 8
 """Grid points per doubling of context in the decode-attention rows."""
-
-
-class Work(Protocol):
-    """What one rank does in one step (see `planner.scheduler.RankWork`)."""
-
-    prefill_tokens: int
-    prefill_pairs: float
-    num_prefills: int
-    decode_seqs: int
-    decode_context_tokens: int
 
 
 class CostTimer:
@@ -54,7 +44,7 @@ class CostTimer:
                 _list(cost.encoder_moe_table.terms, grid),
             )
 
-    def step_s(self, ranks: Sequence[Work]) -> float:
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one lockstep step of `ranks`."""
         if len(ranks) == 1 and self._encoder is None:
             return self._lone_rank_s(ranks[0])
@@ -84,7 +74,7 @@ class CostTimer:
             + moe[-(-total_tokens // self._stride)]
         )
 
-    def _lone_rank_s(self, rank: Work) -> float:
+    def _lone_rank_s(self, rank: RankWork) -> float:
         """`step_s` of a group of one, the commonest case, without the bookkeeping over ranks."""
         seqs, prompt = rank.decode_seqs, rank.prefill_tokens
         seconds = self._host_s
@@ -94,9 +84,13 @@ class CostTimer:
             return seconds + self._alone[seqs]
         tokens, rows = seqs + prompt, seqs + rank.num_prefills
         seconds += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
-        return seconds + self._tokens[tokens] + self._head[min(rows, len(self._head) - 1)] + self._moe["prefill"][tokens]
+        return (
+            seconds + self._tokens[tokens] + self._head[min(rows, len(self._head) - 1)] + self._moe["prefill"][tokens]
+        )
 
-    def _encoder_step_s(self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float) -> float:
+    def _encoder_step_s(
+        self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float
+    ) -> float:
         """Encoder-decoder models: prompts pass the encoder, generated tokens the decoder."""
         tokens, moe = self._encoder or ([], [])
         seconds = self._host_s + attention_s + tokens[prompt] + moe[-(-total_prompt // self._stride)]
@@ -135,7 +129,9 @@ def _padding(cost: StepCost, max_num_seqs: int) -> list[int]:
 def _log_row(table: np.ndarray, seqs: float) -> list[float]:
     """`table` [SEQS, LENGTHS] at `seqs`, on lengths 2**(i / _CONTEXT_STEPS)."""
     lengths = 2.0 ** (np.arange(20 * _CONTEXT_STEPS + 2) / _CONTEXT_STEPS)
-    row: list[float] = bilinear(np.full_like(lengths, min(seqs, SEQS[-1])), np.clip(lengths, 1, LENGTHS[-1]), table).tolist()
+    row: list[float] = bilinear(
+        np.full_like(lengths, min(seqs, SEQS[-1])), np.clip(lengths, 1, LENGTHS[-1]), table
+    ).tolist()
     return row
 
 

@@ -11,7 +11,18 @@ import pytest
 
 from planner.cli import main
 
-PLAN = ["plan", "mixtral-8x7b", "--cluster", "h100-sxm:1x4", "--workload", "fixed:512/64", "--rate", "2", "--num-requests", "100"]
+PLAN = [
+    "plan",
+    "mixtral-8x7b",
+    "--cluster",
+    "h100-sxm:1x4",
+    "--workload",
+    "fixed:512/64",
+    "--rate",
+    "2",
+    "--num-requests",
+    "100",
+]
 Run = tuple[int, str, str]
 
 
@@ -135,8 +146,14 @@ def test_profiles_list_show_and_schema(moeplan: Any) -> None:
         (["plan", "mixtral-8x7b", "--cluster", "h200-sxm:8", "--cluster", "h200-sxm:8"], ["twice"]),
         (["plan", "mixtral-8x7b", "--cluster", "h200-sxm:8", "--weights", "fp3"], ["fp3"]),
         (["plan", "mixtral-8x7b", "--cluster", "h200-sxm:8", "--skew", "wild"], ["wild"]),
-        (["simulate", "deepseek-v3", "--cluster", "h200-sxm:3x8", "--layout", "attention_dp=24,ep=24"], ["ep=24", "256", "16 or 32"]),
-        (["simulate", "deepseek-v3", "--cluster", "h200-sxm:8", "--layout", "tp=8,ep=8", "--max-num-seqs", "0"], ["--max-num-seqs 0"]),
+        (
+            ["simulate", "deepseek-v3", "--cluster", "h200-sxm:3x8", "--layout", "attention_dp=24,ep=24"],
+            ["ep=24", "256", "16 or 32"],
+        ),
+        (
+            ["simulate", "deepseek-v3", "--cluster", "h200-sxm:8", "--layout", "tp=8,ep=8", "--max-num-seqs", "0"],
+            ["--max-num-seqs 0"],
+        ),
         (["fit", "mixtral-8x7b", "--gpu", "h100-sxm", "--engine", "vlm"], ["vlm", "vllm"]),
         (["plna"], ["plna", "plan"]),
     ],

@@ -28,15 +28,25 @@ class Rank:
     decode_context_tokens: int = 0
 
 
-def step(model: str, layout: Layout, cluster: str = "h200-sxm:1x8", backend: str = "allgather_reducescatter") -> StepCost:
+def step(
+    model: str, layout: Layout, cluster: str = "h200-sxm:1x8", backend: str = "allgather_reducescatter"
+) -> StepCost:
     return StepCost(load(model), layout, parse_cluster(cluster), engine("vllm"), backend)
 
 
 def test_breakdown_names_every_operation_and_origin_adds_up() -> None:
     times = step("deepseek-v3", Layout(attention_dp=8, ep=8)).decode(np.array([1.0, 64.0]), np.array(2048.0))
-    assert {"experts", "dispatch", "combine", "shared_experts", "router", "dense_ffn", "lm_head", "sampling", "norms"} <= set(
-        times.terms
-    )
+    assert {
+        "experts",
+        "dispatch",
+        "combine",
+        "shared_experts",
+        "router",
+        "dense_ffn",
+        "lm_head",
+        "sampling",
+        "norms",
+    } <= set(times.terms)
     assert {"attention", "attention_module"} & set(times.terms)
     assert np.sum(list(times.origin.values()), axis=0) == pytest.approx(times.total_s)
     assert sum(times.origin_share().values()) == pytest.approx(1.0)
@@ -65,7 +75,9 @@ def test_never_faster_than_reading_the_active_weights() -> None:
     model = load("mixtral-8x7b")
     for name in SYSTEMS:
         cluster = parse_cluster(name)
-        seconds = step("mixtral-8x7b", Layout(tp=8, moe_tp=8), name).decode(np.array([256.0]), np.array(128.0)).total_s[0]
+        seconds = (
+            step("mixtral-8x7b", Layout(tp=8, moe_tp=8), name).decode(np.array([256.0]), np.array(128.0)).total_s[0]
+        )
         assert seconds >= 0.95 * model.weight_bytes / 8 / cluster.system.gpu.hbm_bytes_per_s
 
 

@@ -89,6 +89,8 @@ def test_planner_never_imports_torch_or_streamlit() -> None:
 
 def test_importing_planner_and_its_command_line_is_light() -> None:
     code = "import sys, planner, planner.cli; print(*sys.modules)"
-    modules = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    modules = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     heavy = {"numpy", "pandas", "matplotlib", "simpy", "pydantic", "torch", "streamlit", "pyarrow"}
     assert not modules & heavy, modules & heavy

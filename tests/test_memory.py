@@ -18,14 +18,16 @@ from planner.model.precision import override
 AG = "allgather_reducescatter"
 
 
-def use(model: ModelConfig, name: str, layout: Layout, limits: Limits, profile: Engine, context: int = 4096) -> MemoryUse:
+def use(
+    model: ModelConfig, name: str, layout: Layout, limits: Limits, profile: Engine, context: int = 4096
+) -> MemoryUse:
     return Ledger(model, system(name), profile).use(layout, limits, AG, context)
 
 
 @pytest.mark.parametrize(
     ("model", "gpu", "layout", "limits", "measured_tokens"),
     [
-        # inference-sim/training@c4f03409 replay_data, vLLM 0.15.1, gpu_memory_utilization 0.9 (kv_blocks_total_gpu x 16)
+        # inference-sim/training@c4f03409 replay_data, vLLM 0.15.1, utilisation 0.9 (kv_blocks_total_gpu x 16)
         ("mixtral-8x7b", "h100-sxm", Layout(tp=2, moe_tp=2), Limits(128, 2048), 440_160),
         ("meta-llama/Llama-2-7b-hf", "h100-sxm", Layout(), Limits(128, 2048), 119_392),
         # casys-kaist/LLMServingSim@5daddb21 bench/examples RTX4090, vLLM 0.19.0, utilisation 0.9
@@ -67,7 +69,9 @@ def test_r1_does_not_fit_eight_h100(deepseek: ModelConfig, vllm: Engine) -> None
     assert use(deepseek, "h100-sxm", Layout(attention_dp=16, ep=16), Limits(256, 8192), vllm).fits
 
 
-def test_mla_cache_is_replicated_over_tp_and_gqa_is_cut(deepseek: ModelConfig, mixtral: ModelConfig, vllm: Engine) -> None:
+def test_mla_cache_is_replicated_over_tp_and_gqa_is_cut(
+    deepseek: ModelConfig, mixtral: ModelConfig, vllm: Engine
+) -> None:
     limits = Limits(64, 2048)
     assert use(deepseek, "h200-sxm", Layout(tp=8, ep=8), limits, vllm).kv_bytes_per_token == pytest.approx(70_272)
     assert use(mixtral, "h200-sxm", Layout(tp=8, ep=8), limits, vllm).kv_bytes_per_token == pytest.approx(131_072 / 8)
@@ -99,15 +103,19 @@ def test_memory_rules_differ_as_documented(name: str, mixtral: ModelConfig) -> N
 
 
 LAYOUTS = st.sampled_from(
-    [Layout(tp=8, ep=8), Layout(tp=8, moe_tp=8), Layout(attention_dp=8, ep=8), Layout(tp=4, pp=2, ep=4), Layout(8, 2, 8)]
+    [
+        Layout(tp=8, ep=8),
+        Layout(tp=8, moe_tp=8),
+        Layout(attention_dp=8, ep=8),
+        Layout(tp=4, pp=2, ep=4),
+        Layout(8, 2, 8),
+    ]
 )
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(LAYOUTS, st.sampled_from([16, 64, 256]), st.sampled_from([2048, 8192]), st.sampled_from([256, 4096, 65536]))
-def test_terms_sum_to_the_device_and_nothing_is_negative(
-    layout: Layout, seqs: int, tokens: int, context: int
-) -> None:
+def test_terms_sum_to_the_device_and_nothing_is_negative(layout: Layout, seqs: int, tokens: int, context: int) -> None:
     for name in ("vllm", "sglang", "trtllm"):
         ledger = use(load("deepseek-v3"), "h200-sxm", layout, Limits(seqs, tokens), engine(name), context)
         assert tuple(ledger.terms) == TERMS

@@ -209,12 +209,15 @@ def test_override_changes_only_what_it_names() -> None:
 
 
 def test_override_drops_pinned_formats_but_not_exempt_ones() -> None:
-    mixed = load("nvidia/Qwen3.6-35B-A3B-NVFP4")
-    assert mixed.format_of("attention") == "fp8"
-    pinned = [w for w in mixed.all_weights() if w.part == "attention" and w.fmt is not None]
-    assert pinned
-    plain = override(mixed, attention="bf16", experts="bf16", dense="bf16")
-    assert not [w for w in plain.all_weights() if w.part in ("attention", "expert") and w.fmt is not None]
+    quantised = {"quant_algo": "NVFP4", "ignore": ["lm_head", "model.layers.0.*", "model.layers.*.self_attn.o_proj"]}
+    mixed = _edited("mistralai/Mixtral-8x7B-v0.1", quantization_config=quantised)
+    first, second = mixed.layers[:2]
+    assert {w.fmt for w in first.weights if w.is_matrix and w.part in ("attention", "expert")} == {"bf16"}
+    assert [w.name for w in second.weights if w.fmt == "bf16"] == ["self_attn.o_proj"]
+    assert len(mixed.layer_kinds) == 2
+    plain = override(mixed, attention="bf16", experts="bf16")
+    assert not [w for w in plain.all_weights() if w.fmt is not None]
+    assert len(plain.layer_kinds) == 1
     v32 = override(load("deepseek-v3.2"), attention="nvfp4")
     heads = next(w for w in v32.layers[0].weights if w.name == "self_attn.indexer.weights_proj")
     assert stored_bytes(heads, "nvfp4") == 2 * heads.params

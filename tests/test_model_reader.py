@@ -117,7 +117,7 @@ def test_quantised_name_without_quantisation_is_noted() -> None:
         ("[" * 200_000, "nested too deeply|not valid JSON"),
         ("{}", "neither architectures nor model_type"),
         ('{"model_type": "bert"}', "unknown model_type 'bert'"),
-        ('{"architectures": ["MixtralForCausalLMM"]}', "did you mean MixtralForCausalLM.*TOML"),
+        ('{"architectures": ["MixtralForCausalLMM"]}', "did you mean .*MixtralForCausalLM.*TOML"),
         ('{"architectures": "MixtralForCausalLM"}', "not a list of class names"),
     ],
 )
@@ -138,7 +138,7 @@ def test_large_and_foreign_files(tmp_path: Path) -> None:
         load(str(large))
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ModelConfigError, match="no config.json in this directory"):
+    with pytest.raises(ModelConfigError, match=r"no config\.json in this directory"):
         load(str(empty))
 
 

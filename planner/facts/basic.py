@@ -106,6 +106,10 @@ def fit_facts(model: ModelConfig, system: System, engine: Engine, answer: Fit) -
         "breaking_term": answer.breaking_term,
         "breaking_num_gpus": (smaller[0].replica_gpus if smaller else None) if answer.fits else answer.num_gpus,
         "breaking_bytes_per_gpu": dict(smaller[1].terms) if smaller else None,
+        "alternatives": [
+            {"layout": str(layout), "family": layout.family, "kv_tokens": use.kv_tokens * layout.attention_dp}
+            for layout, use in answer.alternatives
+        ],
         "max_num_seqs": answer.limits.max_num_seqs,
         "max_batched_tokens": answer.limits.max_batched_tokens,
         "weight_bytes": model.weight_bytes,

@@ -41,7 +41,12 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "assumptions": _assumptions(rec),
     }
     if rec.winner is None:
-        return facts | {"cluster": rec.clusters[0].name, "layout": None, "headline": _no_layout(rec), "next": list(rec.remedies)}
+        return facts | {
+            "cluster": rec.clusters[0].name,
+            "layout": None,
+            "headline": _no_layout(rec),
+            "next": list(rec.remedies),
+        }
     return facts | _winner_facts(rec, rec.winner)
 
 
@@ -188,7 +193,9 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
         rows.append(
             {
                 "name": f"{system.name} rental price",
-                "value": f"{format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else "unknown",
+                "value": f"{format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}"
+                if price
+                else "unknown",
                 "source": price.source if price else "no dated rental price in the profile",
             }
         )
@@ -243,7 +250,8 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
         warnings.append(f"{share['roofline']:.0%} of the time comes from rooflines, not measurements.")
     if winner.deployment.layout.replicas > MAX_SIMULATED_REPLICAS:
         warnings.append(
-            f"{MAX_SIMULATED_REPLICAS} of {winner.deployment.layout.replicas} replicas were simulated at their share of the load."
+            f"{MAX_SIMULATED_REPLICAS} of {winner.deployment.layout.replicas} replicas were simulated, "
+            "at their share of the load."
         )
     if winner.deployment.memory.terms["reserve"] < 0.03 * winner.deployment.memory.capacity_bytes:
         reserve = significant(winner.deployment.memory.terms["reserve"] / 1e9)

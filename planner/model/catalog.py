@@ -34,7 +34,8 @@ def load(name_or_path: str) -> ModelConfig:
     try:
         return _from_path(path, text)
     except (OSError, ValueError) as error:
-        raise ModelConfigError(f"{text[:200]}: cannot be read: {error}; check the path") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ModelConfigError(f"{text[:200]}: cannot be read: {reason}; check the path") from None
 
 
 def catalog() -> tuple[str, ...]:

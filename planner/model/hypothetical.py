@@ -97,9 +97,15 @@ def _candidates(total: float, active: float, given: Shape) -> Iterator[Shape]:
             one = per_expert / layers if per_expert else (total - outer) / layers - attention
             if given.num_experts and not per_expert:
                 one /= given.num_experts
-            width = round(one / (3 * hidden) / 16) * 16
+            width = _rounded(one / (3 * hidden))
             if width > 0:
                 yield replace(base, num_layers=layers, width=width)
+
+
+def _rounded(width: float) -> int:
+    """`width` as a multiple of 16, or of less where that would move it by more than 1 %."""
+    step = max(1, min(16, int(width / 64)))
+    return round(width / step) * step
 
 
 def _errors(shape: Shape, total: float, active: float) -> tuple[float, float]:

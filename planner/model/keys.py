@@ -120,10 +120,15 @@ class Keys:
         return explicit or self.hidden // self.num_heads
 
     @property
+    def num_mtp(self) -> int:
+        """Multi-token-prediction modules."""
+        return self.integer("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, minimum=0, maximum=64)
+
+    @property
     def max_context(self) -> int:
         """Longest context the config declares, 0 when it does not."""
         spellings = ("max_position_embeddings", "max_seq_len", "model_max_length", "n_positions")
-        return self.integer(*spellings, default=0, maximum=10**9)
+        return self.integer(*spellings, default=0, minimum=0, maximum=10**9)
 
     def window(self, key: str = "sliding_window") -> int | None:
         """Sliding window in tokens; None when absent, disabled, or never shorter than the context."""

@@ -52,7 +52,7 @@ def deepseek(keys: Keys) -> ModelConfig:
         layer([attention[indexers[i]]], [sparse if is_moe[i] else plain], norms(hidden)) for i in range(len(is_moe))
     ]
     experts = keys.integer("n_routed_experts") if keys.text("topk_method") == "noaux_tc" else 0
-    count = keys.integer("num_nextn_predict_layers", default=0, minimum=0)
+    count = keys.num_mtp
     one = layer([attention[indexers[0]]], [sparse], norms(hidden))
     prefix = f"layers.{keys.num_layers}"
     # DeepSeek ships copies of embedding and head with the module, GLM-5 does not (its Hugging Face element count).
@@ -82,7 +82,7 @@ def longcat(keys: Keys) -> ModelConfig:
     candidates = block.num_experts + block.identity_experts
     draft = layer(mixers[:1], mlps[:1], norms(hidden))
     module = mtp_module(keys, draft, prefix="mtp", num_norms=3, own_embedding=True, own_head=False)
-    count = keys.integer("num_nextn_predict_layers", default=0, minimum=0)
+    count = keys.num_mtp
     return assemble(keys, [one] * keys.num_layers, mtp=module * count, router_bias_buffers=keys.num_layers * candidates)
 
 
@@ -92,7 +92,7 @@ def deepseek_v4(keys: Keys) -> ModelConfig:
     Shapes as in transformers 5 `deepseek_v4`: shared key-value head, grouped low-rank output, hyper-connections.
     """
     hidden, count, streams = keys.hidden, keys.num_layers, keys.integer("hc_mult", default=1)
-    ratios = keys.items("compress_ratios", count) or [0] * count
+    ratios = [keys.per_layer("compress_ratios", i, 0) for i in range(count)]
     block = routed(keys, shared_width=shared_width(keys))
     sparse = sparse_block(keys, block, prefix="ffn")
     layers = []
@@ -108,7 +108,7 @@ def deepseek_v4(keys: Keys) -> ModelConfig:
         keys,
         layers,
         extra=_hyper("hc_head", hidden, streams, streams, 1),
-        mtp=module * keys.integer("num_nextn_predict_layers", default=0, minimum=0),
+        mtp=module * keys.num_mtp,
         router_bias_buffers=(count - hashed) * block.num_experts,
         notes=("DeepSeek-V4: totals agree with transformers, not yet with a published element count",),
     )
@@ -122,33 +122,37 @@ def _hyper(name: str, hidden: int, streams: int, mixes: int, sites: int) -> Weig
 
 
 def _compressed(keys: Keys, ratio: int) -> list[tuple[Mixer, Weights]]:
-    """Window attention and, for `ratio` > 0, attention over the compressed cache (with an indexer at ratio 4)."""
-    hidden, heads, dim = keys.hidden, keys.num_heads, keys.integer("head_dim")
+    """Window attention and, for `ratio` > 0, attention over the compressed cache."""
+    hidden, count, dim = keys.hidden, keys.num_heads, keys.integer("head_dim")
     rank, groups = keys.integer("q_lora_rank"), keys.integer("o_groups")
     out = groups * keys.integer("o_lora_rank")
-    window = Attention("gqa", heads, 1, dim, dim, dim, keys.window(), q_lora_rank=rank)
+    window = Attention("gqa", count, 1, dim, dim, dim, keys.window(), q_lora_rank=rank)
     weights: Weights = (
         *matrix("attn.wq_a", rank, hidden, "attention", "replicated"),
         vector("attn.q_norm", rank, "norm"),
-        *matrix("attn.wq_b", heads * dim, rank, "attention", "column"),
+        *matrix("attn.wq_b", count * dim, rank, "attention", "column"),
         *matrix("attn.wkv", dim, hidden, "attention", "replicated"),
         vector("attn.kv_norm", dim, "norm"),
-        *matrix("attn.wo_a", out, heads * dim // groups, "attention", "column"),
+        *matrix("attn.wo_a", out, count * dim // groups, "attention", "column"),
         *matrix("attn.wo_b", hidden, out, "attention", "row"),
-        vector("attn.sinks", heads, "attention", "column"),
+        vector("attn.sinks", count, "attention", "column"),
     )
-    if not ratio:
-        return [(window, weights)]
+    return [(window, weights), _compressed_cache(keys, ratio)] if ratio else [(window, weights)]
+
+
+def _compressed_cache(keys: Keys, ratio: int) -> tuple[Mixer, Weights]:
+    """Attention over one entry per `ratio` tokens; at ratio 4 an indexer selects among them."""
+    hidden, dim, rank = keys.hidden, keys.integer("head_dim"), keys.integer("q_lora_rank")
     indexed = ratio <= 4
     index_dim = keys.integer("index_head_dim") if indexed else 0
     index_heads = keys.integer("index_n_heads") if indexed else 0
-    compressed = Attention(
-        "gqa",
-        heads,
-        1,
-        dim,
-        dim,
-        (dim + index_dim) // ratio,
+    mixer = Attention(
+        kind="gqa",
+        num_heads=keys.num_heads,
+        num_kv_heads=1,
+        qk_head_dim=dim,
+        v_head_dim=dim,
+        kv_values=(dim + index_dim) // ratio,
         q_lora_rank=rank,
         compress_ratio=ratio,
         index_heads=index_heads,
@@ -156,12 +160,13 @@ def _compressed(keys: Keys, ratio: int) -> list[tuple[Mixer, Weights]]:
         index_topk=keys.integer("index_topk") if indexed else 0,
     )
     # Overlapping windows of the 4-fold compressor need two series per token.
-    own = _compressor("attn.compressor", hidden, dim, ratio, 2 if indexed else 1)
+    weights = _compressor("attn.compressor", hidden, dim, ratio, 2 if indexed else 1)
     if indexed:
-        own += _compressor("attn.indexer.compressor", hidden, index_dim, ratio, 2)
-        own += matrix("attn.indexer.wq_b", index_heads * index_dim, rank, "attention", "replicated")
-        own += matrix("attn.indexer.weights_proj", index_heads, hidden, "attention", "replicated", quantizable=False)
-    return [(window, weights), (compressed, own)]
+        name = "attn.indexer"
+        weights += _compressor(f"{name}.compressor", hidden, index_dim, ratio, 2)
+        weights += matrix(f"{name}.wq_b", index_heads * index_dim, rank, "attention", "replicated")
+        weights += matrix(f"{name}.weights_proj", index_heads, hidden, "attention", "replicated", quantizable=False)
+    return mixer, weights
 
 
 def _compressor(name: str, hidden: int, dim: int, ratio: int, series: int) -> Weights:

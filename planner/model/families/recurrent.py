@@ -43,7 +43,7 @@ def qwen3_next(keys: Keys) -> ModelConfig:
 
 def qwen3_5_moe(keys: Keys) -> ModelConfig:
     """Text part of Qwen3.5 and 3.6."""
-    return _qwen_hybrid(keys, split=True, num_mtp=keys.integer("mtp_num_hidden_layers", default=0, minimum=0))
+    return _qwen_hybrid(keys, split=True, num_mtp=keys.num_mtp)
 
 
 def _qwen_hybrid(keys: Keys, *, split: bool, num_mtp: int) -> ModelConfig:
@@ -66,7 +66,7 @@ def _qwen_hybrid(keys: Keys, *, split: bool, num_mtp: int) -> ModelConfig:
         for softmax, sparse in zip(_is_full(keys), is_moe, strict=True)
     ]
     one = layer([full], [ffns[True]], norms(hidden))
-    module = mtp_module(keys, one, prefix="mtp", num_norms=3, own_embedding=False, own_head=False)
+    module = mtp_module(keys, one, prefix="mtp.layers.0", num_norms=3, own_embedding=False, own_head=False)
     return assemble(keys, layers, mtp=module * num_mtp)
 
 
@@ -132,9 +132,9 @@ def _nemotron_kinds(keys: Keys, pattern: str, listed: str) -> list[str]:
     kinds = keys.items(listed)
     if kinds is None:
         kinds = [_NEMOTRON.get(letter, letter) for letter in keys.text(pattern)]
-    unknown = next((kind for kind in kinds if kind not in _NEMOTRON.values()), None)
-    if unknown is not None:
-        raise keys.error(pattern, f"{unknown!r} is not a layer kind; use M, E, * or -")
+    unknown = [kind for kind in kinds if kind not in _NEMOTRON.values()]
+    if unknown:
+        raise keys.error(pattern, f"{unknown[0]!r:.80} is not a layer kind; use M, E, * or -")
     return kinds
 
 
@@ -176,7 +176,7 @@ def nemotron_h(keys: Keys) -> ModelConfig:
 
 def _nemotron_mtp(keys: Keys, layers: Sequence[Layer]) -> Weights:
     """Draft layers, the projection of [hidden, embedding] and three norms."""
-    if not layers or not keys.integer("num_nextn_predict_layers", default=0, minimum=0):
+    if not layers or not keys.num_mtp:
         return ()
     module = mtp_module(keys, layers[0], prefix="mtp", num_norms=3, own_embedding=False, own_head=False)
     return module + tuple(w for one in layers[1:] for w in renamed(one.weights, "mtp"))

@@ -140,7 +140,7 @@ def glm4_moe(keys: Keys) -> ModelConfig:
     attention = heads(keys, qkv_bias=keys.flag("attention_bias"), qk_norm=norm)
     is_moe = dense_then_moe(keys)
     sparse = sparse_block(keys, routed(keys, shared_width=shared_width(keys)))
-    experts, count = keys.integer("n_routed_experts"), keys.integer("num_nextn_predict_layers", default=0, minimum=0)
+    experts, count = keys.integer("n_routed_experts"), keys.num_mtp
     one = layer([gqa(keys.hidden, attention)], [sparse], norms(keys.hidden))
     # GLM-4.6 ships its MTP module without embedding and head, 4.5 with both (handbook models.md 3); only the
     # longer context tells their configs apart.
@@ -202,7 +202,7 @@ def ernie(keys: Keys) -> ModelConfig:
         [gqa(keys.hidden, attention)], [dense(keys.hidden, keys.integer("intermediate_size"))], norms(keys.hidden)
     )
     module = mtp_module(keys, one, prefix="mtp", num_norms=2, own_embedding=False, own_head=False)
-    count = keys.integer("num_nextn_predict_layers", default=0, minimum=0)
+    count = keys.num_mtp
     return mixed(keys, attention, sparse, is_moe, mtp=module * count)
 
 
