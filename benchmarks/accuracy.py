@@ -93,7 +93,11 @@ def main() -> None:
     groups: dict[str, list[tuple[dict[str, str], list[float] | str]]] = defaultdict(list)
     for row, ratios in results:
         kind = "MoE" if row["is_moe"] == "True" else "dense"
-        for name in (f"all {kind}", f"{kind}, {row['engine']}", f"{row['model']} {row['gpu']} {row['engine']} {row['precision']}"):
+        for name in (
+            f"all {kind}",
+            f"{kind}, {row['engine']}",
+            f"{row['model']} {row['gpu']} {row['engine']} {row['precision']}",
+        ):
             groups[name].append((row, ratios))
     header = ["points", "given", "predicted", *(f"{m}: median / mean error / bias" for m in METRICS)]
     text = [
@@ -111,7 +115,9 @@ def main() -> None:
     order = sorted(groups, key=lambda n: (not n.startswith("all"), "/" in n, n))
     for name in order:
         known = [r for _, r in groups[name] if not isinstance(r, str)]
-        text.append(line(name, known, len(groups[name])) if known else f"| {name} | {len(groups[name])} | 0 | - | - | - |")
+        text.append(
+            line(name, known, len(groups[name])) if known else f"| {name} | {len(groups[name])} | 0 | - | - | - |"
+        )
     refused: dict[str, int] = defaultdict(int)
     for _, ratios in results:
         if isinstance(ratios, str):

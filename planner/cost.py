@@ -262,7 +262,7 @@ class StepCost:
             for mixer in layer.mixers:
                 if isinstance(mixer, Attention):
                     label = "attention_module" if self._is_module(mixer) else "attention"
-                    total.surface(label, self._attention(mixer, phase), x, y, count)
+                    total.surface(label, self._attention(mixer, phase), x, y / mixer.compress_ratio, count)
                 else:
                     self._add_recurrent(total, mixer, phase, count)
         return total

@@ -47,7 +47,7 @@ def layer_gemms(model: ModelConfig, layer: Layer, layout: Layout) -> tuple[Gemm,
         if not weight.is_matrix or weight.part not in LABELS or weight.part == "expert":
             continue
         rows, cols = _shard_shape(weight, layer, layout)
-        label, fmt = LABELS[weight.part], model.format_of(weight.part)
+        label, fmt = LABELS[weight.part], _format(model, weight)
         if weight.shard == "row":
             single.append(Gemm(label, rows, cols, fmt, weight.copies))
         else:
@@ -61,6 +61,12 @@ def head_gemm(model: ModelConfig, layout: Layout) -> Gemm:
     """The lm_head product (tied or not), sharded by vocabulary over TP."""
     part: Part = "embedding" if model.tied else "lm_head"
     return Gemm("lm_head", -(-model.vocab // layout.tp), model.hidden, model.format_of(part))
+
+
+def _format(model: ModelConfig, weight: Weight) -> str:
+    """Format the kernel reads: the checkpoint's own choice for this weight first, 16 bits where none is quantised."""
+    fmt = weight.fmt or model.format_of(weight.part)
+    return fmt if weight.is_quantizable else "bf16"
 
 
 def _shard_shape(weight: Weight, layer: Layer, layout: Layout) -> tuple[int, int]:

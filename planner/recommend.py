@@ -25,6 +25,9 @@ Progress = Callable[[str, float], None]
 
 _FINALISTS_PER_COUNT = 3
 _MAX_RUNS = 14
+_HOPELESS_SCORE = 1.5
+"""Analytic score beyond which nothing is simulated: of 112 simulated layouts (docs/architecture.md) none with a
+score above 1.25 met its SLO."""
 _TOP = 5
 _PIPELINE_HANDICAP = 1.1
 """A pipeline must win by this factor: uneven stage occupancy between batches is not simulated."""
@@ -129,21 +132,30 @@ def _simulate_finalists(
     Counts below the first that passes have had their best candidates simulated and failed, so the GPU count
     recommended is the smallest of the search.
     """
+    hopeful = [c for c in found.survivors if c.score <= _HOPELESS_SCORE]
+    hopeless = [c for c in found.survivors if c.score > _HOPELESS_SCORE]
+    if hopeless and hopeful:
+        near = min(hopeless, key=lambda c: c.score)
+        text = f"{near.name}: estimated at {near.score:.2f} x its tightest limit"
+        found.reject(f"estimated beyond {_HOPELESS_SCORE:g} x a limit", len(hopeless), near.score, text)
+    tried = hopeful or _best_distinct(hopeless, _FINALISTS_PER_COUNT)
     runs: list[Run] = []
     passed = 0
-    for count in sorted({c.num_gpus for c in found.survivors}):
-        if passed >= _TOP or len(runs) >= _MAX_RUNS:
+    counts = sorted({c.num_gpus for c in tried})
+    for done, count in enumerate(counts):
+        if passed and (passed >= _TOP or len(runs) >= _MAX_RUNS):
             break
         wanted = _FINALISTS_PER_COUNT if not passed else _TOP - passed
-        for candidate in _best_distinct([c for c in found.survivors if c.num_gpus == count], wanted):
+        for candidate in _best_distinct([c for c in tried if c.num_gpus == count], wanted):
             result = trial(candidate.deployment, workload)
             runs.append(result)
             passed += result.meets_slo
             if not result.meets_slo:
                 text = f"{candidate.name}: {result.worst_objective} at {result.worst_ratio:.2f} x its limit"
                 found.reject(f"simulated, misses {result.worst_objective}", 1, result.worst_ratio, text)
-            progress(min(1.0, len(runs) / _MAX_RUNS))
-    found.rejected["ranked behind the simulated finalists"] += len(found.survivors) - len(runs)
+        progress((done + 1) / len(counts))
+    left = len(found.survivors) - len(runs) - (len(hopeless) if hopeful else 0)
+    found.rejected["ranked behind the simulated finalists"] += left
     progress(1.0)
     return runs
 
