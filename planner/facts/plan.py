@@ -13,6 +13,11 @@ from planner.model import ModelConfig
 from planner.recommend import Recommendation
 from planner.units import format_seconds, format_usd, significant
 
+PAST_ERROR = (
+    "on 653 measured MoE server points TPOT was off by 12 % (median); TTFT came out at about half of the measured "
+    "time, so read it as a lower bound (docs/accuracy.md, 2026-11-22)"
+)
+"""Rewrite together with docs/accuracy.md."""
 _CDF_POINTS = 101
 _TIMELINE_POINTS = 200
 _TOP = 5
@@ -77,6 +82,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "memory": memory_facts(candidate.memory),
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
+        "past_error": PAST_ERROR,
         "top": [_run_row(run) for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
@@ -253,6 +259,9 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
             f"{MAX_SIMULATED_REPLICAS} of {winner.deployment.layout.replicas} replicas were simulated, "
             "at their share of the load."
         )
+    ttft = [r for r in winner.summary.objectives if r.objective.metric == "ttft"]
+    if any(result.value_s > 0.5 * result.objective.limit_s for result in ttft):
+        warnings.append("TTFT uses more than half of its limit, and real servers take about twice the predicted time.")
     if winner.deployment.memory.terms["reserve"] < 0.03 * winner.deployment.memory.capacity_bytes:
         reserve = significant(winner.deployment.memory.terms["reserve"] / 1e9)
         warnings.append(f"Only {reserve} GB per GPU are held back; a larger chunk or graph list may not start.")
