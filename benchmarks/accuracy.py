@@ -87,7 +87,8 @@ def line(name: str, ratios: list[list[float]], total: int) -> str:
 
 
 def main() -> None:
-    rows = list(csv.DictReader(Path(sys.argv[1]).open(encoding="utf-8")))
+    with Path(sys.argv[1]).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     with ProcessPoolExecutor() as pool:
         results = list(pool.map(predict, rows, chunksize=8))
     groups: dict[str, list[tuple[dict[str, str], list[float] | str]]] = defaultdict(list)
