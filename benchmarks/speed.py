@@ -11,7 +11,10 @@ import subprocess
 import sys
 import time
 
-PLAN = "plan deepseek-ai/DeepSeek-V3 --cluster h200-sxm:2x8 --workload chat --rate 4 --slo ttft_p95=2s,tpot_p95=50ms --json"
+PLAN = (
+    "plan deepseek-ai/DeepSeek-V3 --cluster h200-sxm:2x8 --workload chat --rate 4 "
+    "--slo ttft_p95=2s,tpot_p95=50ms --json"
+)
 SIMULATE = (
     "simulate mixtral-8x7b --cluster h100-sxm:1x8 --layout tp=8,ep=8 --workload fixed:1024/256 --rate {} "
     "--num-requests 20000 --json"
