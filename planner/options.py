@@ -11,7 +11,7 @@ from planner.workload import Workload, load_workload
 
 DEFAULT_RATE_PER_S = 1.0
 _TYPICAL_TPOT_S = 0.05
-_GENERATIONS = 6
+_GENERATIONS = 3
 _MAX_REQUESTS = 20_000
 _PARTS = ("experts", "attention", "dense")
 
@@ -40,7 +40,7 @@ def demand(text: str, rate: float | None, concurrency: int | None, num_requests:
 def plan_demand(text: str, rate: float | None, concurrency: int | None, num_requests: int | None) -> Workload:
     """`demand` with as many requests as a plan's simulations need when `num_requests` is not given.
 
-    Six generations of requests at 50 ms per token, 1,000 at least for a p95, 20,000 at most.
+    Three generations of requests at 50 ms per token, 1,000 at least for a p95, 20,000 at most.
     """
     workload = demand(text, rate, concurrency, num_requests)
     if num_requests is not None or workload.arrivals.kind not in ("poisson", "gamma"):

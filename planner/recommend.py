@@ -24,13 +24,13 @@ from planner.workload import Slo, Workload
 Progress = Callable[[str, float], None]
 
 _FINALISTS_PER_COUNT = 3
-_MAX_RUNS = 14
+_MAX_RUNS = 10
 _HOPELESS_SCORE = 1.5
 """Analytic score beyond which nothing is simulated: of 112 simulated layouts (docs/architecture.md) none with a
 score above 1.25 met its SLO."""
 _TOP = 5
 _PIPELINE_HANDICAP = 1.1
-"""A pipeline must win by this factor: uneven stage occupancy between batches is not simulated."""
+"""A pipeline must win by this factor: stage contention between its batches is only approximated."""
 _FP8_KV_HANDICAP = 1.1
 """A quantised cache can cost answer quality, so it must buy at least this factor of margin."""
 _HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)

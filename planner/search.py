@@ -24,6 +24,8 @@ from planner.workload import Slo, Workload
 
 MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BATCHED_TOKENS = (2048, 4096, 8192, 16384)
+PIPELINES = (1, 2, 3, 4, 8)
+"""Pipeline depths engines are run with; 3 serves clusters of three nodes."""
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
 _TAIL = {
@@ -87,7 +89,7 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
     node, domain = cluster.gpus_per_node, cluster.scale_up_gpus
     sizes = [s for s in range(1, cluster.num_gpus + 1) if (node % s == 0 if s <= node else s % node == 0)]
     for gpus in sizes:
-        for pp in (d for d in _divisors(gpus) if d <= 8):
+        for pp in (d for d in PIPELINES if gpus % d == 0):
             stage = gpus // pp
             for tp in (d for d in _divisors(stage) if d <= domain):
                 for ep in _expert_degrees(model, engine, stage):

@@ -78,6 +78,9 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     else:
         tpot_s = decode_s + any_rank * prefill_step_s * overload
         per_prompt_s = chunks * prefill_step_s
+    pp = cost.layout.pp
+    if pp > 1:  # short steps wait for the longer ones of the other batches in the pipeline (see timer.CostTimer)
+        tpot_s = tpot_s + (pp - 1) / pp * (1 - any_rank) * np.maximum(0.0, tpot_s - decode_s)
     rate = batch / (output * tpot_s)
     waiting_share = np.minimum(rate * per_prompt_s, 1.0)
     own_s = np.maximum(per_prompt_s, prefill_step_s)

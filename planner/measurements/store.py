@@ -4,22 +4,29 @@ A table is a set of series. A series has constant key columns (engine, format, s
 axis columns (`tokens`, or `batch` and `length`) with a time. Times are stored as whole multiples of `LOG_STEP` in
 ln(time / `SHORTEST_S`), so the rounding error is at most 0.05 %; the codes are delta-coded and split into byte
 planes because that is what deflate compresses well (about 1.2 bytes per time).
+
+A table may carry a `Quality` per row (p90, spread, repeats, library, origin) where whoever measured it recorded one;
+the published tables do not. Version 1 files, which cannot carry it, are still read.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ProfileError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 LOG_STEP = 1e-3
 SHORTEST_S = 1e-7
 
@@ -28,11 +35,34 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Quality:
+    """How well each row of a table is known; every array is [rows].
+
+    `p90_s`: 90th percentile of the repeats [s]. `spread`: half the width of the 95 % interval of the median over
+    the median. `repeats`: timed iterations. `library`, `origin`: codes into the names beside them.
+    """
+
+    p90_s: Floats
+    spread: Floats
+    repeats: Ints
+    library: Ints
+    origin: Ints
+    libraries: tuple[str, ...]
+    origins: tuple[str, ...]
+
+    def take(self, rows: NDArray[Any]) -> Quality:
+        """The chosen rows, by index or mask."""
+        columns = (self.p90_s, self.spread, self.repeats, self.library, self.origin)
+        return Quality(*(column[rows] for column in columns), self.libraries, self.origins)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """One operation of one system.
 
     `keys[name]`: [series] int64, categorical columns coded by `categories[name]`.
     `axes[name]`: [rows] int64. `seconds`: [rows]. Rows of series i are `start[i]:start[i + 1]`.
+    `quality` is None where the source gives no statistics.
     """
 
     op: str
@@ -41,6 +71,7 @@ class Table:
     start: Ints
     seconds: Floats
     categories: Mapping[str, tuple[str, ...]]
+    quality: Quality | None = None
 
     def code(self, column: str, value: str) -> int:
         """Code of a categorical `value`, or -1 when the table does not have it."""
@@ -55,10 +86,14 @@ class Table:
         """Rows of one series."""
         return slice(int(self.start[series]), int(self.start[series + 1]))
 
+    def spread_keys(self, column: str) -> Ints:
+        """Key column repeated for every row: [rows]."""
+        return np.repeat(self.keys[column], np.diff(self.start))
+
 
 def write_table(path: Path, table: Table) -> None:
-    """Write `table` to `path` (npz, no pickles)."""
-    header = {
+    """Write `table` to `path` (npz, no pickles); a reader sees the old file or the new one, never half of it."""
+    header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "op": table.op,
         "log_step": LOG_STEP,
@@ -67,13 +102,22 @@ def write_table(path: Path, table: Table) -> None:
         "axes": list(table.axes),
         "categories": {name: list(values) for name, values in table.categories.items()},
     }
-    arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
-    arrays |= {f"key_{name}": column.astype(np.int32) for name, column in table.keys.items()}
-    arrays |= {f"axis_{name}": column.astype(np.int32) for name, column in table.axes.items()}
+    arrays: dict[str, Any] = {f"key_{name}": _compact(column) for name, column in table.keys.items()}
+    arrays |= {f"axis_{name}": _compact(column) for name, column in table.axes.items()}
     arrays["counts"] = np.diff(table.start).astype(np.int32)
     arrays["codes"] = _planes(_codes(table.seconds))
+    if table.quality is not None:
+        header["libraries"], header["origins"] = list(table.quality.libraries), list(table.quality.origins)
+        arrays |= _quality_arrays(table.quality)
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_table(path: Path) -> Table:
@@ -81,9 +125,10 @@ def read_table(path: Path) -> Table:
     try:
         with np.load(path, allow_pickle=False) as data:
             header = json.loads(bytes(data["header"]).decode())
-            if header["schema_version"] != SCHEMA_VERSION:
+            if header["schema_version"] not in READABLE_VERSIONS:
+                known = " and ".join(str(version) for version in READABLE_VERSIONS)
                 raise ProfileError(
-                    f"{path}: schema version {header['schema_version']}, this program reads {SCHEMA_VERSION}. "
+                    f"{path}: schema version {header['schema_version']}, this program reads {known}. "
                     "Run `moeplan profiles import` again."
                 )
             codes = _from_planes(data["codes"])
@@ -94,9 +139,39 @@ def read_table(path: Path) -> Table:
                 start=np.concatenate([[0], np.cumsum(data["counts"].astype(np.int64))]),
                 seconds=header["shortest_s"] * np.exp(codes * header["log_step"]),
                 categories={name: tuple(values) for name, values in header["categories"].items()},
+                quality=_read_quality(data, header),
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ProfileError(f"{path}: not a measured table ({error}). Run `moeplan profiles import` again.") from error
+
+
+def _compact(column: Ints) -> NDArray[Any]:
+    """The column as int32 where it fits (message sizes reach 2^34 bytes)."""
+    return column.astype(np.int32) if not len(column) or np.abs(column).max() < 2**31 else column
+
+
+def _quality_arrays(quality: Quality) -> dict[str, Any]:
+    return {
+        "p90_codes": _planes(_codes(quality.p90_s)),
+        "spread": quality.spread.astype(np.float32),
+        "repeats": quality.repeats.astype(np.int32),
+        "library": quality.library.astype(np.int16),
+        "origin": quality.origin.astype(np.int16),
+    }
+
+
+def _read_quality(data: Any, header: Mapping[str, Any]) -> Quality | None:
+    if "libraries" not in header:
+        return None
+    return Quality(
+        p90_s=header["shortest_s"] * np.exp(_from_planes(data["p90_codes"]) * header["log_step"]),
+        spread=data["spread"].astype(np.float64),
+        repeats=data["repeats"].astype(np.int64),
+        library=data["library"].astype(np.int64),
+        origin=data["origin"].astype(np.int64),
+        libraries=tuple(header["libraries"]),
+        origins=tuple(header["origins"]),
+    )
 
 
 def quantise(seconds: Floats) -> Floats:
@@ -110,11 +185,12 @@ def build_table(
     keys: Sequence[str],
     axes: Sequence[str],
     seconds: NDArray[Any],
+    quality: Quality | None = None,
 ) -> Table:
     """Table from long columns of equal length; string columns become categorical, rows are sorted.
 
     Rows with the same keys and axes are merged to the fastest: an engine that has two kernels for a shape
-    is taken to choose the better one.
+    is taken to choose the better one. `quality` has the rows of `columns` and follows them.
     """
     coded: dict[str, Ints] = {}
     categories: dict[str, tuple[str, ...]] = {}
@@ -132,7 +208,7 @@ def build_table(
     times = times[order]
     fresh = _changes([coded[name] for name in (*keys, *axes)], len(times))
     coded = {name: column[fresh] for name, column in coded.items()}
-    times = times[fresh]
+    times, kept = times[fresh], order[fresh]
     first = np.flatnonzero(_changes([coded[name] for name in keys], len(times)))
     return Table(
         op=op,
@@ -141,6 +217,7 @@ def build_table(
         start=np.concatenate([first, [len(times)]]).astype(np.int64),
         seconds=times,
         categories=categories,
+        quality=None if quality is None else quality.take(kept),
     )
 
 

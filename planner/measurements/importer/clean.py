@@ -6,7 +6,7 @@ The peaks are data-sheet peaks, not achieved ceilings, with 5 % slack for clocks
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def monotone(table: Table) -> tuple[Table, int]:
         grid[where] = np.log(table.seconds[rows])
         seconds[rows] = np.exp(_envelope(_despike(grid))[where])
     changed = int(np.count_nonzero(np.abs(seconds / table.seconds - 1) > 0.02))
-    return Table(table.op, table.keys, table.axes, table.start, seconds, table.categories), changed
+    return replace(table, seconds=seconds), changed
 
 
 def _despike(grid: Floats) -> Floats:
