@@ -25,7 +25,7 @@ Case = tuple[str, str, int]
 
 def answer(case: Case) -> tuple[Case, str, float]:
     model, name, gpus = case
-    workload = plan_demand("chat", float(gpus), None, None)
+    workload = plan_demand("chat", float(gpus), None, None, parse_slo(SLO))
     found = recommend(load(model), [parse_cluster(f"{name}:{SIZES[gpus]}")], workload, parse_slo(SLO), engine("vllm"))
     if found.winner is None:
         return case, "does not fit" if not found.feasible else "no layout near the SLO", found.wall_s

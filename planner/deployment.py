@@ -20,6 +20,7 @@ from planner.units import format_bytes
 from planner.workload import Slo, Workload
 
 MAX_SIMULATED_REPLICAS = 2
+MAX_SIMULATED_RANKS = 16
 """Replicas are alike and share the load evenly, so plans simulate at most this many, at their share of the load."""
 
 
@@ -98,6 +99,8 @@ def deploy(
             f"tp={layout.tp} leaves the scale-up domain of {cluster.scale_up_gpus} GPUs. "
             f"Use tp <= {cluster.scale_up_gpus} with pp or attention_dp for the rest."
         )
+    if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
+        raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
     memory = Ledger(model, cluster.system, engine).use(layout, limits, backend, context_tokens)
     if not memory.fits:
         need = sum(v for k, v in memory.terms.items() if k not in ("kv_cache", "reserve"))
@@ -145,11 +148,14 @@ def run(
     *,
     skew: str | None = None,
     seed: int = 0,
-    max_replicas: int = MAX_SIMULATED_REPLICAS,
+    max_replicas: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
-    """Simulate `deployment` under `workload` and judge it against `slo`."""
-    replicas = min(deployment.layout.replicas, max_replicas)
+    """Simulate `deployment` under `workload` and judge it against `slo`.
+
+    `max_replicas` replicas at most are simulated, at their share of the load; two, or one of many ranks, by default.
+    """
+    replicas = min(deployment.layout.replicas, max_replicas or simulated_replicas(deployment.layout))
     share = replicas / deployment.layout.replicas
     timer = CostTimer(deployment.cost(skew), deployment.limits)
     offered = scaled(workload, share)
@@ -164,6 +170,12 @@ def run(
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd)
+
+
+def simulated_replicas(layout: Layout) -> int:
+    """How many of a layout's replicas a plan simulates."""
+    wanted = max(1, min(MAX_SIMULATED_REPLICAS, MAX_SIMULATED_RANKS // (layout.attention_dp * layout.pp)))
+    return min(layout.replicas, wanted)
 
 
 def scaled(workload: Workload, factor: float) -> Workload:

@@ -7,11 +7,11 @@ from planner.errors import InputError
 from planner.hardware import Cluster, parse_cluster
 from planner.model import ModelConfig, load
 from planner.model.precision import override
-from planner.workload import Workload, load_workload
+from planner.workload import Slo, Workload, load_workload
 
 DEFAULT_RATE_PER_S = 1.0
 _TYPICAL_TPOT_S = 0.05
-_GENERATIONS = 3
+_GENERATIONS = 5
 _MAX_REQUESTS = 20_000
 _PARTS = ("experts", "attention", "dense")
 
@@ -37,15 +37,19 @@ def demand(text: str, rate: float | None, concurrency: int | None, num_requests:
     return load_workload(text, rate=rate, concurrency=concurrency, num_requests=num_requests)
 
 
-def plan_demand(text: str, rate: float | None, concurrency: int | None, num_requests: int | None) -> Workload:
+def plan_demand(
+    text: str, rate: float | None, concurrency: int | None, num_requests: int | None, slo: Slo | None = None
+) -> Workload:
     """`demand` with as many requests as a plan's simulations need when `num_requests` is not given.
 
-    Three generations of requests at 50 ms per token, 1,000 at least for a p95, 20,000 at most.
+    Five generations of requests at the slowest token the SLO allows, so that a growing queue shows; 1,000 at least
+    for a p95, 20,000 at most.
     """
     workload = demand(text, rate, concurrency, num_requests)
     if num_requests is not None or workload.arrivals.kind not in ("poisson", "gamma"):
         return workload
-    overlapping = workload.arrivals.rate_per_s * workload.mean_output_tokens * _TYPICAL_TPOT_S
+    tpot_s = (slo.limits_s() if slo else {}).get("tpot", _TYPICAL_TPOT_S)
+    overlapping = workload.arrivals.rate_per_s * workload.mean_output_tokens * tpot_s
     return workload.with_num_requests(int(min(max(_GENERATIONS * overlapping, MIN_REQUESTS), _MAX_REQUESTS)))
 
 

@@ -136,7 +136,8 @@ class Search:
     def _backends(self, layout: Layout) -> tuple[str, ...]:
         if layout.attention_dp == 1:
             return ("all_reduce",)
-        return self.engine.moe_backends if layout.ep > 1 else self.engine.moe_backends[:1]
+        whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
+        return self.engine.moe_backends if whole_experts else self.engine.moe_backends[:1]
 
     def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)

@@ -148,7 +148,8 @@ def plan(
 
     if out is not None:
         check_folder(out)
-    demand = options.plan_demand(workload, rate, concurrency, num_requests)
+    objectives = parse_slo(slo)
+    demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
     chosen = options.precision(model, weights, None)
     clusters = options.clusters(cluster)
     with progress_bar() as progress:
@@ -156,7 +157,7 @@ def plan(
             chosen,
             clusters,
             demand,
-            parse_slo(slo),
+            objectives,
             load_engine(engine),
             kv_formats=None if kv == "auto" else (kv,),
             skew=skew,

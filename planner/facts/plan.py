@@ -6,7 +6,7 @@ import numpy as np
 
 from planner import __version__
 from planner.cost import StepCost, StepTime
-from planner.deployment import MAX_SIMULATED_REPLICAS, Run
+from planner.deployment import Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.model import ModelConfig
@@ -254,9 +254,10 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     warnings = list(rec.model.notes)
     if share["roofline"] > 0.5:
         warnings.append(f"{share['roofline']:.0%} of the time comes from rooflines, not measurements.")
-    if winner.deployment.layout.replicas > MAX_SIMULATED_REPLICAS:
+    simulated = simulated_replicas(winner.deployment.layout)
+    if winner.deployment.layout.replicas > simulated:
         warnings.append(
-            f"{MAX_SIMULATED_REPLICAS} of {winner.deployment.layout.replicas} replicas were simulated, "
+            f"{simulated} of {winner.deployment.layout.replicas} replicas were simulated, "
             "at their share of the load."
         )
     ttft = [r for r in winner.summary.objectives if r.objective.metric == "ttft"]
