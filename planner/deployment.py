@@ -78,6 +78,7 @@ class Deployment:
             max_num_seqs=max(1, self.limits.max_num_seqs // layout.pp),
             max_batched_tokens=self.limits.max_batched_tokens,
             policy=self.engine.policy,
+            admission_reserve=self.engine.admission_reserve,
         )
 
 

@@ -47,6 +47,7 @@ class Engine:
 
     `kv_fraction_of` says what `kv_fraction` multiplies: `total` device memory minus all other uses (vLLM),
     memory `free` after weights and activations (TensorRT-LLM), or a `static` reserve formula (SGLang).
+    `admission_reserve` is the share of the KV that running requests have yet to write that admission keeps free.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Engine:
     graph_ranges: tuple[tuple[int, int, int], ...]
     bytes_per_graph: float
     overheads: Overheads
+    admission_reserve: float
     divides_prefill_by_attention_dp: bool = False
 
     def budget(self, hbm_bytes: float, arch: str = "") -> Budget:

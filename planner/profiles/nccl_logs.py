@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -184,20 +184,18 @@ def _rows(parts: Sequence[dict[str, object]]) -> Rows:
 
 def median_of_repeats(rows: Rows) -> Rows:
     """One row per case: the median over several logs, with p90 and spread over them."""
-    group = rows.groups()
     _, size = np.unique(rows.columns["bytes"], return_inverse=True)
-    _, first, case = np.unique(group * (size.max() + 1) + size, return_index=True, return_inverse=True)
+    case_of = rows.groups() * (int(size.max(initial=0)) + 1) + size
+    _, first, case = np.unique(case_of, return_index=True, return_inverse=True)
     if rows.quality is None or len(first) == len(rows):
         return rows
-    times = [rows.seconds[case == number] for number in range(len(first))]
-    median = np.array([np.median(t) for t in times])
-    kept = rows.take(first)
-    assert kept.quality is not None
-    quality = quality_of(
-        np.array([np.quantile(t, 0.9) for t in times]),
-        np.array([(t.max() - t.min()) / 2 for t in times]) / median,
-        np.array([int(rows.quality.repeats[case == number].sum()) for number in range(len(first))]),
-        [kept.quality.libraries[code] for code in kept.quality.library],
-        [kept.quality.origins[code] for code in kept.quality.origin],
+    every = [np.flatnonzero(case == number) for number in range(len(first))]
+    median = np.array([np.median(rows.seconds[each]) for each in every])
+    kept = rows.quality.take(first)
+    quality = replace(
+        kept,
+        p90_s=np.array([np.quantile(rows.seconds[each], 0.9) for each in every]),
+        spread=np.array([np.ptp(rows.seconds[each]) / 2 for each in every]) / median,
+        repeats=np.array([rows.quality.repeats[each].sum() for each in every]),
     )
-    return Rows(rows.op, kept.columns, median, quality)
+    return Rows(rows.op, {name: column[first] for name, column in rows.columns.items()}, median, quality)

@@ -5,6 +5,8 @@
     kernels      GEMM, attention, MLA, sparse and linear attention
     experts      fused expert layers, normalised to assignments on the timed rank
     exchange     collectives and expert dispatch / combine
+    engines_exchange  the same through an engine's API, and masked grouped GEMMs
+    small        absorbed MLA projections, activation quantisation
 
 Source tables: PyPI package aiconfigurator-core, folder systems/data (NVIDIA, Apache-2.0).
 """
@@ -21,7 +23,7 @@ from typing import Any
 from planner.errors import ProfileError
 from planner.hardware import System
 from planner.hardware import system as find_system
-from planner.measurements.importer import exchange, experts, kernels
+from planner.measurements.importer import engines_exchange, exchange, experts, kernels, small
 from planner.measurements.importer.clean import Cleaned
 from planner.measurements.importer.source import Source
 from planner.measurements.roofline import Ceilings
@@ -46,7 +48,22 @@ FAMILIES: dict[str, Callable[[Source, Ceilings], Cleaned | None]] = {
     "linear_decode": kernels.linear_decode,
     "collective": exchange.collective,
     "dispatch": exchange.dispatch,
+    "expert_gemm_masked": engines_exchange.expert_gemm_masked,
+    "mla_bmm": small.mla_bmm,
+    "quantize": small.quantize,
 }
+SKIPPED = {
+    "moe/sglang/*/wideep_context_moe": "at equal assignments per rank its FLOP/s falls from 1.1 to 0.29 PFLOP/s with EP, "
+    "so what was timed is not what the columns count",
+    "moe/trtllm/*/wideep_moe": "power-law routing only; the assignments on the timed rank are not recorded",
+    "moe/sglang/*/dsv4_megamoe_module": "dispatch, GEMMs and combine in one kernel: no operation of the planner",
+    "mla/sglang/*/wideep_context_mla": "launched from the host without a CUDA graph: 0.6 ms for a prompt of one token",
+    "mla/sglang/*/wideep_generation_mla": "older duplicate (0.5.10) of what generation_mla and GEMM tables give",
+    "mlp/sglang/*/wideep_*_mlp": "two GEMMs of one shape, which the GEMM table has",
+    "linear_attention/*/*/mamba2": "only the convolution was timed, not the scan",
+    "moe/*/*/moe (power_law)": "imbalance differs by collector (1.27 to 3.99 x at EP 64): skew is taken from real routing",
+}
+"""Families of the source that are not imported, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +75,7 @@ class ImportSummary:
     rows: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         kept, lost = sum(self.rows.values()), sum(sum(d.values()) for d in self.dropped.values())
@@ -71,7 +89,8 @@ def import_tables(
     """Convert `tree/<system_dir_name>` into `out/<name>/*.npz` and `meta.json`.
 
     `name` is a hardware profile (its peaks decide what is faster than physics) unless `system` is given. Raises
-    ProfileError when the folder is missing, holds no usable table, or pyarrow is not installed.
+    ProfileError when the folder is missing, holds no usable table or faulty ones (all named), or pyarrow is not
+    installed.
     """
     folder = tree / system_dir_name
     if not folder.is_dir():
@@ -80,8 +99,8 @@ def import_tables(
     ceilings = Ceilings.of(source.system)
     target = out / name
     summary = ImportSummary(name, target)
-    for op, convert in FAMILIES.items():
-        cleaned = convert(source, ceilings)
+    converted = _convert(source, ceilings)
+    for op, cleaned in converted.items():
         if cleaned is None or not len(cleaned.table.seconds):
             (target / f"{op}.npz").unlink(missing_ok=True)
             continue
@@ -91,8 +110,29 @@ def import_tables(
         summary.dropped[op] = dict(cleaned.dropped)
     if not summary.rows:
         raise ProfileError(f"{folder}: no known table. Expected <family>/<engine>/<version>/*_perf.parquet.")
+    summary.skipped.update({pattern: why for pattern, why in SKIPPED.items() if _present(folder, pattern)})
     _write_meta(target / "meta.json", source, summary, date or dt.date.today().isoformat())
     return summary
+
+
+def _convert(source: Source, ceilings: Ceilings) -> dict[str, Cleaned | None]:
+    """Every family converted. Raises ProfileError naming each family that could not be."""
+    converted: dict[str, Cleaned | None] = {}
+    faults = []
+    for op, convert in FAMILIES.items():
+        try:
+            converted[op] = convert(source, ceilings)
+        except KeyError as error:
+            faults.append(f"{source.last}: column {error} is missing (needed for {op})")
+        except ProfileError as error:
+            faults.append(str(error))
+    if faults:
+        raise ProfileError("\n".join(dict.fromkeys(faults)))
+    return converted
+
+
+def _present(folder: Path, pattern: str) -> bool:
+    return next(folder.glob(f"{pattern.split(' ')[0]}_perf.parquet"), None) is not None
 
 
 def _write_meta(path: Path, source: Source, summary: ImportSummary, date: str) -> None:
@@ -108,5 +148,6 @@ def _write_meta(path: Path, source: Source, summary: ImportSummary, date: str) -
         "converted": date,
         "rows": summary.rows,
         "dropped": {op: reasons for op, reasons in summary.dropped.items() if reasons},
+        "skipped": summary.skipped,
     }
     path.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.measurements.importer.clean import Cleaned
+from planner.measurements.importer.engines_exchange import add_engine_exchange
 from planner.measurements.importer.kernels import MS, Rows
 from planner.measurements.importer.source import ENGINES, Source
 from planner.measurements.roofline import Ceilings
@@ -110,6 +111,7 @@ def dispatch(source: Source, ceilings: Ceilings) -> Cleaned | None:
         version, frame = found
         source.note("dispatch", "trtllm", version, frame)
         _add_one_sided(rows, frame)
+    add_engine_exchange(rows, source)
     if not rows.columns:
         return None
     c = rows.joined()

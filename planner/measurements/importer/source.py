@@ -19,6 +19,8 @@ class Source:
         self.folder = folder
         self.system = system
         self.device = ""
+        self.last = folder
+        """File read last, for messages."""
         self.used: set[tuple[str, str]] = set()
         self.versions: dict[str, dict[str, str]] = {}
 
@@ -31,7 +33,11 @@ class Source:
         """All versions with their DataFrames, oldest first."""
         files = (self.folder / family / engine).glob(f"*/{op}_perf.parquet")
         paths = sorted(files, key=lambda path: _order(path.parent.name))
-        return [(path.parent.name, _read(path)) for path in paths]
+        return [(path.parent.name, self._read(path)) for path in paths]
+
+    def _read(self, path: Path) -> Any:
+        self.last = path
+        return _read(path)
 
     def note(self, op: str, engine: str, version: str, frame: Any) -> None:
         """Record that `frame` went into table `op`."""
@@ -54,4 +60,8 @@ def _read(path: Path) -> Any:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ProfileError(f"parquet needs pandas and pyarrow ({error}): pip install 'moeplan[import]'") from error
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        # pyarrow's errors for damaged files derive from these two.
+        raise ProfileError(f"{path}: not a readable parquet file ({error}). Copy it again.") from error
