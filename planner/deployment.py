@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from planner.cost import StepCost
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Engine, Limits
-from planner.errors import DoesNotFit, LayoutError
+from planner.errors import DoesNotFit, InputError, LayoutError, WorkloadError
 from planner.hardware import Cluster
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
@@ -24,8 +24,10 @@ MAX_SIMULATED_RANKS = 16
 """Replicas are alike and share the load evenly, so plans simulate at most this many, at their share of the load."""
 
 
+MAX_LIMIT = 131_072
 MIN_REQUESTS = 1000
 """Requests below which a p95 means little."""
+UNSUSTAINED = "stability (the queue grows)"
 _UNSTABLE_RATIO = 1.01
 """Reported where a run fails without missing a numeric objective."""
 
@@ -93,6 +95,8 @@ def deploy(
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
+    if limits.max_num_seqs > MAX_LIMIT or limits.max_batched_tokens > MAX_LIMIT:
+        raise InputError(f"{limits}: engines run at most {MAX_LIMIT:,} sequences or tokens per step and rank")
     if layout.num_gpus > cluster.num_gpus:
         raise LayoutError(f"{layout} needs {layout.num_gpus} GPUs, {cluster.name} has {cluster.num_gpus}")
     if layout.tp > cluster.scale_up_gpus:
@@ -104,10 +108,10 @@ def deploy(
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
     memory = Ledger(model, cluster.system, engine).use(layout, limits, backend, context_tokens)
     if not memory.fits:
-        need = sum(v for k, v in memory.terms.items() if k not in ("kv_cache", "reserve"))
         raise DoesNotFit(
-            f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(need)} before KV cache of "
-            f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
+            f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(memory.needed_bytes)} before KV cache, "
+            f"{engine.name} may use {format_bytes(memory.budget_bytes)} of {format_bytes(memory.capacity_bytes)} per GPU; "
+            f"{memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
     return Deployment(model, cluster, engine, layout, limits, backend, memory)
@@ -156,6 +160,7 @@ def run(
 
     `max_replicas` replicas at most are simulated, at their share of the load; two, or one of many ranks, by default.
     """
+    check_context(deployment.model, workload)
     replicas = min(deployment.layout.replicas, max_replicas or simulated_replicas(deployment.layout))
     share = replicas / deployment.layout.replicas
     timer = CostTimer(deployment.cost(skew), deployment.limits)
@@ -165,12 +170,27 @@ def run(
             min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share)))
         )
     simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
+    if simulation.num_rejected == len(simulation.requests):
+        raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     summary = simulation.summary(slo)
     objective, ratio = _worst(summary)
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd)
+
+
+def check_context(model: ModelConfig, workload: Workload) -> None:
+    """WorkloadError when lengths that were stated one by one, or the mean of a distribution, exceed the context."""
+    stated = workload.prompt.kind not in ("uniform", "lognormal")
+    tokens = workload.max_prompt_tokens + workload.max_output_tokens
+    if not stated:
+        tokens = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
+    if 0 < model.max_context < tokens and not any(layer.stack == "encoder" for layer in model.layers):
+        raise WorkloadError(
+            f"{workload.name}: {tokens:,} tokens of prompt and answer exceed the {model.max_context:,} that {model.name} "
+            "was built for. Shorten or drop those requests."
+        )
 
 
 def simulated_replicas(layout: Layout) -> int:
@@ -194,16 +214,19 @@ def with_replicas(layout: Layout, replicas: int) -> Layout:
 
 
 def _worst(summary: Summary) -> tuple[str, float]:
-    """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss."""
+    """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss.
+
+    When the queue grows, latencies only tell how long the run was, so the miss is named instead of a ratio.
+    """
     worst = ("none", 0.0)
+    if summary.saturation == "overloaded":
+        return (UNSUSTAINED, _UNSTABLE_RATIO)
     for result in summary.objectives:
         ratio = result.value_s / result.objective.limit_s
-        if not ratio <= worst[1]:
+        if ratio > worst[1]:  # no gap between tokens (one-token answers) leaves nothing to promise: NaN
             worst = (f"{result.objective.metric.upper()} {result.objective.statistic}", ratio)
     if worst[1] <= 1.0 and summary.num_rejected:
         return ("requests larger than the KV pool", _UNSTABLE_RATIO)
-    if worst[1] <= 1.0 and summary.saturation == "overloaded":
-        return ("stability (the queue grows)", _UNSTABLE_RATIO)
     return worst
 
 

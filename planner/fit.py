@@ -125,7 +125,7 @@ def _by_room(ledger: Ledger, size: int, limits: Limits, context_tokens: int) -> 
 
 def _room(tried: tuple[Layout, MemoryUse]) -> tuple[bool, bool, float, float]:
     layout, use = tried
-    fixed = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
+    fixed = use.needed_bytes
     return (use.fits, use.fits and layout.pp == 1, float(use.kv_tokens * layout.attention_dp), -fixed)
 
 

@@ -55,12 +55,15 @@ _SGLANG_FLOOR_BYTES = 10 * 2**30  # SGLang keeps at least 10 GiB back on devices
 class MemoryUse:
     """Ledger of one GPU. `terms` sums to `capacity_bytes` when the layout fits.
 
+    `budget_bytes` is what the engine's memory rule lets weights, KV cache and the other claims take together.
+
     `kv_tokens` is the number of cached tokens of one scheduler rank (an attention-DP rank over its TP GPUs and
     all pipeline stages), `kv_bytes_per_token` the mean bytes per cached token on the tightest GPU.
     """
 
     terms: Mapping[str, float]
     capacity_bytes: float
+    budget_bytes: float
     kv_tokens: int
     kv_bytes_per_token: float
     breaking_term: str | None
@@ -69,6 +72,11 @@ class MemoryUse:
     def fits(self) -> bool:
         """True when everything but KV fits and at least one token can be cached."""
         return self.breaking_term is None
+
+    @property
+    def needed_bytes(self) -> float:
+        """Everything but KV cache and reserve."""
+        return sum(value for term, value in self.terms.items() if term not in ("kv_cache", "reserve"))
 
     @property
     def weight_bytes(self) -> float:
@@ -102,40 +110,46 @@ class Ledger:
         """Ledger of `layout`; KV capacity is stated for sequences of `context_tokens` tokens."""
         weights, kv_per_token = self._weights(layout.tp, layout.ep, layout.moe_tp, layout.pp, context_tokens)
         fixed = self._fixed(layout, limits, backend)
-        capacity = self.system.gpu.hbm_bytes
-        totals = weights.sum(axis=1) + sum(fixed.values())
-        pools = np.array(
-            [self._kv_pool(capacity, float(w), fixed, layout, limits, backend) for w in weights.sum(axis=1)]
-        )
+        budget = self._budget(layout, limits, backend)
+        free = np.array([budget - float(w) - self._claimed(fixed) for w in weights.sum(axis=1)])
+        pools = free * (self.engine.kv_fraction if self.engine.kv_fraction_of == "free" else 1.0)
         tokens = np.where(kv_per_token > 0, pools / np.maximum(kv_per_token, 1e-9), np.where(pools > 0, 1e12, 0.0))
-        stage = int(np.argmin(np.where(totals > capacity, capacity - totals, tokens)))
+        stage = int(np.argmin(np.where(free < 0, free, tokens)))
         terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed
-        return self._verdict(terms, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))
+        room = (budget, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))
+        return self._verdict(terms, *room)
 
-    def _verdict(self, terms: dict[str, float], pool: float, tokens: int, per_token: float) -> MemoryUse:
+    def _verdict(self, terms: dict[str, float], budget: float, pool: float, tokens: int, per_token: float) -> MemoryUse:
         capacity = self.system.gpu.hbm_bytes
         terms["kv_cache"] = max(0.0, pool)
         spent, breaking = 0.0, None
         for term in TERMS[:-2]:
-            spent += terms[term]
-            if spent > capacity and breaking is None:
+            spent += terms[term] if self._is_claimed(term) else 0.0
+            if spent > budget and breaking is None:
                 breaking = term
         if breaking is None and tokens < self.engine.block_tokens:
             breaking = "kv_cache"
-        terms["reserve"] = max(0.0, capacity - spent - terms["kv_cache"])
+        terms["reserve"] = max(0.0, capacity - sum(terms.values()))
         ordered = {term: terms[term] for term in TERMS}
-        return MemoryUse(ordered, capacity, 0 if breaking else tokens, per_token, breaking)
+        return MemoryUse(ordered, capacity, budget, 0 if breaking else tokens, per_token, breaking)
 
-    def _kv_pool(
-        self, capacity: float, weights: float, fixed: Mapping[str, float], layout: Layout, limits: Limits, backend: str
-    ) -> float:
-        """Bytes left for KV under the engine's memory rule; negative when there is none."""
-        fraction, other = self.engine.kv_fraction, sum(fixed.values())
+    def _budget(self, layout: Layout, limits: Limits, backend: str) -> float:
+        """Bytes the engine lets weights, KV and what it counts beside them take of one GPU."""
+        capacity = self.system.gpu.hbm_bytes
         if self.engine.kv_fraction_of == "total":
-            return capacity * fraction - weights - other
-        if self.engine.kv_fraction_of == "free":
-            return (capacity - weights - other) * fraction
-        return capacity - self._static_reserve(layout, limits, backend) - fixed["context"] - weights
+            return capacity * self.engine.kv_fraction
+        return capacity - (self._static_reserve(layout, limits, backend) if self._is_static else 0.0)
+
+    @property
+    def _is_static(self) -> bool:
+        return self.engine.kv_fraction_of == "static"
+
+    def _is_claimed(self, term: str) -> bool:
+        """False for terms that SGLang's static reserve already holds."""
+        return term in _WEIGHT_TERMS or term == "context" or not self._is_static
+
+    def _claimed(self, fixed: Mapping[str, float]) -> float:
+        return sum(value for term, value in fixed.items() if self._is_claimed(term))
 
     def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
         """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1."""

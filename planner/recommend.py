@@ -15,6 +15,7 @@ from functools import partial
 from planner.deployment import Run, run, scaled
 from planner.engine import Engine
 from planner.hardware import Cluster
+from planner.layout import Layout
 from planner.model import ModelConfig
 from planner.model.precision import override
 from planner.remedies import remedies
@@ -29,10 +30,14 @@ _HOPELESS_SCORE = 1.5
 """Analytic score beyond which nothing is simulated: of 112 simulated layouts (docs/architecture.md) none with a
 score above 1.25 met its SLO."""
 _TOP = 5
-_PIPELINE_HANDICAP = 1.1
-"""A pipeline must win by this factor: stage contention between its batches is only approximated."""
-_FP8_KV_HANDICAP = 1.1
-"""A quantised cache can cost answer quality, so it must buy at least this factor of margin."""
+_NEAR_FINALISTS = 8
+_NEAR_RATIO = 1.15
+_TIE = 0.05
+"""Differences below this share of a limit are within the error of the estimate."""
+_COMPLEXITY_HANDICAP = 0.1
+"""A pipeline, or mixing two ways of cutting, must win by this share: what they cost in operation is not simulated."""
+_FP8_KV_HANDICAP = 0.1
+"""A quantised cache can cost answer quality, so it must buy at least this share of margin."""
 _HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -111,7 +116,7 @@ def recommend(
         tuple(runs),
         tuple(searches),
         _sustained_factor(winner, trial, workload) if winner and meets else 0.0,
-        () if meets else remedies(model, clusters, workload, engine, winner),
+        () if meets else remedies(model, searches, clusters, workload, engine, winner),
         time.perf_counter() - start,
     )
 
@@ -129,8 +134,8 @@ def _simulate_finalists(
 ) -> list[Run]:
     """Simulate the best of each GPU count, smallest first, until enough of them meet the SLO.
 
-    Counts below the first that passes have had their best candidates simulated and failed, so the GPU count
-    recommended is the smallest of the search.
+    On counts below the first that passes, the best three distinct layouts have been simulated and failed, and up to
+    eight as long as the last one missed by less than 15 %: the GPU count recommended is the smallest found so.
     """
     hopeful = [c for c in found.survivors if c.score <= _HOPELESS_SCORE]
     hopeless = [c for c in found.survivors if c.score > _HOPELESS_SCORE]
@@ -146,7 +151,11 @@ def _simulate_finalists(
         if passed and (passed >= _TOP or len(runs) >= _MAX_RUNS):
             break
         wanted = _FINALISTS_PER_COUNT if not passed else _TOP - passed
-        for candidate in _best_distinct([c for c in tried if c.num_gpus == count], wanted):
+        queue = _best_distinct([c for c in tried if c.num_gpus == count], None)
+        for number, candidate in enumerate(queue):
+            near = not passed and number < _NEAR_FINALISTS and runs and runs[-1].worst_ratio <= _NEAR_RATIO
+            if number >= wanted and not near:
+                break
             result = trial(candidate.deployment, workload)
             runs.append(result)
             passed += result.meets_slo
@@ -154,14 +163,28 @@ def _simulate_finalists(
                 text = f"{candidate.name}: {result.worst_objective} at {result.worst_ratio:.2f} x its limit"
                 found.reject(f"simulated, misses {result.worst_objective}", 1, result.worst_ratio, text)
         progress((done + 1) / len(counts))
-    left = len(found.survivors) - len(runs) - (len(hopeless) if hopeful else 0)
-    found.rejected["ranked behind the simulated finalists"] += left
+    _count_unsimulated(found, runs, hopeful)
     progress(1.0)
     return runs
 
 
-def _best_distinct(candidates: list[Candidate], count: int) -> list[Candidate]:
-    """The best-scored candidates of different layouts; ties go to bf16 KV, then to the larger limits."""
+def _count_unsimulated(found: SearchResult, runs: list[Run], hopeful: list[Candidate]) -> None:
+    """Survivors that were never simulated: another limit or layout of the same size, or more GPUs than needed."""
+    simulated = {id(result.deployment) for result in runs}
+    left = [c for c in (hopeful or found.survivors) if id(c.deployment) not in simulated]
+    largest = max((result.num_gpus for result in runs), default=0)
+    for reason, lost in (
+        ("ranked behind the simulated finalists", [c for c in left if c.num_gpus <= largest]),
+        ("more GPUs than needed", [c for c in left if c.num_gpus > largest]),
+    ):
+        if lost:
+            best = min(lost, key=lambda c: c.score)
+            text = f"{best.name}: estimated at {best.score:.2f} x its tightest limit"
+            found.reject(reason, len(lost), best.score, text)
+
+
+def _best_distinct(candidates: list[Candidate], count: int | None) -> list[Candidate]:
+    """The best candidates of different layouts, in order of `_rank`."""
     best: dict[tuple[object, ...], Candidate] = {}
     for candidate in sorted(candidates, key=_rank):
         deployment = candidate.deployment
@@ -169,19 +192,33 @@ def _best_distinct(candidates: list[Candidate], count: int) -> list[Candidate]:
     return list(best.values())[:count]
 
 
-def _rank(candidate: Candidate) -> tuple[float, bool, int, int]:
-    limits, kv_format = candidate.deployment.limits, candidate.deployment.model.kv_format
-    return (round(candidate.score, 3), kv_format != "bf16", -limits.max_num_seqs, -limits.max_batched_tokens)
+def _rank(candidate: Candidate) -> tuple[int, bool, int, int, float]:
+    """Score in steps of 5 %; ties go to bf16 KV, the plainer layout, the engine's default limits, then the score."""
+    deployment, limits = candidate.deployment, candidate.deployment.limits
+    gpu = deployment.cluster.system.gpu
+    default = deployment.engine.budget(gpu.hbm_bytes, gpu.arch)
+    unusual = (limits.max_num_seqs != default.max_num_seqs) + (limits.max_batched_tokens != default.max_batched_tokens)
+    quantised = deployment.model.kv_format.startswith("fp8")
+    return (round(candidate.score / _TIE), quantised, _complexity(deployment.layout), unusual, candidate.score)
 
 
-def _preference(result: Run) -> tuple[bool, float, float]:
+def _complexity(layout: Layout) -> int:
+    """How many ways of cutting a layout mixes; operators prefer the plainer of two equal ones."""
+    mixes_attention = layout.tp > 1 and layout.attention_dp > 1
+    mixes_experts = layout.ep > 1 and layout.moe_tp > 1
+    return (layout.pp > 1) + mixes_attention + mixes_experts
+
+
+def _preference(result: Run) -> tuple[bool, float, float, float]:
     """Meeting the SLO first, then cost, then margin; runs that miss are ordered by how much they miss."""
     cost = result.deployment.usd_per_hour
     paid = result.num_gpus * 1e6 if cost is None else cost
     deployment = result.deployment
-    margin = result.worst_ratio * (_PIPELINE_HANDICAP if deployment.layout.pp > 1 else 1.0)
-    margin *= _FP8_KV_HANDICAP if deployment.model.kv_format.startswith("fp8") else 1.0
-    return (False, paid, margin) if result.meets_slo else (True, result.worst_ratio, paid)
+    margin = result.worst_ratio * (1 + _COMPLEXITY_HANDICAP * _complexity(deployment.layout))
+    margin *= 1 + _FP8_KV_HANDICAP if deployment.model.kv_format.startswith("fp8") else 1.0
+    if not result.meets_slo:
+        return (True, result.worst_ratio, paid, 0.0)
+    return (False, paid, round(margin / _TIE), margin)
 
 
 def _sustained_factor(winner: Run, trial: Callable[..., Run], workload: Workload) -> float:

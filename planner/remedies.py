@@ -1,8 +1,8 @@
-"""What would make an infeasible question feasible, in order of price. Every remedy was computed, none is a guess."""
+"""What would make an infeasible question feasible, in order of price, and how far each remedy was checked."""
 
 from __future__ import annotations
 
-from planner.deployment import Run
+from planner.deployment import UNSUSTAINED, Run
 from planner.economics import gpu_hour
 from planner.engine import Engine
 from planner.errors import PlannerError
@@ -10,7 +10,8 @@ from planner.fit import Fit, fit
 from planner.hardware import Cluster, System, system, systems
 from planner.model import ModelConfig
 from planner.model.precision import override
-from planner.units import format_usd
+from planner.search import CANNOT_SUSTAIN, SearchResult
+from planner.units import format_usd, significant
 from planner.workload import Workload
 
 _NARROWER = {
@@ -20,44 +21,67 @@ _NARROWER = {
     "fp8_block": ("int4_g128",),
 }
 _OTHER_SYSTEMS = 2
+Priced = tuple[float, str]
 
 
 def remedies(
-    model: ModelConfig, clusters: list[Cluster], workload: Workload, engine: Engine, nearest: Run | None
+    model: ModelConfig,
+    searches: list[tuple[str, SearchResult]],
+    clusters: list[Cluster],
+    workload: Workload,
+    engine: Engine,
+    nearest: Run | None,
 ) -> tuple[str, ...]:
-    """Remedies for a plan without a layout that meets its SLO; each with its hourly rent when a price is known."""
+    """Remedies for a plan without a layout that meets its SLO, each with its hourly rent when a price is known.
+
+    A question that fails on memory gets the fewest GPUs, a lower precision, and other systems that hold the weights;
+    one that fails on load or latency gets the load that can be served, more GPUs, and the objectives in reach.
+    """
     context = workload.max_prompt_tokens + workload.max_output_tokens
-    priced: list[tuple[float, str]] = []
-    if nearest is not None:
-        priced.append(_relax(nearest))
-    for cluster in clusters:
-        priced += _more_gpus(model, cluster, engine, context, nearest)
-        if nearest is None:
+    priced: list[Priced] = []
+    if any(found.fitting for _, found in searches):
+        for (_, found), cluster in zip(searches, clusters, strict=True):
+            priced += _more_capacity(found, cluster, workload)
+        priced += [_relax(nearest)] if nearest is not None else []
+    else:
+        for cluster in clusters:
+            priced += _more_gpus(model, cluster, engine, context)
             priced += _lower_precision(model, cluster.system, engine, context)
-    if nearest is None:
         offered = {cluster.system.name for cluster in clusters}
         priced += sorted(_other_systems(model, engine, context, offered))[:_OTHER_SYSTEMS]
     return tuple(text for _, text in sorted(priced))
 
 
-def _relax(nearest: Run) -> tuple[float, str]:
-    reached = ",".join(
-        f"{r.objective.name}={r.value_s * 1000:.0f}ms" for r in nearest.summary.objectives if not r.is_met
-    )
+def _relax(nearest: Run) -> Priced:
+    """Objectives the nearest run reaches, or a lower load when its queue grows."""
     cost = nearest.deployment.usd_per_hour
-    wish = f"accept {reached}" if reached else "accept less load"
-    text = f"{wish} on {nearest.deployment.cluster.name} ({nearest.deployment.layout})"
-    return (cost if cost is not None else float("inf")), text + _rent(cost)
+    where = f"{nearest.deployment.layout} on {nearest.deployment.cluster.name}{_rent(cost)}"
+    missed = [r for r in nearest.summary.objectives if not r.is_met]
+    if nearest.worst_objective == UNSUSTAINED or not missed:
+        text = f"lower the load: {where} serves {significant(nearest.summary.requests_per_s)} requests/s per simulated share"
+    else:
+        reached = ",".join(f"{r.objective.name}={r.value_s * 1000:.0f}ms" for r in missed)
+        text = f"accept {reached} with {where} (simulated)"
+    return (cost if cost is not None else float("inf")), text
 
 
-def _more_gpus(
-    model: ModelConfig, cluster: Cluster, engine: Engine, context: int, nearest: Run | None
-) -> list[tuple[float, str]]:
-    if nearest is not None:
-        factor = max(2, round(nearest.worst_ratio + 0.5))
-        wanted = cluster.num_gpus * min(factor, 16)
-        cost = _cost(cluster.system, wanted)
-        return [(cost, f"offer {wanted} GPUs of {cluster.system.name} instead of {cluster.num_gpus}{_rent(cost)}")]
+def _more_capacity(found: SearchResult, cluster: Cluster, workload: Workload) -> list[Priced]:
+    """More GPUs of the same kind, or the share of the load these can carry, from the capacity that was missing."""
+    if CANNOT_SUSTAIN not in found.nearest_miss or found.survivors:
+        return []
+    factor = found.nearest_miss[CANNOT_SUSTAIN][0]
+    wanted = -(-int(cluster.num_gpus * factor * 1.2) // cluster.gpus_per_node) * cluster.gpus_per_node
+    name, now, then = cluster.system.name, _cost(cluster.system, cluster.num_gpus), _cost(cluster.system, wanted)
+    load = f"{1 / factor:.0%} of the load"
+    if workload.arrivals.rate_per_s:
+        load = f"{significant(workload.arrivals.rate_per_s / factor)} requests/s"
+    return [
+        (now, f"lower the load to at most {load} on {cluster.name} (estimated){_rent(now)}"),
+        (then, f"about {wanted} GPUs of {name} for the whole load (estimated, 20 % reserve){_rent(then)}"),
+    ]
+
+
+def _more_gpus(model: ModelConfig, cluster: Cluster, engine: Engine, context: int) -> list[Priced]:
     answer = _fit(model, cluster.system, engine, context)
     if answer is None or answer.num_gpus <= cluster.num_gpus:
         return []
@@ -65,7 +89,7 @@ def _more_gpus(
     return [(cost, f"{answer.num_gpus} GPUs of {cluster.system.name} hold it as {answer.layout}{_rent(cost)}")]
 
 
-def _lower_precision(model: ModelConfig, chosen: System, engine: Engine, context: int) -> list[tuple[float, str]]:
+def _lower_precision(model: ModelConfig, chosen: System, engine: Engine, context: int) -> list[Priced]:
     stored = model.format_of("expert" if model.moe else "dense_ffn")
     found = []
     for fmt in _NARROWER.get(stored, ()):
@@ -76,16 +100,19 @@ def _lower_precision(model: ModelConfig, chosen: System, engine: Engine, context
     return found
 
 
-def _other_systems(model: ModelConfig, engine: Engine, context: int, offered: set[str]) -> list[tuple[float, str]]:
+def _other_systems(model: ModelConfig, engine: Engine, context: int, offered: set[str]) -> list[Priced]:
+    """Systems that hold the weights within one scale-up domain."""
     found = []
     for name in systems():
-        if name in offered:
-            continue
         candidate = system(name)
-        answer = _fit(model, candidate, engine, context) if gpu_hour(candidate) else None
-        if answer is not None:
+        if name in offered or not gpu_hour(candidate):
+            continue
+        answer = _fit(model, candidate, engine, context)
+        if answer is not None and answer.num_gpus <= max(candidate.scale_up.size, 1):
             cost = _cost(candidate, answer.num_gpus)
-            found.append((cost, f"{answer.num_gpus} x {name} hold it as {answer.layout}{_rent(cost)}"))
+            found.append(
+                (cost, f"{answer.num_gpus} x {name} hold it as {answer.layout} (load not checked){_rent(cost)}")
+            )
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from planner.cost import Floats, StepCost
 from planner.deployment import Deployment, with_replicas
 from planner.engine import Engine, Limits
+from planner.errors import InputError
 from planner.hardware import Cluster
 from planner.layout import Layout, layout_problem
 from planner.memory import Ledger, MemoryUse
@@ -26,6 +27,8 @@ MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BATCHED_TOKENS = (2048, 4096, 8192, 16384)
 PIPELINES = (1, 2, 3, 4, 8)
 """Pipeline depths engines are run with; 3 serves clusters of three nodes."""
+CANNOT_SUSTAIN = "cannot sustain the load"
+MAX_OFFERED_GPUS = 1024
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
 _TAIL = {
@@ -98,6 +101,16 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
                         yield layout
 
 
+def _check(cluster: Cluster, workload: Workload) -> None:
+    if cluster.num_gpus > MAX_OFFERED_GPUS:
+        raise InputError(
+            f"{cluster.name} offers {cluster.num_gpus:,} GPUs; a plan searches up to {MAX_OFFERED_GPUS:,}. Plan a share of "
+            "the demand on a share of the GPUs: replicas scale evenly."
+        )
+    if workload.arrivals.kind == "trace" and not np.isfinite(workload.arrivals.rate_per_s):
+        raise InputError(f"{workload.name}: all rows arrive at once, which is no rate to plan for. Use --concurrency.")
+
+
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
@@ -114,6 +127,7 @@ class Search:
     def __init__(self, cluster: Cluster, engine: Engine, workload: Workload, slo: Slo, skew: str | None = None) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.skew = cluster, engine, workload, slo, skew
         self.result = SearchResult()
+        _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
         prompts = workload.requests(seed=0).prompt_tokens
         self._prompt_cv2 = float(prompts.var() / prompts.mean() ** 2)
@@ -161,13 +175,18 @@ class Search:
     def _fits(self, layout: Layout, use: MemoryUse, count: int) -> bool:
         """True when the layout fits and can cache one longest request; otherwise counts the rejection."""
         if use.breaking_term:
-            need = sum(v for k, v in use.terms.items() if k not in ("kv_cache", "reserve"))
-            over = need / use.capacity_bytes
-            text = f"{layout}: {need / 1e9:.1f} GB before KV of {use.capacity_bytes / 1e9:.1f} GB per GPU"
-            self.result.reject(f"does not fit ({use.breaking_term})", count, over, text)
+            over = use.needed_bytes / use.budget_bytes
+            text = (
+                f"{layout} on {self.cluster.system.name}: {use.needed_bytes / 1e9:.1f} GB before KV cache, the engine "
+                f"may use {use.budget_bytes / 1e9:.1f} GB per GPU; {use.breaking_term} breaks it"
+            )
+            self.result.reject("does not fit", count, over, text)
             return False
         if use.kv_tokens // layout.pp < self._longest:
-            text = f"{layout}: {use.kv_tokens // layout.pp:,} cached tokens, longest request {self._longest:,}"
+            text = (
+                f"{layout} on {self.cluster.system.name}: {use.kv_tokens // layout.pp:,} cached tokens, "
+                f"longest request {self._longest:,}"
+            )
             self.result.reject("KV cache below one request", count, self._longest / max(use.kv_tokens, 1), text)
             return False
         return True
@@ -188,7 +207,9 @@ class Search:
             limit = min(max_seqs // layout.pp, use.kv_tokens / layout.pp / self._context)
             batch, capacity = self._load(steady, ranks, limit)
             estimates = self._estimates(steady, batch)
-            alive = self._within(layout, capacity / ranks, batch, ranks, limit) & self._bounded(steady, batch, layout)
+            name = f"{max_seqs} seqs, {budget} tok/step on {self.cluster.system.name}"
+            alive = self._within(layout, name, capacity / ranks, batch, ranks, limit)
+            alive = self._bounded(steady, batch, layout, name, alive)
             self.result.fitting += len(replicas)
             for i in np.flatnonzero(alive):
                 placed = with_replicas(layout, int(replicas[i]))
@@ -206,20 +227,21 @@ class Search:
             return self.workload.arrivals.concurrency / ranks, capacity
         return np.minimum(steady.batch_at(self.workload.arrivals.rate_per_s / ranks), limit), capacity
 
-    def _within(self, layout: Layout, capacity: Floats, batch: Floats, ranks: np.ndarray, limit: float) -> np.ndarray:
+    def _within(
+        self, layout: Layout, name: str, capacity: Floats, batch: Floats, ranks: np.ndarray, limit: float
+    ) -> np.ndarray:
         if self.workload.arrivals.concurrency:
             alive = batch <= max(limit, 1.0)
-            ratio, what = batch / max(limit, 1e-9), f"{self.workload.arrivals.concurrency} users at once"
+            ratio = batch / max(limit, 1e-9)
         else:
             demand = self.workload.arrivals.rate_per_s / ranks
             alive = capacity >= demand * _BOUND_SLACK
-            ratio, what = demand / np.maximum(capacity, 1e-12), f"{self.workload.arrivals.rate_per_s:g} requests/s"
-        self._count(alive, ratio, layout, f"cannot sustain {what}", "demand is {:.2f} x capacity")
+            ratio = demand / np.maximum(capacity, 1e-12)
+        self._count(~np.asarray(alive), ratio, layout, name, CANNOT_SUSTAIN, "demand is {:.2f} x capacity")
         return np.asarray(alive)
 
-    def _bounded(self, steady: SteadyState, batch: Floats, layout: Layout) -> np.ndarray:
-        """False where an objective is missed even without queueing."""
-        alive = np.ones(len(batch), dtype=bool)
+    def _bounded(self, steady: SteadyState, batch: Floats, layout: Layout, name: str, alive: np.ndarray) -> np.ndarray:
+        """`alive`, less where an objective is missed even without queueing."""
         decode_s = np.interp(batch, steady.batch, steady.decode_s)
         prefill_s = np.full(len(batch), steady.prefill_s.min())
         bounds = {"tpot": decode_s, "ttft": prefill_s, "e2e": prefill_s + decode_s * self.workload.mean_output_tokens}
@@ -227,16 +249,18 @@ class Search:
             ratio = bounds[objective.metric] * _BOUND_SLACK / objective.limit_s
             meets = ratio <= 1.0
             text = f"{objective.metric.upper()} at best {{:.2f}} x its limit"
-            self._count(meets | ~alive, ratio / _BOUND_SLACK, layout, f"misses {objective.metric.upper()}", text)
-            alive &= meets
+            reason = f"misses {objective.metric.upper()}"
+            self._count(alive & ~meets, ratio / _BOUND_SLACK, layout, name, reason, text)
+            alive = alive & meets
         return alive
 
-    def _count(self, alive: np.ndarray, ratio: Floats, layout: Layout, reason: str, text: str) -> None:
-        lost = int((~alive).sum())
-        if lost:
-            best = float(np.min(np.where(alive, np.inf, ratio)))
-            count = int(np.argmin(np.where(alive, np.inf, ratio))) + 1
-            self.result.reject(reason, lost, best, f"{with_replicas(layout, count)}: {text.format(best)}")
+    def _count(self, lost: np.ndarray, ratio: Floats, layout: Layout, name: str, reason: str, text: str) -> None:
+        """Count the candidates of `layout` marked in `lost` [replicas]; the nearest is the one with least `ratio`."""
+        if lost.any():
+            replicas = int(np.argmin(np.where(lost, ratio, np.inf)))
+            best = float(ratio[replicas])
+            placed = with_replicas(layout, replicas + 1)
+            self.result.reject(reason, int(lost.sum()), best, f"{placed}, {name}: {text.format(best)}")
 
     def _estimates(self, steady: SteadyState, batch: Floats) -> dict[str, Floats]:
         ttft_s, tpot_s = steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)

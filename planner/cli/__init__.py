@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
 from planner.cli import commands
@@ -16,15 +16,20 @@ app = App(
     version=__version__,
     help="Which hardware, how many GPUs, sharded how, at what latency and cost, for serving MoE language models.",
     help_flags=["--help", "-h"],
+    default_parameter=Parameter(negative=()),
 )
 for command in (commands.describe, commands.fit, commands.plan, commands.simulate):
     app.command(command)
 
-_profiles = App(name="profiles", help="Hardware profiles and measured tables: list, show, schema, import.")
+_profiles = App(name="profiles", help="Hardware profiles and measured tables.")
 _profiles.command(profile_commands.list_profiles, name="list")
 _profiles.command(profile_commands.show_profile, name="show")
 _profiles.command(profile_commands.print_schema, name="schema")
 _profiles.command(profile_commands.import_profiles, name="import")
+_profiles.command(profile_commands.check)
+_profiles.command(profile_commands.compare)
+_profiles.command(profile_commands.coverage)
+_profiles.command(profile_commands.shapes)
 app.command(_profiles)
 
 

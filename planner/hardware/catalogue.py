@@ -134,9 +134,9 @@ def _checked(text: str, cluster: Cluster) -> Cluster:
 def measured_engines(name: str) -> tuple[str, ...]:
     """Engines whose kernels were measured on system `name`, from `measured/<name>/meta.json`; empty when none."""
     for directory in _directories():
-        path = directory / "measured" / name / "meta.json"
-        if path.is_file():
-            return _engines(path)
+        for path in (directory / "measured" / name / "meta.json", directory / name / "meta.json"):
+            if path.is_file():
+                return _engines(path)
     return ()
 
 

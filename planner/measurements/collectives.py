@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 
 from planner.measurements import links, transfer
 from planner.measurements.curves import Curve, Origin, curve_of, roofline_curve
+from planner.measurements.exchange import Exchange, exchange
 from planner.measurements.library import Match, find, format_penalty
 from planner.measurements.roofline import Ceilings, Roof
 from planner.measurements.store import Table
 
 Floats = NDArray[np.float64]
-Exchange = tuple[str, int, int, int, int, int, str]
-"""mode, num_gpus, nodes, hidden, top_k, num_experts, fmt"""
-
 _INSTANT_S = 1e-12
 
 
@@ -102,45 +100,39 @@ def _faster(one: Curve, other: Curve, roof: Roof) -> Curve:
     return curve_of(x, seconds, roof, min(one.shape_origin, other.shape_origin))
 
 
-def exchange_curve(
-    table: Table | None, ceilings: Ceilings, engine: str, step: str, wanted: Exchange
-) -> tuple[Curve, str]:
-    """Dispatch or combine: measured kernels carried along the link law, or the law alone.
+def exchange_curve(table: Table | None, ceilings: Ceilings, engine: str, what: Exchange) -> tuple[Curve, str]:
+    """Dispatch or combine: measured kernels carried along the exchange law, or the law alone.
 
     DeepEP is one library under vLLM and SGLang, so its kernel times serve both; TensorRT-LLM's one-sided kernels
     serve TensorRT-LLM. A measurement inside a node says nothing about the network, nor the other way round.
     """
-    mode, num_gpus, nodes, hidden, top_k, num_experts, fmt = wanted
-    if num_gpus == 1:
+    if what.num_gpus == 1:
         return roofline_curve(lambda x: np.full_like(x, _INSTANT_S)), "nothing to send"
-    roof = links.exchange(ceilings, mode, num_gpus, nodes, hidden, top_k, num_experts, fmt)
-    match = _exchange_match(table, engine, step, wanted)
+    roof = exchange(ceilings, what)
+    match = _exchange_match(table, engine, what)
     if match is None or table is None:
-        return roofline_curve(roof), "link law"
+        return roofline_curve(roof), f"{ceilings.exchange_library} law"
     keys = table.keys
 
     def roof_of(series: int) -> Roof:
-        gpus, domains, width, k, experts = (
-            int(keys[name][series]) for name in ("num_gpus", "nodes", "hidden", "top_k", "num_experts")
-        )
-        return links.exchange(ceilings, mode, gpus, domains, width, k, experts, table.label("fmt", series))
+        numbers = (int(keys[name][series]) for name in ("num_gpus", "nodes", "hidden", "top_k", "num_experts"))
+        return exchange(ceilings, Exchange(what.step, what.mode, *numbers, table.label("fmt", series)))
 
-    return transfer.curve(match, "tokens", roof, roof_of), f"{match.engine} {step}"
+    return transfer.curve(match, "tokens", roof, roof_of), f"{match.engine} {what.step}"
 
 
-def _exchange_match(table: Table | None, engine: str, step: str, wanted: Exchange) -> Match | None:
-    mode, num_gpus, nodes, hidden, top_k, num_experts, fmt = wanted
+def _exchange_match(table: Table | None, engine: str, what: Exchange) -> Match | None:
     if table is None:
         return None
-    mask = (table.keys["mode"] == table.code("mode", mode)) & (table.keys["step"] == table.code("step", step))
-    mask &= (table.keys["nodes"] > 1) == (nodes > 1)
+    mask = (table.keys["mode"] == table.code("mode", what.mode)) & (table.keys["step"] == table.code("step", what.step))
+    mask &= (table.keys["nodes"] > 1) == (what.nodes > 1)
     own = mask & (table.keys["engine"] == table.code("engine", engine))
     owner = engine if own.any() else "deepep"
     mask = own if own.any() else mask & (table.keys["engine"] == table.code("engine", "deepep"))
     if not mask.any():
         return None
-    wanted_formats = (fmt, *(name for name in ("fp8", "bf16", "nvfp4") if name != fmt))
+    wanted_formats = (what.fmt, *(name for name in ("fp8", "bf16", "nvfp4") if name != what.fmt))
     penalties = format_penalty(table, "fmt", wanted_formats)
-    shape = {"num_gpus": (num_gpus, 1.0), "nodes": (nodes, 0.5), "hidden": (hidden, 1.0)}
-    shape |= {"top_k": (top_k, 0.7), "num_experts": (num_experts, 0.1)}
+    shape = {"num_gpus": (what.num_gpus, 1.0), "nodes": (what.nodes, 0.5), "hidden": (what.hidden, 1.0)}
+    shape |= {"top_k": (what.top_k, 0.7), "num_experts": (what.num_experts, 0.1)}
     return find(table, owner, shape, penalties, mask, count=2)

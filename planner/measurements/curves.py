@@ -1,8 +1,11 @@
-"""Time as a function of size: interpolated in log space, with the origin of every answer.
+"""Time as a function of size: interpolated between measurements, with the origin of every answer.
 
-Between measured sizes ln(time) is linear in ln(size). Beyond the last measured size the time follows the roofline
-of the operation (the ratio measured / roofline of the last point is kept); below the first it is flat. Both are
-baked into the grid when the curve is built, so that evaluation is one `numpy.interp`.
+Between two measured sizes the time advances as the roofline does: it has covered the same share of the measured
+difference as the roofline of its own. Where the roofline is straight that is a straight line in size, at its knees
+and for quadratic work it bends with it; measured sizes left out are found again with less error than by a straight
+line in log space (docs/kernel_accuracy.md). Beyond the last measured size the ratio measured / roofline of the last
+point is kept; below the first the time is flat. All of it is baked into the grid when the curve is built, fine
+enough that evaluation is one `numpy.interp` in log space.
 """
 
 from __future__ import annotations
@@ -21,6 +24,14 @@ Codes = NDArray[np.int8]
 _MEASURED_WITHIN = 0.01
 _BEYOND = np.log(2.0) * np.array([0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30])
 _SMALLEST = 1e-9
+_STEP = np.log(2.0) / 4
+"""Finest gap of a refined grid in ln(size): straight in log space over it means 0.1 % off for work that grows with size."""
+_MOST_STEPS = 8
+_FLAT = 1e-3
+"""A roofline that grows by less between two points says nothing about the way between them."""
+_SURFACE_ROOF_SHARE = 0.5
+"""Attention advances half as its roofline, half in proportion to size: the roofline knows only the kernel's main
+loop, while masks, tails and launches grow with size."""
 
 
 class Origin(IntEnum):
@@ -145,13 +156,56 @@ def curve_of(
     `monotone` lifts a point that is faster than a smaller one, since engines never gain from more work.
     """
     beyond = x[-1] * np.exp(_BEYOND)
-    tail = roof(np.concatenate([x[-1:], beyond]))
-    log_x = np.log(np.concatenate([x, beyond]))
-    log_s = np.log(np.concatenate([seconds, seconds[-1] * tail[1:] / tail[0]]))
+    if monotone:
+        seconds = np.maximum.accumulate(seconds)
+    fine, lower, known = _refined(x)
+    times = roof(np.concatenate([fine, beyond]))
+    between = _advance(seconds, times[: len(fine)], times[np.flatnonzero(known)], fine, x, lower)
+    log_x = np.log(np.concatenate([fine, beyond]))
+    log_s = np.log(np.concatenate([between, seconds[-1] * times[len(fine) :] / times[len(fine) - 1]]))
     if monotone:
         log_s = np.maximum.accumulate(log_s)
-    measured = np.arange(len(log_x)) < len(x)
-    return Curve(log_x, log_s, measured, float(log_x[0]), float(log_x[len(x) - 1]), shape_origin)
+    measured = np.concatenate([known, np.zeros(len(beyond), np.bool_)])
+    return Curve(log_x, log_s, measured, float(log_x[0]), float(log_x[len(fine) - 1]), shape_origin)
+
+
+def _refined(grid: Floats) -> tuple[Floats, NDArray[np.int64], NDArray[np.bool_]]:
+    """`grid` with points put into wide gaps, the gap each point lies in, and which points are of `grid`."""
+    gaps = np.diff(np.log(grid))
+    if not len(gaps):
+        return grid, np.zeros(1, np.int64), np.ones(1, np.bool_)
+    counts = np.clip(np.ceil(gaps / _STEP - 1e-6), 1, _MOST_STEPS).astype(np.int64)
+    lower = np.repeat(np.arange(len(gaps)), counts)
+    step = np.arange(len(lower)) - np.repeat(np.cumsum(counts) - counts, counts)
+    fine = grid[lower] * np.exp(gaps[lower] * step / counts[lower])
+    known = np.append(step == 0, True)
+    return np.append(fine, grid[-1]), np.append(lower, len(gaps) - 1), known
+
+
+def _advance(
+    seconds: Floats,
+    roof_fine: Floats,
+    roof_grid: Floats,
+    fine: Floats,
+    grid: Floats,
+    lower: NDArray[np.int64],
+    roof_share: float = 1.0,
+) -> Floats:
+    """Times at `fine` from those at `grid` along the first axis; other axes are carried along.
+
+    `roof_share` of the way follows the roofline, the rest is in proportion to size.
+    """
+    if len(grid) == 1:
+        return seconds
+    upper = lower + 1
+    plain = (fine - grid[lower]) / (grid[upper] - grid[lower])
+    plain = plain.reshape(plain.shape + (1,) * (seconds.ndim - 1))
+    low, high = roof_grid[lower], roof_grid[upper]
+    rise = high - low
+    flat = rise <= _FLAT * low
+    follows = np.where(flat, plain, (roof_fine - low) / np.where(flat, 1.0, rise))
+    way = np.clip(roof_share * follows + (1 - roof_share) * plain, 0.0, 1.0)
+    return np.asarray(seconds[lower] * (1 - way) + seconds[upper] * way)
 
 
 def roofline_curve(roof: Callable[[Floats], Floats], largest: float = 2.0**40) -> Curve:
@@ -171,14 +225,24 @@ def surface_of(
 ) -> Surface:
     """Surface from ln(measured / roofline) on a grid.
 
-    `ratio`: [b, l], NaN where nothing was measured. Holes take the ratio of the nearest measured length of the
-    same batch, then of the nearest batch; the grid is continued along `roof` in both directions.
+    `ratio`: [b, l], NaN where nothing was measured. A hole between measurements is closed from both sides, one at
+    the rim takes the ratio of the nearest measured length of the same batch, then of the nearest batch; the grid is
+    continued along `roof` in both directions.
     """
-    measured = np.isfinite(ratio)
-    filled = _fill(_fill(ratio, 1), 0)
+    fine_batch, in_batch, known_batch = _refined(batch)
+    fine_length, in_length, known_length = _refined(length)
+    measured = np.zeros((len(fine_batch), len(fine_length)), np.bool_)
+    measured[np.ix_(known_batch, known_length)] = np.isfinite(ratio)
+    times = roof(fine_batch[:, None], fine_length[None, :])
+    coarse = times[:, known_length]
+    seconds = _without_holes(ratio, coarse[known_batch], batch, length)
+    shares = (in_batch, _SURFACE_ROOF_SHARE)
+    seconds = _advance(seconds, coarse, coarse[known_batch], fine_batch, batch, *shares)
+    shares = (in_length, _SURFACE_ROOF_SHARE)
+    seconds = _advance(seconds.T, times.T, coarse.T, fine_length, length, *shares).T
     more_batch, more_length = batch[-1] * np.exp(_BEYOND[3::2]), length[-1] * np.exp(_BEYOND[3::2])
-    rows, columns = np.concatenate([batch, more_batch]), np.concatenate([length, more_length])
-    wide = np.pad(filled, ((0, len(more_batch)), (0, len(more_length))), mode="edge")
+    rows, columns = np.concatenate([fine_batch, more_batch]), np.concatenate([fine_length, more_length])
+    wide = np.pad(np.log(seconds / times), ((0, len(more_batch)), (0, len(more_length))), mode="edge")
     log_s = wide + np.log(roof(rows[:, None], columns[None, :]))
     known = np.pad(measured, ((0, len(more_batch)), (0, len(more_length))))
     return Surface(np.log(rows), np.log(columns), log_s, known, shape_origin, includes_projections)
@@ -190,6 +254,30 @@ def roofline_surface(roof: Callable[[Floats, Floats], Floats], includes_projecti
     log_s = np.log(roof(batch[:, None], length[None, :]))
     nothing = np.zeros(log_s.shape, np.bool_)
     return Surface(np.log(batch), np.log(length), log_s, nothing, Origin.ROOFLINE, includes_projections)
+
+
+def _without_holes(ratio: Floats, roofs: Floats, batch: Floats, length: Floats) -> Floats:
+    """Seconds [b, l] on the grid; holes between two measurements advance between them, along both axes if they can."""
+    if np.isfinite(ratio).all():
+        return np.asarray(np.exp(ratio) * roofs)
+    seconds = np.exp(ratio) * roofs
+    one, other = _closed(seconds, roofs, length), _closed(seconds.T, roofs.T, batch).T
+    both = np.where(np.isfinite(one) & np.isfinite(other), np.sqrt(one * other), np.where(np.isfinite(one), one, other))
+    return np.asarray(np.exp(_fill(_fill(np.log(both / roofs), 1), 0)) * roofs)
+
+
+def _closed(seconds: Floats, roofs: Floats, grid: Floats) -> Floats:
+    """`seconds` [rows, grid] with NaN between two measurements of a row replaced."""
+    out = seconds.copy()
+    for row in np.flatnonzero(~np.isfinite(seconds).all(axis=1)):
+        known = np.flatnonzero(np.isfinite(seconds[row]))
+        if len(known) < 2:
+            continue
+        holes = np.setdiff1d(np.arange(known[0], known[-1]), known)
+        lower = np.searchsorted(known, holes) - 1
+        ends = seconds[row, known], roofs[row, holes], roofs[row, known]
+        out[row, holes] = _advance(*ends, grid[holes], grid[known], lower, _SURFACE_ROOF_SHARE)
+    return out
 
 
 def _fill(values: Floats, axis: int) -> Floats:

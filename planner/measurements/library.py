@@ -77,8 +77,9 @@ def measured_directory(name: str) -> Path | None:
     """Folder of measured tables of system `name`: user directories of MOEPLAN_PROFILES first, then the bundled one."""
     listed = [Path(part) for part in os.environ.get("MOEPLAN_PROFILES", "").split(os.pathsep) if part]
     for directory in (*listed, Path(str(resources.files("hardware_profiles")))):
-        if (directory / "measured" / name / "meta.json").is_file():
-            return directory / "measured" / name
+        for folder in (directory / "measured" / name, directory / name):
+            if (folder / "meta.json").is_file():
+                return folder
     return None
 
 
@@ -89,19 +90,23 @@ def find(
     penalties: Floats | None = None,
     mask: NDArray[np.bool_] | None = None,
     count: int = 4,
+    derived: Mapping[str, NDArray[Any]] | None = None,
+    crowd: tuple[NDArray[np.int64], int] | None = None,
 ) -> Match | None:
     """Nearest series to `shape` = {column: (value, weight)}; None when nothing is near enough.
 
     An exact series answers alone. Otherwise up to `count` series share the answer with weights 1 / distance^2;
-    the origin is INTERPOLATED when the query lies within the chosen series in every dimension.
+    the origin is INTERPOLATED when the query lies within the chosen series in every dimension. `derived` adds
+    columns [series] that the table does not store; `crowd` = (group of each series, most of one group).
     """
     if table is None or not len(table.start) - 1:
         return None
     distance = _engine_penalty(table, engine)
     extra = distance.copy() if penalties is None else distance + penalties
+    columns = {**table.keys, **(derived or {})}
     squared = np.zeros(len(distance))
     for column, (value, weight) in shape.items():
-        squared += (weight * np.log(table.keys[column] / value)) ** 2
+        squared += (weight * np.log(columns[column] / value)) ** 2
     distance = np.sqrt(squared) + extra
     if mask is not None:
         distance = np.where(mask, distance, np.inf)
@@ -112,17 +117,25 @@ def find(
     if distance[nearest] - extra[nearest] < _SAME:
         origin = Origin.MEASURED if extra[nearest] == 0 else Origin.EXTRAPOLATED
         return Match(table, (Neighbour(nearest, 1.0),), origin, name)
-    chosen = np.argsort(distance, kind="stable")[:count]
-    chosen = chosen[distance[chosen] <= distance[nearest] + 1.0]
+    near = np.flatnonzero(distance <= distance[nearest] + 1.0)
+    near = near[np.argsort(distance[near], kind="stable")]
+    chosen = (near if crowd is None else _thinned(near, *crowd))[:count]
     weights = 1.0 / distance[chosen] ** 2
     weights /= weights.sum()
     own = extra[chosen] == 0
-    inside = bool(own.any()) and all(_bracketed(table.keys[c][chosen[own]], v) for c, (v, _) in shape.items())
+    inside = bool(own.any()) and all(_bracketed(columns[c][chosen[own]], v) for c, (v, _) in shape.items())
     neighbours = tuple(Neighbour(int(s), float(w)) for s, w in zip(chosen, weights, strict=True))
     return Match(table, neighbours, Origin.INTERPOLATED if inside else Origin.EXTRAPOLATED, name)
 
 
-def _bracketed(values: NDArray[np.int64], wanted: float) -> bool:
+def _thinned(series: NDArray[np.int64], groups: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """`series` without those that follow `most` others of their group."""
+    mine = groups[series]
+    earlier = np.tril(mine[:, None] == mine[None, :], -1).sum(axis=1)
+    return series[earlier < most]
+
+
+def _bracketed(values: NDArray[Any], wanted: float) -> bool:
     return bool(values.min() <= wanted <= values.max())
 
 

@@ -1,4 +1,4 @@
-"""Times of collectives and expert exchange from link rates, for GPUs and sizes nobody measured.
+"""Times of collectives from link rates, for GPUs, node counts and sizes nobody measured, and the fabric between nodes.
 
 Sizes as in the tables: all-reduce the tensor of one rank, all-gather the gathered tensor, reduce-scatter the tensor
 before scattering, all-to-all what one rank sends to all. Sources: handbook serving 6.5 and 6.6, kernels 3, 4 and 10.
@@ -24,13 +24,11 @@ OUTSIDE_SHARE = 0.9
 """Share of the NIC that expert exchange and all-to-all reach: 45 GB/s of 400 Gbit/s (kernels 3 and 4)."""
 RACK_SHARE = 0.8
 """TensorRT-LLM one-sided all-to-all on NVL72: 80 % of 900 GB/s (serving 6.6, blog 18)."""
+_RAILS = 8
+"""Rails of a rail-optimised fabric: one leaf per GPU index of an HGX node (losslessnetwork.com, rail-optimized)."""
 _INSIDE_FLOOR_S = 10e-6
 _OUTSIDE_FLOOR_S = 10e-6
 """Point-to-point latency between nodes (aiconfigurator system files)."""
-_EXCHANGE_FLOOR_S = {"low_latency": 25e-6, "normal": 45e-6}
-"""Inside a node: 25 to 45 us (kernels 10)."""
-_EXCHANGE_OUTSIDE_FLOOR_S = {"low_latency": 30e-6, "normal": 100e-6}
-"""Across nodes 30 us low latency (kernels 10); the normal mode adds its notify step (DeepEP H200 tables, 50-100 us)."""
 
 
 def distinct(groups: int, num_experts: int, top_k: int) -> float:
@@ -52,6 +50,19 @@ def message_bytes(fmt: str, hidden: int) -> float:
     """
     per_value = {"fp8": 1 + 4 / 128, "fp8_block": 1 + 4 / 128, "nvfp4": 0.5 + 1 / 16, "mxfp4_fp8": 1 + 1 / 32}
     return hidden * per_value.get(fmt, 2.0)
+
+
+def network_rate(ceilings: Ceilings, share: float, same_rail: bool) -> float:
+    """Bytes/s one GPU sends into the network between nodes, `share` of its NIC where nothing is oversubscribed.
+
+    Traffic between GPUs of the same index stays under one leaf of a rail-optimised fabric and does not see the
+    spine. Everything else shares the uplinks: `same_rail` is False for direct sends to any GPU, of which one in
+    eight keeps its rail.
+    """
+    fabric = ceilings.fabric
+    kept = 0.0 if not fabric.rail_optimised else 1.0 if same_rail else 1.0 / _RAILS
+    slowdown = kept + (1.0 - kept) * fabric.oversubscription
+    return (ceilings.scale_out_bytes_per_s or math.inf) * share / slowdown
 
 
 def span(ceilings: Ceilings, num_gpus: int) -> tuple[int, int]:
@@ -86,9 +97,10 @@ def outside(ceilings: Ceilings, op: Op, local: int, domains: int) -> Roof:
 
     All-reduce moves 2 (N - 1) / N of a rank's S / local share, all-gather and reduce-scatter (N - 1) / N of it,
     all-to-all (N - 1) / N of what a rank sends, which is the law busbw = N / (N - 1) x NIC (nccl-tests issue 130).
+    Rings and trees of NCCL cross on the sender's rail; all-to-all does too because PXN forwards over NVLink first.
     Tiny all-to-alls over InfiniBand take 96 us at 16 and 132 us at 128 ranks (pplx-kernels README).
     """
-    rate = (ceilings.scale_out_bytes_per_s or math.inf) * OUTSIDE_SHARE
+    rate = network_rate(ceilings, OUTSIDE_SHARE, same_rail=True)
     hop = max(ceilings.scale_out_latency_s, _OUTSIDE_FLOOR_S)
     share = (domains - 1) / domains
     if op == "all_to_all":
@@ -100,34 +112,5 @@ def outside(ceilings: Ceilings, op: Op, local: int, domains: int) -> Roof:
 
     def seconds(size: Floats) -> Floats:
         return np.asarray(floor + moved * size / rate)
-
-    return seconds
-
-
-def exchange(
-    ceilings: Ceilings, mode: str, num_gpus: int, nodes: int, hidden: int, top_k: int, num_experts: int, fmt: str
-) -> Roof:
-    """Dispatch or combine of x tokens per rank over `num_gpus` ranks in `nodes` scale-up domains.
-
-    Low latency sends one copy per chosen expert, normal mode one per distinct rank inside and one per distinct
-    domain across: t = a + max(bytes that leave the domain / NIC, bytes that stay / scale-up link).
-    """
-    local = -(-num_gpus // nodes)
-    low_latency = mode == "low_latency"
-    message = message_bytes(fmt, hidden)
-    copies = float(top_k) if low_latency else distinct(num_gpus, num_experts, top_k)
-    rack = ceilings.scale_up_gpus > 8
-    copies = min(copies, num_gpus) if rack else copies
-    link = ceilings.scale_up_bytes_per_s * (RACK_SHARE if rack else INSIDE_SHARE)
-    stay = copies * (local - 1) / num_gpus * message / link
-    leave, floor = 0.0, _EXCHANGE_FLOOR_S[mode]
-    if nodes > 1:
-        out = copies if low_latency else distinct(nodes, num_experts, top_k)
-        rate = (ceilings.scale_out_bytes_per_s or math.inf) * OUTSIDE_SHARE
-        leave, floor = out * (nodes - 1) / nodes * message / rate, _EXCHANGE_OUTSIDE_FLOOR_S[mode]
-    per_token_s = max(stay, leave)
-
-    def seconds(tokens: Floats) -> Floats:
-        return np.asarray(floor + tokens * per_token_s)
 
     return seconds

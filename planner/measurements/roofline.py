@@ -34,10 +34,24 @@ _MLA_HIDDEN, _MLA_Q_RANK, _MLA_KV_RANK, _MLA_ROPE, _MLA_NOPE, _MLA_V = 7168, 153
 
 
 @dataclass(frozen=True, slots=True)
+class Fabric:
+    """Network between nodes as built: leaf-to-spine `oversubscription` (1 = none) and whether leaves are rails.
+
+    The default is what NVIDIA's and the large clouds' clusters are: one leaf per GPU index and full bisection
+    (handbook serving 6.5; DGX SuperPOD reference architecture). Oversubscription divides the bandwidth of whatever
+    crosses the spine.
+    """
+
+    oversubscription: float = 1.0
+    rail_optimised: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Ceilings:
     """What one GPU and its links reach at best, already multiplied by measured efficiency.
 
-    `flop_per_s[arithmetic format]`; link rates are per GPU and one direction.
+    `flop_per_s[arithmetic format]`; link rates are per GPU and one direction. `exchange_library` is the library
+    whose laws answer for expert exchange nobody measured.
     """
 
     flop_per_s: Mapping[str, float]
@@ -47,10 +61,12 @@ class Ceilings:
     scale_up_gpus: int
     scale_out_bytes_per_s: float | None
     scale_out_latency_s: float
+    fabric: Fabric = Fabric()
+    exchange_library: str = "deepep"
 
     @classmethod
-    def of(cls, system: Any) -> Ceilings:
-        """Ceilings of a `planner.hardware.System`."""
+    def of(cls, system: Any, fabric: Fabric | None = None) -> Ceilings:
+        """Ceilings of a `planner.hardware.System` whose nodes are joined by `fabric`."""
         gpu, up, out = system.gpu, system.scale_up, system.scale_out
         formats = ("bf16", "fp8", "fp4", "int8")
         return cls(
@@ -61,6 +77,8 @@ class Ceilings:
             scale_up_gpus=up.size,
             scale_out_bytes_per_s=None if out is None else out.bytes_per_s,
             scale_out_latency_s=0.0 if out is None else out.latency_s or 0.0,
+            fabric=fabric or Fabric(),
+            exchange_library="mori" if gpu.vendor == "AMD" else "deepep",
         )
 
     def rate(self, fmt: str) -> float:
@@ -83,11 +101,15 @@ def gemm(ceilings: Ceilings, fmt: str, rows: int, cols: int) -> Roof:
     return seconds
 
 
-def expert_gemm(ceilings: Ceilings, fmt: str, hidden: int, width: int, local: int, num_matrices: int) -> Roof:
+def expert_gemm(
+    ceilings: Ceilings, fmt: str, hidden: int, width: int, local: int, num_matrices: int, handed: float = 1.0
+) -> Roof:
     """Fused expert layer; x assignments, balanced: min(local, x) experts stream their weights.
 
     Rows per expert are padded to the smallest tile; each assignment reads and writes its hidden row and the
-    intermediate once (permute and weighted sum included).
+    intermediate once (permute and weighted sum included). A kernel that was handed all assignments of the group,
+    `handed` for each that it keeps, still passes over the rows of the others: activation and weighted sum run over
+    the whole [tokens x top_k] buffers of bf16 (vLLM and SGLang fused_moe).
     """
     form, rate = FORMATS[fmt], ceilings.rate(fmt)
     weights = num_matrices * hidden * width
@@ -96,6 +118,7 @@ def expert_gemm(ceilings: Ceilings, fmt: str, hidden: int, width: int, local: in
         active = np.clip(x, 1.0, local)
         padded = active * _EXPERT_TILE * np.ceil(x / active / _EXPERT_TILE - 1e-9)
         moved = x * (hidden * (2.0 * form.activation_bytes + 8.0) + 4.0 * width)
+        moved = moved + x * (handed - 1.0) * (2.0 * hidden + 4.0 * width)
         bytes_ = active * weights * form.weight_bytes + moved
         return _time(ceilings, 2.0 * padded * weights / rate, bytes_, EXPERT_LAUNCH_S)
 

@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -52,8 +52,14 @@ class Quality:
 
     def take(self, rows: NDArray[Any]) -> Quality:
         """The chosen rows, by index or mask."""
-        columns = (self.p90_s, self.spread, self.repeats, self.library, self.origin)
-        return Quality(*(column[rows] for column in columns), self.libraries, self.origins)
+        return replace(
+            self,
+            p90_s=self.p90_s[rows],
+            spread=self.spread[rows],
+            repeats=self.repeats[rows],
+            library=self.library[rows],
+            origin=self.origin[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,14 +18,16 @@ from planner.measurements import links, roofline, transfer
 from planner.measurements.collectives import all_reduce_curve, collective_curve, exchange_curve
 from planner.measurements.curves import Curve, Origin, Surface, roofline_curve, roofline_surface
 from planner.measurements.dense import gemm_match
-from planner.measurements.experts import expert_curve, expert_match
+from planner.measurements.exchange import Exchange
+from planner.measurements.experts import expert_curve, expert_match, handed_per_kept
 from planner.measurements.formats import FORMATS, canonical, kv_format
 from planner.measurements.library import Library, Match, find, format_penalty, measured_directory
-from planner.measurements.roofline import Ceilings
+from planner.measurements.roofline import Ceilings, Fabric
 
 Phase = Literal["prefill", "decode"]
 Mode = Literal["normal", "low_latency"]
 ENGINES = ("vllm", "sglang", "trtllm")
+DEFAULT_FABRIC = Fabric()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,9 +95,10 @@ class Tables:
             self.library.table("expert_gemm"), self.engine, canonical(fmt), shape, num_experts, top_k, dispatched
         )
         self._note("expert_gemm", match)
+        handed = 1.0 if dispatched else handed_per_kept(hidden, local_experts, num_experts, top_k)
         if match is None:
-            return roofline_curve(roofline.expert_gemm(self.ceilings, canonical(fmt), *shape))
-        return expert_curve(match, self.ceilings, canonical(fmt), shape)
+            return roofline_curve(roofline.expert_gemm(self.ceilings, canonical(fmt), *shape, handed))
+        return expert_curve(match, self.ceilings, canonical(fmt), shape, handed)
 
     @_memoised
     def prefill_attention(
@@ -268,13 +271,8 @@ class Tables:
     def _exchange(
         self, step: str, mode: Mode, num_gpus: int, nodes: int, hidden: int, top_k: int, num_experts: int, fmt: str
     ) -> Curve:
-        curve, source = exchange_curve(
-            self.library.table("dispatch"),
-            self.ceilings,
-            self.engine,
-            step,
-            (mode, num_gpus, nodes, hidden, top_k, num_experts, fmt),
-        )
+        what = Exchange(step, mode, num_gpus, nodes, hidden, top_k, num_experts, fmt)
+        curve, source = exchange_curve(self.library.table("dispatch"), self.ceilings, self.engine, what)
         self.sources[step] = source
         return curve
 
@@ -287,19 +285,22 @@ class Tables:
         self.sources[op] = f"{match.engine} {version}{how}"
 
 
-def open_tables(system: System, engine: str) -> Tables:
+def open_tables(system: System, engine: str, fabric: Fabric = DEFAULT_FABRIC) -> Tables:
     """Tables of `engine` on `system`; roofline only when the system was not measured.
 
-    Raises InputError for an engine that is none of vllm, sglang, trtllm.
+    `fabric` describes the network between nodes. Raises InputError for an engine that is none of vllm, sglang,
+    trtllm, or an oversubscription below 1.
     """
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown. Use one of {', '.join(ENGINES)}.")
-    return _open(system, engine)
+    if not fabric.oversubscription >= 1.0:
+        raise InputError(f"oversubscription {fabric.oversubscription} is below 1. Give leaf down- over uplinks.")
+    return _open(system, engine, fabric)
 
 
 @lru_cache(maxsize=64)
-def _open(system: System, engine: str) -> Tables:
-    return Tables(system, engine, _library(system.name), Ceilings.of(system))
+def _open(system: System, engine: str, fabric: Fabric) -> Tables:
+    return Tables(system, engine, _library(system.name), Ceilings.of(system, fabric))
 
 
 @lru_cache(maxsize=32)

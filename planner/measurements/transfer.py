@@ -1,6 +1,7 @@
 """Builds curves and surfaces for a shape from neighbouring measured series, by carrying over utilisation.
 
-time(shape, x) = roofline(shape, x) x product over neighbours of (measured / roofline)(neighbour, x')^weight
+time(shape, x) = roofline(shape, x) x product over neighbours of (measured / roofline)(neighbour, x')^weight, where
+a neighbour that disagrees with the others weighs less,
 with x' the same arithmetic position (tokens, assignments per local expert, (batch, length)).
 """
 
@@ -19,6 +20,9 @@ from planner.measurements.store import Table
 Floats = NDArray[np.float64]
 
 _ANY_LENGTH = 2**40
+_FEWEST_TO_DISAGREE = 3
+_STRAY = 0.15
+"""A neighbour this far (in ln of utilisation) from the median of all counts half."""
 
 
 def curve(
@@ -31,26 +35,41 @@ def curve(
     x: Floats = np.asarray(table.axes[axis][table.rows(nearest)] * scales[0], dtype=np.float64)
     if match.origin == Origin.MEASURED:
         return curve_of(x, table.seconds[table.rows(nearest)], roof, match.origin)
-    log_s = np.log(roof(x))
-    for neighbour, scale in zip(match.neighbours, scales, strict=True):
+    ratios = np.empty((len(scales), len(x)))
+    for i, (neighbour, scale) in enumerate(zip(match.neighbours, scales, strict=True)):
         rows = table.rows(neighbour.series)
         own_x = table.axes[axis][rows].astype(np.float64)
         ratio = np.log(table.seconds[rows] / roof_of(neighbour.series)(own_x))
-        log_s = log_s + neighbour.weight * np.interp(np.log(x / scale), np.log(own_x), ratio)
-    return curve_of(x, np.exp(log_s), roof, match.origin)
+        ratios[i] = np.interp(np.log(x / scale), np.log(own_x), ratio)
+    weights = _agreeing(np.array([n.weight for n in match.neighbours]), ratios)
+    return curve_of(x, roof(x) * np.exp(weights @ ratios), roof, match.origin)
+
+
+def _agreeing(weights: Floats, ratios: Floats) -> Floats:
+    """`weights` [n], less for a neighbour whose `ratios` [n, points] stray from the weighted median; they sum to 1."""
+    if len(weights) < _FEWEST_TO_DISAGREE:
+        return weights
+    order = np.argsort(ratios, axis=0)
+    passed = np.cumsum(weights[order], axis=0) >= 0.5
+    middle = np.take_along_axis(ratios, np.take_along_axis(order, passed.argmax(axis=0)[None], 0), 0)
+    strayed = np.sqrt(((ratios - middle) ** 2).mean(axis=1))
+    trusted = weights / (1.0 + (strayed / _STRAY) ** 2)
+    return np.asarray(trusted / trusted.sum())
 
 
 def surface(match: Match, roof: Roof2, roof_of: Callable[[int], Roof2], includes_projections: bool = False) -> Surface:
     """Surface of the query over (batch, length)."""
     grids = [_grid(match.table, n.series, roof_of(n.series)) for n in match.neighbours]
     batch, length, ratio = grids[0]
-    total = np.zeros(ratio.shape)
-    for neighbour, (other_batch, other_length, other) in zip(match.neighbours, grids, strict=True):
+    ratios = []
+    for other_batch, other_length, other in grids:
         same = np.array_equal(other_batch, batch) and np.array_equal(other_length, length)
         values = other if same else _resample(other_batch, other_length, other, batch, length)
-        holes = ~np.isfinite(values)
-        total += neighbour.weight * np.where(holes, ratio, values)
-    return surface_of(batch, length, total, roof, match.origin, includes_projections)
+        ratios.append(np.where(np.isfinite(values), values, ratio))
+    layers = np.stack(ratios)
+    known = np.isfinite(ratio)
+    weights = _agreeing(np.array([n.weight for n in match.neighbours]), layers[:, known])
+    return surface_of(batch, length, np.tensordot(weights, layers, 1), roof, match.origin, includes_projections)
 
 
 def _grid(table: Table, series: int, roof: Roof2) -> tuple[Floats, Floats, Floats]:

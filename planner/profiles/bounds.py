@@ -71,7 +71,7 @@ def shortest_s(rows: Rows, peaks: Peaks) -> Floats:
 
 
 def work(rows: Rows) -> Floats:
-    """FLOP of every row, 0 for operations that only move bytes."""
+    """FLOP of every row, 0 for operations that only move bytes and for modules of several kernels."""
     if rows.op.name == "gemm":
         return 2 * _float(rows, "tokens") * _float(rows, "rows") * _float(rows, "cols")
     if rows.op.name.startswith("expert_gemm"):
@@ -79,7 +79,7 @@ def work(rows: Rows) -> Floats:
     if rows.op.name == "prefill_attention":
         return _attention_flop(rows)
     if rows.op.name == "mla_prefill":
-        per_pair = 2 * (_NOPE + _ROPE + _VALUE) * _float(rows, "num_heads")
+        per_pair = 2 * (_NOPE + _ROPE + _VALUE) * _float(rows, "num_heads") * (rows.columns["gemm_fmt"] == "kernel")
         return np.asarray(per_pair * _float(rows, "batch") * _pairs(_float(rows, "length"), np.zeros(len(rows))))
     return np.zeros(len(rows))
 
@@ -95,6 +95,15 @@ def _per_name(names: NDArray[Any], value: Callable[[str], float], otherwise: flo
 
 def _weight_bytes(rows: Rows) -> Floats:
     return _per_name(rows.columns["fmt"], lambda name: FORMATS[name].weight_bytes, 0.0)
+
+
+def compute_bound(rows: Rows, peaks: Peaks) -> NDArray[np.bool_]:
+    """True where the FLOP take at least as long as streaming the weights, at data-sheet rates."""
+    if "fmt" not in rows.columns or not rows.op.name.startswith("expert_gemm"):
+        return np.ones(len(rows), dtype=np.bool_)
+    active = np.minimum(_float(rows, "assignments"), _float(rows, "local_experts"))
+    streamed = active * _expert_weights(rows) * _weight_bytes(rows) / peaks.hbm_bytes_per_s
+    return np.asarray(work(rows) / peaks.rates(rows.columns["fmt"]) >= streamed)
 
 
 def _streamed(bytes_: Floats, peaks: Peaks) -> Floats:
@@ -131,6 +140,7 @@ def _attention_flop(rows: Rows) -> Floats:
 
 
 def _prefill(rows: Rows, peaks: Peaks) -> Floats:
+    """Both products may run in fp8."""
     return work(rows) / max(peaks.flop_per_s["bf16"], peaks.flop_per_s["fp8"])
 
 

@@ -1,4 +1,4 @@
-"""CSV files of a profile: one per operation, `<key columns>,<axis columns>,time_us,p90_us,spread,repeats,library,origin`.
+"""CSV files of a profile, one per operation: keys, axes, time_us, p90_us, spread, repeats, library, origin.
 
 Reading collects every fault of every file before it gives up, each with its line and remedy.
 """

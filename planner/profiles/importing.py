@@ -242,10 +242,11 @@ def _write(folder: Path, name: str, measured: Measured, day: str) -> ImportSumma
             write_table(folder / f"{stem}.npz", table)
             summary.rows[stem] = len(table.seconds)
             summary.bytes[stem] = (folder / f"{stem}.npz").stat().st_size
-    meta = {"schema_version": SCHEMA_VERSION, "system": name} | measured.meta
+    meta: Meta = {"schema_version": SCHEMA_VERSION, "system": name} | measured.meta
     meta["license"] = meta.pop("licence", meta.get("license", "not stated"))
     meta |= {"schema_version": SCHEMA_VERSION, "system": name, "engines": sorted(engines), "converted": day}
-    meta |= {"rows": summary.rows, "dropped": {**meta.get("dropped", {}), **measured.dropped}}
+    before: dict[str, dict[str, int]] = meta.get("dropped") or {}
+    meta |= {"rows": summary.rows, "dropped": before | measured.dropped}
     write_meta(folder / "meta.json", meta)
     return summary
 

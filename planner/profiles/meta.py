@@ -49,7 +49,8 @@ def read_meta(path: Path) -> Meta:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}. A profile folder holds meta.json and one table per op.") from error
+        remedy = "A profile folder holds meta.json and one table per operation."
+        raise ProfileError(f"{path}: {error.strerror}. {remedy}") from error
     except ValueError as error:
         raise ProfileError(f"{path}: not JSON ({error}). Measure or import again.") from error
     if not isinstance(found, dict):

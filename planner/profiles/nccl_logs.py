@@ -174,7 +174,8 @@ def _rows(parts: Sequence[dict[str, object]]) -> Rows:
     parts = [part for part in parts if part["bytes"]]
     count = len(parts)
     columns = {name: np.array([part[name] for part in parts]) for name in ("op", "num_gpus", "num_nodes", "bytes")}
-    columns |= {"engine": np.full(count, "nccl"), "graph": np.ones(count, np.int64), "family": np.full(count, "chained")}
+    columns |= {"engine": np.full(count, "nccl"), "family": np.full(count, "chained")}
+    columns["graph"] = np.ones(count, np.int64)
     seconds = np.array([part["seconds"] for part in parts], dtype=np.float64)
     libraries = [str(part["library"]) for part in parts]
     repeats = np.array([part["repeats"] for part in parts], dtype=np.int64)

@@ -21,6 +21,9 @@ class RequestArrays:
     output_tokens: NDArray[np.int64]
 
 
+MAX_REQUESTS = 5_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What users send: prompt and output lengths, arrivals, and how many requests one simulation sends.
@@ -37,6 +40,11 @@ class Workload:
     def __post_init__(self) -> None:
         if self.num_requests < 1:
             raise WorkloadError(f"{self.name}: {self.num_requests} requests: at least 1 is needed. Use 1000 or more.")
+        if max(self.num_requests, self.arrivals.concurrency) > MAX_REQUESTS:
+            raise WorkloadError(
+                f"{self.name}: {self.num_requests:,} requests, {self.arrivals.concurrency:,} users: a simulation takes at "
+                f"most {MAX_REQUESTS:,} of each. A shorter run gives the same percentiles."
+            )
 
     def with_rate(self, rate_per_s: float) -> Workload:
         """The same requests at `rate_per_s` requests per second."""

@@ -14,6 +14,7 @@ from planner.errors import WorkloadError
 
 LengthKind = Literal["fixed", "uniform", "lognormal", "empirical", "replay"]
 
+MAX_TOKENS = 100_000_000
 _Z_999 = 3.090232306167813
 """Standard normal quantile of 0.999."""
 
@@ -45,6 +46,7 @@ class Lengths:
     def uniform(cls, minimum: int, maximum: int) -> Lengths:
         """Every integer from `minimum` to `maximum`, both included, is equally likely."""
         _check_tokens(minimum)
+        _check_tokens(max(minimum, maximum))
         if maximum < minimum:
             raise WorkloadError(f"uniform lengths {minimum}-{maximum}: the range is empty. Write {maximum}-{minimum}.")
         return cls("uniform", (minimum + maximum) / 2, minimum, maximum)
@@ -63,6 +65,7 @@ class Lengths:
         log_mean = math.log(mean) - sigma**2 / 2
         top = maximum if maximum is not None else math.ceil(math.exp(log_mean + _Z_999 * sigma))
         _check_tokens(minimum)
+        _check_tokens(max(minimum, top))
         if top < minimum:
             raise WorkloadError(f"log-normal lengths: maximum {top} is below minimum {minimum}. Raise the maximum.")
         return cls("lognormal", _clipped_mean(log_mean, sigma, minimum, top), minimum, top, log_mean, sigma)
@@ -83,6 +86,7 @@ class Lengths:
             raise WorkloadError(f"{kind} lengths: no values. Give at least one token count.")
         whole = tuple(int(v) for v in values)
         _check_tokens(min(whole))
+        _check_tokens(max(whole))
         return cls(kind, sum(whole) / len(whole), min(whole), max(whole), values=whole)
 
     def sample(self, rng: np.random.Generator, num_requests: int) -> NDArray[np.int64]:
@@ -110,6 +114,8 @@ class Lengths:
 def _check_tokens(tokens: int) -> None:
     if tokens < 1:
         raise WorkloadError(f"{tokens} tokens: a prompt and an answer have at least 1 token. Use 1 or more.")
+    if tokens > MAX_TOKENS:
+        raise WorkloadError(f"{tokens:,} tokens: no model reads more than {MAX_TOKENS:,}. Is the unit right?")
 
 
 def _clipped_mean(log_mean: float, sigma: float, low: int, high: int) -> float:

@@ -53,15 +53,16 @@ FAMILIES: dict[str, Callable[[Source, Ceilings], Cleaned | None]] = {
     "quantize": small.quantize,
 }
 SKIPPED = {
-    "moe/sglang/*/wideep_context_moe": "at equal assignments per rank its FLOP/s falls from 1.1 to 0.29 PFLOP/s with EP, "
+    "moe/sglang/*/wideep_context_moe": "at equal assignments per rank it falls from 1.1 to 0.29 PFLOP/s as EP grows, "
     "so what was timed is not what the columns count",
     "moe/trtllm/*/wideep_moe": "power-law routing only; the assignments on the timed rank are not recorded",
     "moe/sglang/*/dsv4_megamoe_module": "dispatch, GEMMs and combine in one kernel: no operation of the planner",
     "mla/sglang/*/wideep_context_mla": "launched from the host without a CUDA graph: 0.6 ms for a prompt of one token",
-    "mla/sglang/*/wideep_generation_mla": "older duplicate (0.5.10) of what generation_mla and GEMM tables give",
+    "mla/sglang/*/wideep_generation_mla": "module of SGLang 0.5.10; the newer kernel and GEMM tables (0.5.14) are used",
     "mlp/sglang/*/wideep_*_mlp": "two GEMMs of one shape, which the GEMM table has",
+    "comm/trtllm/*/trtllm_alltoall (NVLinkTwoSided, low-precision combine)": "superseded by the one-sided kernels",
     "linear_attention/*/*/mamba2": "only the convolution was timed, not the scan",
-    "moe/*/*/moe (power_law)": "imbalance differs by collector (1.27 to 3.99 x at EP 64): skew is taken from real routing",
+    "moe/*/*/moe (power_law)": "imbalance differs by collector (1.27 to 3.99 x at EP 64): skew comes from real routing",
 }
 """Families of the source that are not imported, and why."""
 

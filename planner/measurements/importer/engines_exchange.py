@@ -38,7 +38,7 @@ def add_engine_exchange(rows: Rows, source: Source) -> None:
         # Combine takes the same time whatever the label: it sends bf16, except where the label is a format of its own.
         combine = (frame["phase"] == "combine") & frame["comm_dtype"].isin(["bfloat16", "default"])
         keep = mode.notna() & fmt.notna() & (combine | (frame["phase"] == "dispatch"))
-        rows.drop("exchange variants without a plain equivalent (DeepEP v2 preview, low-precision combine)", (~keep).sum())
+        rows.drop("exchange without a plain equivalent (DeepEP v2 preview, low-precision combine)", (~keep).sum())
         chosen = frame[keep]
         if not len(chosen):
             continue
