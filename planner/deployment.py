@@ -109,9 +109,9 @@ def deploy(
     memory = Ledger(model, cluster.system, engine).use(layout, limits, backend, context_tokens)
     if not memory.fits:
         raise DoesNotFit(
-            f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(memory.needed_bytes)} before KV cache, "
-            f"{engine.name} may use {format_bytes(memory.budget_bytes)} of {format_bytes(memory.capacity_bytes)} per GPU; "
-            f"{memory.breaking_term} breaks it",
+            f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(memory.needed_bytes)} before KV "
+            f"cache, {engine.name} may use {format_bytes(memory.budget_bytes)} of "
+            f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
     return Deployment(model, cluster, engine, layout, limits, backend, memory)
@@ -188,8 +188,8 @@ def check_context(model: ModelConfig, workload: Workload) -> None:
         tokens = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
     if 0 < model.max_context < tokens and not any(layer.stack == "encoder" for layer in model.layers):
         raise WorkloadError(
-            f"{workload.name}: {tokens:,} tokens of prompt and answer exceed the {model.max_context:,} that {model.name} "
-            "was built for. Shorten or drop those requests."
+            f"{workload.name}: {tokens:,} tokens of prompt and answer exceed the {model.max_context:,} that "
+            f"{model.name} was built for. Shorten or drop those requests."
         )
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from planner.deployment import Run, run, scaled
+from planner.deployment import Run, check_context, run, scaled
 from planner.engine import Engine
 from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.model import ModelConfig
 from planner.model.precision import override
 from planner.remedies import remedies
-from planner.search import Candidate, Search, SearchResult
+from planner.search import MORE_THAN_NEEDED, Candidate, Search, SearchResult
 from planner.workload import Slo, Workload
 
 Progress = Callable[[str, float], None]
@@ -93,6 +93,7 @@ def recommend(
 ) -> Recommendation:
     """Cheapest layout of `model` on one of `clusters` that serves `workload` within `slo`."""
     start = time.perf_counter()
+    check_context(model, workload)
     trial = partial(run, slo=slo, skew=skew, seed=seed)
     searches: list[tuple[str, SearchResult]] = []
     runs: list[Run] = []
@@ -153,8 +154,8 @@ def _simulate_finalists(
         wanted = _FINALISTS_PER_COUNT if not passed else _TOP - passed
         queue = _best_distinct([c for c in tried if c.num_gpus == count], None)
         for number, candidate in enumerate(queue):
-            near = not passed and number < _NEAR_FINALISTS and runs and runs[-1].worst_ratio <= _NEAR_RATIO
-            if number >= wanted and not near:
+            goes_on = not passed and number < _NEAR_FINALISTS and runs and runs[-1].worst_ratio <= _NEAR_RATIO
+            if number >= wanted and not goes_on:
                 break
             result = trial(candidate.deployment, workload)
             runs.append(result)
@@ -175,7 +176,7 @@ def _count_unsimulated(found: SearchResult, runs: list[Run], hopeful: list[Candi
     largest = max((result.num_gpus for result in runs), default=0)
     for reason, lost in (
         ("ranked behind the simulated finalists", [c for c in left if c.num_gpus <= largest]),
-        ("more GPUs than needed", [c for c in left if c.num_gpus > largest]),
+        (MORE_THAN_NEEDED, [c for c in left if c.num_gpus > largest]),
     ):
         if lost:
             best = min(lost, key=lambda c: c.score)

@@ -44,11 +44,18 @@ def remedies(
             priced += _more_capacity(found, cluster, workload)
         priced += [_relax(nearest)] if nearest is not None else []
     else:
-        for cluster in clusters:
-            priced += _more_gpus(model, cluster, engine, context)
-            priced += _lower_precision(model, cluster.system, engine, context)
-        offered = {cluster.system.name for cluster in clusters}
-        priced += sorted(_other_systems(model, engine, context, offered))[:_OTHER_SYSTEMS]
+        return memory_remedies(model, clusters, engine, context)
+    return tuple(text for _, text in sorted(priced))
+
+
+def memory_remedies(model: ModelConfig, clusters: list[Cluster], engine: Engine, context: int) -> tuple[str, ...]:
+    """What would hold the weights and one sequence of `context` tokens, cheapest first."""
+    priced: list[Priced] = []
+    for cluster in clusters:
+        priced += _more_gpus(model, cluster, engine, context)
+        priced += _lower_precision(model, cluster.system, engine, context)
+    offered = {cluster.system.name for cluster in clusters}
+    priced += sorted(_other_systems(model, engine, context, offered))[:_OTHER_SYSTEMS]
     return tuple(text for _, text in sorted(priced))
 
 
@@ -58,7 +65,7 @@ def _relax(nearest: Run) -> Priced:
     where = f"{nearest.deployment.layout} on {nearest.deployment.cluster.name}{_rent(cost)}"
     missed = [r for r in nearest.summary.objectives if not r.is_met]
     if nearest.worst_objective == UNSUSTAINED or not missed:
-        text = f"lower the load: {where} serves {significant(nearest.summary.requests_per_s)} requests/s per simulated share"
+        text = f"lower the load: the queue grows with {where}"
     else:
         reached = ",".join(f"{r.objective.name}={r.value_s * 1000:.0f}ms" for r in missed)
         text = f"accept {reached} with {where} (simulated)"

@@ -6,9 +6,11 @@ import csv
 import hashlib
 import io
 import json
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from planner import __version__
 from planner.deployment import Run
 from planner.errors import InputError
+from planner.facts import model_facts
 from planner.recommend import Recommendation
 from planner.report import html, markdown
 
@@ -33,8 +36,9 @@ def check_folder(folder: Path) -> None:
 
 
 def write_run(folder: Path, answer: Recommendation, facts: dict[str, Any]) -> None:
-    """Write a plan: `plan.json`, `layouts.csv`, `requests.csv` of the winner, `report.html`, `report.md`."""
+    """Write a plan: resolved inputs, facts, layouts, the winner's requests, the report as HTML and Markdown."""
     files = {
+        "inputs.json": _json(_inputs(answer)),
         "plan.json": _json(facts),
         "layouts.csv": _layouts(answer),
         "report.html": html(facts),
@@ -43,6 +47,19 @@ def write_run(folder: Path, answer: Recommendation, facts: dict[str, Any]) -> No
     if answer.winner is not None:
         files["requests.csv"] = _table(answer.winner.simulation.requests)
     _write(folder, files, facts)
+
+
+def _inputs(answer: Recommendation) -> dict[str, Any]:
+    """Everything the answer rests on, resolved: the model as read, each system, engine, workload, SLO and seed."""
+    return {
+        "model": model_facts(answer.model),
+        "clusters": [asdict(cluster) for cluster in answer.clusters],
+        "engine": asdict(answer.engine),
+        "workload": asdict(answer.workload),
+        "slo": [asdict(objective) for objective in answer.slo.objectives],
+        "skew": answer.skew,
+        "seed": answer.seed,
+    }
 
 
 def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
@@ -59,6 +76,8 @@ def _write(folder: Path, files: dict[str, str], facts: dict[str, Any]) -> None:
     """Fill a sibling temporary folder and rename it, so `folder` never holds half a run."""
     manifest = {
         "moeplan": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
         "command": facts["command"],
         "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
     }

@@ -28,7 +28,10 @@ BATCHED_TOKENS = (2048, 4096, 8192, 16384)
 PIPELINES = (1, 2, 3, 4, 8)
 """Pipeline depths engines are run with; 3 serves clusters of three nodes."""
 CANNOT_SUSTAIN = "cannot sustain the load"
+MORE_THAN_NEEDED = "more GPUs than needed"
 MAX_OFFERED_GPUS = 1024
+_SURPLUS = 4.0
+"""Capacity over demand beyond which further replicas are not looked at."""
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
 _TAIL = {
@@ -104,8 +107,8 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
 def _check(cluster: Cluster, workload: Workload) -> None:
     if cluster.num_gpus > MAX_OFFERED_GPUS:
         raise InputError(
-            f"{cluster.name} offers {cluster.num_gpus:,} GPUs; a plan searches up to {MAX_OFFERED_GPUS:,}. Plan a share of "
-            "the demand on a share of the GPUs: replicas scale evenly."
+            f"{cluster.name} offers {cluster.num_gpus:,} GPUs; a plan searches up to {MAX_OFFERED_GPUS:,}. Plan a "
+            "share of the demand on a share of the GPUs: replicas scale evenly."
         )
     if workload.arrivals.kind == "trace" and not np.isfinite(workload.arrivals.rate_per_s):
         raise InputError(f"{workload.name}: all rows arrive at once, which is no rate to plan for. Use --concurrency.")
@@ -210,6 +213,7 @@ class Search:
             name = f"{max_seqs} seqs, {budget} tok/step on {self.cluster.system.name}"
             alive = self._within(layout, name, capacity / ranks, batch, ranks, limit)
             alive = self._bounded(steady, batch, layout, name, alive)
+            alive = self._not_surplus(alive, capacity, batch, layout, name)
             self.result.fitting += len(replicas)
             for i in np.flatnonzero(alive):
                 placed = with_replicas(layout, int(replicas[i]))
@@ -239,6 +243,17 @@ class Search:
             ratio = demand / np.maximum(capacity, 1e-12)
         self._count(~np.asarray(alive), ratio, layout, name, CANNOT_SUSTAIN, "demand is {:.2f} x capacity")
         return np.asarray(alive)
+
+    def _not_surplus(self, alive: np.ndarray, capacity: Floats, batch: Floats, layout: Layout, name: str) -> np.ndarray:
+        """`alive`, less replicas beyond the first count that already has `_SURPLUS` times what the load needs."""
+        if self.workload.arrivals.concurrency:
+            excess = 1.0 / np.maximum(batch, 1e-12)
+        else:
+            excess = capacity / self.workload.arrivals.rate_per_s / _SURPLUS
+        enough = (excess >= 1.0) & alive
+        surplus = enough & (np.cumsum(enough) > 1)
+        self._count(surplus, excess, layout, name, MORE_THAN_NEEDED, f"capacity is {{:.1f}} x {_SURPLUS:g} x the load")
+        return np.asarray(alive & ~surplus)
 
     def _bounded(self, steady: SteadyState, batch: Floats, layout: Layout, name: str, alive: np.ndarray) -> np.ndarray:
         """`alive`, less where an objective is missed even without queueing."""

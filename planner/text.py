@@ -40,6 +40,10 @@ def _latency(values: Facts) -> list[str]:
     return [format_seconds(values[k]) if values[k] is not None else "-" for k in ("mean", "p50", "p95", "p99")]
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else significant(value)
+
+
 def _usd(value: float | None) -> str:
     return "unknown" if value is None else format_usd(value)
 
@@ -109,11 +113,13 @@ def fit_text(facts: Facts) -> str:
         lines += [
             "",
             f"On {facts['breaking_num_gpus']} it breaks at {facts['breaking_term'].replace('_', ' ')}: "
-            f"{format_bytes(need)} before KV cache of {format_bytes(facts['capacity_bytes'])}",
+            f"{format_bytes(need)} before KV cache, the engine may use {format_bytes(facts['budget_bytes'])}",
         ]
     if facts["alternatives"]:
         rows = [(a["layout"], a["family"], f"{a['kv_tokens']:,}") for a in facts["alternatives"]]
         lines += ["", "Other families on as many GPUs", table(["layout", "family", "cached tokens"], rows, left=2)]
+    if facts["next"]:
+        lines += ["", "What would make it work, cheapest first", *[f"  - {step}" for step in facts["next"]]]
     lines += [
         "",
         f"Limits {facts['max_num_seqs']} sequences and {facts['max_batched_tokens']:,} tokens per step and rank",
@@ -196,8 +202,8 @@ def simulation_text(facts: Facts) -> str:
     verdict = {True: "meets the SLO", False: "misses the SLO", None: "no SLO given"}[facts["meets_slo"]]
     return "\n".join(
         [
-            f"{facts['layout']['name']} on {facts['cluster']}: {significant(facts['output_tok_per_s'])} output tok/s "
-            f"({significant(facts['output_tok_per_s_per_gpu'])} per GPU), {verdict}, {facts['saturation']}",
+            f"{facts['layout']['name']} on {facts['cluster']}: {_number(facts['output_tok_per_s'])} output tok/s "
+            f"({_number(facts['output_tok_per_s_per_gpu'])} per GPU), {verdict}, {facts['saturation']}",
             "",
             table(
                 ["", "mean", "p50", "p95", "p99"],
@@ -209,9 +215,10 @@ def simulation_text(facts: Facts) -> str:
             ),
             "",
             f"  {_usd(facts['usd_per_mtok_output'])} per Mtok output, "
-            f"{significant(facts['requests_per_s'])} requests/s, "
-            f"{significant(facts['mean_decode_seqs_per_rank'])} sequences per rank, "
-            f"KV peak {facts['kv_utilisation_peak']:.0%}, {facts['num_preemptions']:,} preemptions",
+            f"{_number(facts['requests_per_s'])} requests/s, "
+            f"{_number(facts['mean_decode_seqs_per_rank'])} sequences per rank, "
+            f"KV peak {facts['kv_utilisation_peak']:.0%}, {facts['num_preemptions']:,} preemptions, "
+            f"{facts['num_rejected']:,} rejected",
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
         ]

@@ -83,7 +83,15 @@ def test_plan_json_has_the_promised_keys_and_writes_the_same_run_twice(moeplan: 
     assert set(facts["origin_share"]) == {"measured", "interpolated", "extrapolated", "roofline"}
     assert sum(facts["rejected"].values()) < facts["considered"]
     files = sorted(p.name for p in (tmp_path / "first").iterdir())
-    assert files == ["layouts.csv", "manifest.json", "plan.json", "report.html", "report.md", "requests.csv"]
+    assert files == [
+        "inputs.json",
+        "layouts.csv",
+        "manifest.json",
+        "plan.json",
+        "report.html",
+        "report.md",
+        "requests.csv",
+    ]
     for name in files:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 

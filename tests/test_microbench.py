@@ -23,12 +23,12 @@ from microbench.attention import reference  # noqa: E402
 from microbench.cases import CHOICES, OPS, TEXT, Case  # noqa: E402
 from microbench.device import open_device  # noqa: E402
 from microbench.errors import Unsupported, WrongResult  # noqa: E402
-from microbench.experts import grouped_rows, layer, looped_rows, make_experts  # noqa: E402
+from microbench.experts import expert_gemm, grouped_rows, layer, looped_rows, make_experts  # noqa: E402
 from microbench.models import built_in_shapes  # noqa: E402
 from microbench.precision import check_close, quantise_rows, quantise_tensor  # noqa: E402
 from microbench.results import MEASURED  # noqa: E402
 from microbench.schedule import Queue, without  # noqa: E402
-from microbench.timing import MAX_REPEATS, MIN_REPEATS, half_width, measure  # noqa: E402
+from microbench.timing import MAX_REPEATS, MIN_REPEATS, half_width, measure, sampler  # noqa: E402
 from microbench.work import Work  # noqa: E402
 
 FOLDER = Path(__file__).parents[1] / "microbench"
@@ -147,8 +147,24 @@ def test_expert_layer_by_grouped_gemm_equals_the_loop() -> None:
     check_close(grouped, exact)
 
 
+def test_fp8_experts_are_right_where_the_gpu_kernel_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def emulated(
+        a: torch.Tensor, b: torch.Tensor, row_scale: torch.Tensor, scale: torch.Tensor, offs: torch.Tensor, **_: object
+    ) -> torch.Tensor:
+        left, right = a.float() * row_scale[:, None], b.float() * scale[:, None, :]
+        return torch.nn.functional.grouped_mm(left.bfloat16(), right.bfloat16(), offs=offs)
+
+    monkeypatch.setattr(torch, "_scaled_grouped_mm", emulated)
+    columns = {**EXPERTS, "fmt": "fp8", "engine": "torch", "local_experts": 8, "distribution": "lognormal"}
+    for matrices in (2, 3):
+        case = Case.of("expert_gemm", {**columns, "num_matrices": matrices, "assignments": 64})
+        work = expert_gemm(case, open_device("cpu"))
+        assert work.arithmetic == "fp8" and "quantise inside" in work.library
+        assert work.flop == 2.0 * 64 * matrices * 32 * 16
+
+
 def test_a_wrong_kernel_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microbench.experts.grouped_rows", lambda experts, rows, ends: rows)
+    monkeypatch.setattr("microbench.experts.grouped_rows", lambda experts, rows, ends, activate=None: rows)
     out = tmp_path / "o"
     command = ["--out", str(out), "--model-shapes", str(tiny), "--minutes", "2", "--device", "cpu"]
     assert main([*command, "--only", "expert_gemm,norm"]) == 0
@@ -222,6 +238,38 @@ def test_interval_of_the_median_covers_it_19_times_in_20() -> None:
     low, high = np.sort(draws)[:, 20 - 7], np.sort(draws)[:, 20 + 6]
     assert 0.93 < np.mean((low <= 10) & (high >= 10)) < 0.99
     assert half_width(draws[0].tolist()) == pytest.approx((high[0] - low[0]) / 2 / np.median(draws[0]))
+
+
+class Pretended:
+    """A GPU that writes down what it is asked to do."""
+
+    is_cuda = True
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.begin, self.end = self, self
+        self.seconds = 1e-5
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def record(self) -> None:
+        self.calls.append("event")
+
+    def synchronise(self) -> None:
+        self.calls.append("wait")
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_gpu_is_flushed_before_and_waited_for_after(captures: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Pretended()
+    monkeypatch.setattr("microbench.timing.Stopwatch.new", lambda: device)
+    monkeypatch.setattr("microbench.timing.capture", lambda run: run if captures else None)
+    work = Work(lambda: device.calls.append("run"), "kernel", is_captured=True)
+    sample, label = sampler(work, device)  # type: ignore[arg-type]
+    assert label == ("kernel (graph)" if captures else "kernel (eager)")
+    assert sample(2) == [1e-5, 1e-5]
+    assert device.calls == ["flush", "event", "run", "event"] * 2 + ["wait"]
 
 
 def test_nothing_is_faster_than_the_data_sheet() -> None:

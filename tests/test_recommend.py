@@ -6,7 +6,7 @@ import pytest
 
 from planner.deployment import Run, deploy, run, scaled, simulate_layout
 from planner.engine import Engine, Limits, engine
-from planner.errors import DoesNotFit, LayoutError
+from planner.errors import DoesNotFit, LayoutError, WorkloadError
 from planner.facts.plan import plan_facts
 from planner.hardware import Cluster, parse_cluster
 from planner.layout import Layout, layout_problem
@@ -40,7 +40,44 @@ def test_every_candidate_is_counted_once(answer: Recommendation) -> None:
     _, found = answer.searches[0]
     assert found.considered == sum(found.rejected.values()) + sum(r.meets_slo for r in answer.runs)
     assert found.considered > 1000
-    assert set(found.nearest_miss) <= set(found.rejected)
+    assert set(found.nearest_miss) == set(found.rejected)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "rate", "slo"),
+    [
+        ("a100-80-sxm:1x4", 2.0, "ttft_p95=1s,tpot_p95=12ms"),
+        ("h100-sxm:1x2", 200.0, "tpot_p95=50ms"),
+        ("l40s:1x2", 1.0, "tpot_p95=50ms"),
+    ],
+)
+def test_counts_add_up_when_several_reasons_apply(
+    cluster: str, rate: float, slo: str, mixtral: ModelConfig, vllm: Engine
+) -> None:
+    demand = load_workload("fixed:1024/128", rate=rate, num_requests=60)
+    asked = recommend(mixtral, [parse_cluster(cluster)], demand, parse_slo(slo), vllm)
+    _, found = asked.searches[0]
+    assert found.considered == sum(found.rejected.values()) + sum(r.meets_slo for r in asked.runs)
+    assert set(found.rejected) == set(found.nearest_miss)
+
+
+def test_what_lacks_capacity_is_told_how_much(mixtral: ModelConfig, vllm: Engine) -> None:
+    demand = load_workload("fixed:1024/128", rate=500, num_requests=60)
+    asked = recommend(mixtral, [parse_cluster("h100-sxm:1x4")], demand, SLO, vllm)
+    assert asked.feasible and not asked.meets_slo
+    assert any("requests/s" in r for r in asked.remedies) and any("GPUs of h100-sxm" in r for r in asked.remedies)
+    assert not any("hold it" in r for r in asked.remedies)
+
+
+def test_one_token_answers_have_no_tpot_to_miss(mixtral: ModelConfig, vllm: Engine) -> None:
+    demand = load_workload("fixed:512/1", rate=2, num_requests=60)
+    assert recommend(mixtral, [parse_cluster("h100-sxm:1x4")], demand, SLO, vllm).meets_slo
+
+
+def test_prompts_beyond_the_context_are_refused(mixtral: ModelConfig, vllm: Engine) -> None:
+    demand = load_workload("fixed:1000000/10", rate=1, num_requests=10)
+    with pytest.raises(WorkloadError, match="exceed the 32,768 that"):
+        recommend(mixtral, [parse_cluster("h100-sxm:1x8")], demand, SLO, vllm)
 
 
 def test_winner_is_the_cheapest_that_meets_and_the_count_is_the_smallest(answer: Recommendation) -> None:
@@ -122,7 +159,9 @@ def test_two_clusters_compete_on_price(mixtral: ModelConfig, vllm: Engine) -> No
 
 def test_deploy_refuses_what_cannot_run(deepseek: ModelConfig, mixtral: ModelConfig, vllm: Engine) -> None:
     args = (vllm, Limits(256, 8192), "allgather_reducescatter", 1024)
-    with pytest.raises(DoesNotFit, match="does not fit h100-sxm:1x8: .* of 84.9 GB per GPU; embeddings breaks it"):
+    with pytest.raises(
+        DoesNotFit, match="does not fit h100-sxm:1x8: .* may use 78.1 GB of 84.9 GB per GPU; experts breaks it"
+    ):
         deploy(deepseek, parse_cluster("h100-sxm:1x8"), Layout(tp=8, ep=8), *args)
     with pytest.raises(LayoutError, match="needs 16 GPUs, h100-sxm:1x8 has 8"):
         deploy(mixtral, parse_cluster("h100-sxm:1x8"), Layout(tp=8, ep=8, replicas=2), *args)

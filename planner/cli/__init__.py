@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from cyclopts import App, CycloptsError, Parameter
@@ -38,13 +39,17 @@ def main() -> None:
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(str(error), 2)
+        _fail(str(error).replace("parameter --model requires", "MODEL requires"), 2)
     except Infeasible as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"feasible": False, "reason": str(error), "remedies": list(error.remedies)}, indent=2))
         _fail("\n".join([str(error), *(f"  - {remedy}" for remedy in error.remedies)]), error.exit_code)
     except PlannerError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        _fail(f"cannot write the answer: {error.strerror}", 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner import __version__
@@ -69,11 +70,20 @@ def layout_facts(layout: Layout) -> Facts:
     }
 
 
+def whole_bytes(terms: Mapping[str, float]) -> dict[str, int]:
+    """Ledger terms rounded to bytes; the reserve takes up the rounding so that they still sum to the whole."""
+    rounded = {term: round(value) for term, value in terms.items()}
+    if rounded.get("reserve"):
+        rounded["reserve"] += round(sum(terms.values())) - sum(rounded.values())
+    return rounded
+
+
 def memory_facts(use: MemoryUse) -> Facts:
     """Ledger of one GPU."""
     return {
-        "terms": dict(use.terms),
-        "capacity_bytes": use.capacity_bytes,
+        "terms": whole_bytes(use.terms),
+        "capacity_bytes": round(use.capacity_bytes),
+        "budget_bytes": round(use.budget_bytes),
         "kv_tokens_per_rank": use.kv_tokens,
         "kv_bytes_per_token": use.kv_bytes_per_token,
     }
@@ -98,14 +108,15 @@ def fit_facts(model: ModelConfig, system: System, engine: Engine, answer: Fit) -
         "fits": answer.fits,
         "num_gpus_min": answer.num_gpus if answer.fits else None,
         "layout": layout_facts(answer.layout),
-        "bytes_per_gpu": dict(answer.use.terms),
-        "capacity_bytes": answer.use.capacity_bytes,
+        "bytes_per_gpu": whole_bytes(answer.use.terms),
+        "capacity_bytes": round(answer.use.capacity_bytes),
+        "budget_bytes": round(answer.use.budget_bytes),
         "kv_tokens": answer.kv_tokens if answer.fits else 0,
         "context_tokens": answer.context_tokens,
         "concurrent_requests": answer.concurrent_requests if answer.fits else 0,
         "breaking_term": answer.breaking_term,
         "breaking_num_gpus": (smaller[0].replica_gpus if smaller else None) if answer.fits else answer.num_gpus,
-        "breaking_bytes_per_gpu": dict(smaller[1].terms) if smaller else None,
+        "breaking_bytes_per_gpu": whole_bytes(smaller[1].terms) if smaller else None,
         "alternatives": [
             {"layout": str(layout), "family": layout.family, "kv_tokens": use.kv_tokens * layout.attention_dp}
             for layout, use in answer.alternatives
@@ -138,13 +149,13 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "ttft_s": latency_facts(summary, "ttft"),
         "tpot_s": latency_facts(summary, "tpot"),
         "e2e_s": latency_facts(summary, "e2e"),
-        "output_tok_per_s": run.output_tok_per_s,
-        "output_tok_per_s_per_gpu": run.output_tok_per_s / run.num_gpus,
-        "requests_per_s": summary.requests_per_s,
-        "goodput_requests_per_s": summary.goodput_requests_per_s,
+        "output_tok_per_s": _finite(run.output_tok_per_s),
+        "output_tok_per_s_per_gpu": _finite(run.output_tok_per_s / run.num_gpus),
+        "requests_per_s": _finite(summary.requests_per_s),
+        "goodput_requests_per_s": _finite(summary.goodput_requests_per_s),
         "usd_per_mtok_output": run.usd_per_mtok_output,
         "saturation": summary.saturation,
-        "mean_decode_seqs_per_rank": summary.mean_decode_seqs_per_rank,
+        "mean_decode_seqs_per_rank": _finite(summary.mean_decode_seqs_per_rank),
         "kv_utilisation_peak": summary.kv_utilisation_peak,
         "num_preemptions": summary.num_preemptions,
         "num_rejected": summary.num_rejected,
@@ -156,6 +167,10 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "command": command,
         "versions": {"moeplan": __version__},
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def profile_rows() -> list[Facts]:

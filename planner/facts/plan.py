@@ -6,21 +6,24 @@ import numpy as np
 
 from planner import __version__
 from planner.cost import StepCost, StepTime
-from planner.deployment import Run, simulated_replicas
+from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.model import ModelConfig
+from planner.model.precision import compute_format
 from planner.recommend import Recommendation
 from planner.units import format_seconds, format_usd, significant
 
-PAST_ERROR = (
-    "on 653 measured MoE server points TPOT was off by 12 % (median); TTFT came out at about half of the measured "
-    "time, so read it as a lower bound (docs/accuracy.md, 2026-11-22)"
-)
-"""Rewrite together with docs/accuracy.md."""
+_MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
+_TTFT_WORDS = "TTFT came out at about half of the measured time, so read it as a lower bound"
+_MOE_ERROR = "on 653 measured MoE server points TPOT was off by 12 % (median); " + _TTFT_WORDS
+_DENSE_ERROR = "on 585 measured dense server points TPOT was off by 16 % (median); " + _TTFT_WORDS
+_NO_COMPARISON = "no measured server like this to compare with; " + _TTFT_WORDS + " where there was"
+"""From docs/accuracy.md; rewrite together."""
 _CDF_POINTS = 101
 _TIMELINE_POINTS = 200
 _TOP = 5
+_FEW_REQUESTS = 100
 
 
 def plan_facts(rec: Recommendation, command: str) -> Facts:
@@ -31,6 +34,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         for reason, count in search.rejected.items():
             rejected[reason] = rejected.get(reason, 0) + count
         nearest |= {reason: text for reason, (_, text) in search.nearest_miss.items()}
+    nothing = dict.fromkeys(("ttft_s", "tpot_s", "output_tok_per_s", "output_tok_per_s_per_gpu"))
     facts: Facts = {
         "question": _question(rec),
         "feasible": rec.feasible,
@@ -46,12 +50,17 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "assumptions": _assumptions(rec),
     }
     if rec.winner is None:
-        return facts | {
-            "cluster": rec.clusters[0].name,
-            "layout": None,
-            "headline": _no_layout(rec),
-            "next": list(rec.remedies),
-        }
+        nothing |= dict.fromkeys(("usd_per_mtok_output", "origin_share"))
+        return (
+            facts
+            | nothing
+            | {
+                "cluster": rec.clusters[0].name,
+                "layout": None,
+                "headline": _no_layout(rec),
+                "next": list(rec.remedies),
+            }
+        )
     return facts | _winner_facts(rec, rec.winner)
 
 
@@ -82,7 +91,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "memory": memory_facts(candidate.memory),
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
-        "past_error": PAST_ERROR,
+        "past_error": _past_error(rec, winner),
         "top": [_run_row(run) for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
@@ -116,7 +125,7 @@ def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float)
 
 def _scalars(step: StepTime) -> Facts:
     terms = {label: float(value) for label, value in step.terms.items()}
-    return dict(sorted(terms.items(), key=lambda item: -item[1]))
+    return dict(sorted(((k, v) for k, v in terms.items() if v > 0), key=lambda item: -item[1]))
 
 
 def headline(rec: Recommendation, run: Run) -> str:
@@ -128,7 +137,9 @@ def headline(rec: Recommendation, run: Run) -> str:
         if run.meets_slo
         else f"misses the SLO by {margin:.0%} on {run.worst_objective}"
     )
-    price = "price unknown" if run.usd_per_mtok_output is None else f"{format_usd(run.usd_per_mtok_output)}/Mtok output"
+    price = "price unknown"
+    if run.usd_per_mtok_output is not None:
+        price = f"{format_usd(run.usd_per_mtok_output)}/Mtok output at {rec.workload.arrivals}"
     gpus = f"{run.num_gpus} x {candidate.cluster.system.gpu.name}"
     return f"{candidate.layout} on {gpus}: {verdict}, {price}"
 
@@ -156,7 +167,9 @@ def _run_row(run: Run) -> Facts:
         "tpot_p95_s": latency_facts(run.summary, "tpot")["p95"],
         "output_tok_per_s_per_gpu": run.output_tok_per_s / run.num_gpus,
         "usd_per_mtok_output": run.usd_per_mtok_output,
-        "reason": f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit",
+        "reason": run.worst_objective
+        if run.worst_objective == UNSUSTAINED
+        else f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit",
     }
 
 
@@ -180,7 +193,7 @@ def _question(rec: Recommendation) -> Facts:
         "workload": str(rec.workload),
         "slo": str(rec.slo),
         "engine": f"{rec.engine.name} {rec.engine.version}",
-        "seed": str(rec.seed),
+        "seed": rec.seed,
     }
 
 
@@ -232,7 +245,12 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
             if rec.sustained_factor > 1
             else "There is less than 10 % room for growth: plan the next larger GPU count before demand rises."
         )
-    cheaper = [r for r in rec.runs if r.num_gpus < winner.num_gpus and not r.meets_slo]
+        if rec.sustained_factor > 1 and winner.usd_per_mtok_output:
+            usd = format_usd(winner.usd_per_mtok_output / rec.sustained_factor)
+            steps.append(f"At {rec.sustained_factor:g} x the demand the same GPUs cost about {usd}/Mtok output.")
+    cheaper = [
+        r for r in rec.runs if r.num_gpus < winner.num_gpus and not r.meets_slo and r.worst_objective != UNSUSTAINED
+    ]
     if cheaper:
         near = min(cheaper, key=lambda r: r.worst_ratio)
         steps.append(
@@ -250,15 +268,25 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     return steps
 
 
+def _past_error(rec: Recommendation, winner: Run) -> str:
+    """How far this version was off on measured servers of the same kind, if there were any."""
+    if winner.deployment.cluster.system.name not in _MEASURED_SERVERS:
+        return _NO_COMPARISON
+    return _MOE_ERROR if rec.model.moe else _DENSE_ERROR
+
+
 def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
-    warnings = list(rec.model.notes)
+    warnings = [*rec.model.notes, *_support_warnings(winner)]
+    if winner.summary.num_measured < _FEW_REQUESTS:
+        warnings.append(f"Only {winner.summary.num_measured} requests were measured: percentiles mean little.")
+    if winner.summary.num_rejected:
+        warnings.append(f"{winner.summary.num_rejected} requests were rejected: {winner.simulation.rejection_reason}")
     if share["roofline"] > 0.5:
         warnings.append(f"{share['roofline']:.0%} of the time comes from rooflines, not measurements.")
     simulated = simulated_replicas(winner.deployment.layout)
     if winner.deployment.layout.replicas > simulated:
         warnings.append(
-            f"{simulated} of {winner.deployment.layout.replicas} replicas were simulated, "
-            "at their share of the load."
+            f"{simulated} of {winner.deployment.layout.replicas} replicas were simulated, at their share of the load."
         )
     ttft = [r for r in winner.summary.objectives if r.objective.metric == "ttft"]
     if any(result.value_s > 0.5 * result.objective.limit_s for result in ttft):
@@ -266,6 +294,23 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     if winner.deployment.memory.terms["reserve"] < 0.03 * winner.deployment.memory.capacity_bytes:
         reserve = significant(winner.deployment.memory.terms["reserve"] / 1e9)
         warnings.append(f"Only {reserve} GB per GPU are held back; a larger chunk or graph list may not start.")
+    return warnings
+
+
+def _support_warnings(winner: Run) -> list[str]:
+    """What the engine or the GPU does not really do, though times can be computed."""
+    deployment, warnings = winner.deployment, []
+    gpu, model = deployment.cluster.system.gpu, deployment.model
+    if any(layer.stack == "encoder" for layer in model.layers):
+        warnings.append(f"{deployment.engine.name} does not serve encoder-decoder MoE models: times are kernels only.")
+    if gpu.vendor not in ("NVIDIA", "AMD"):
+        warnings.append(f"{deployment.engine.name} is not published for {gpu.vendor}: its defaults are borrowed.")
+    stored = compute_format(model.format_of("expert" if model.moe else "dense_ffn"))
+    computed = gpu.compute_format(stored)
+    if stored.startswith("fp8") and computed != "fp8":
+        warnings.append(
+            f"{gpu.name} has no FP8 arithmetic: FP8 weights are read in 8 bits and multiplied in {computed}."
+        )
     return warnings
 
 

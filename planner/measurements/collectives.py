@@ -115,8 +115,10 @@ def exchange_curve(table: Table | None, ceilings: Ceilings, engine: str, what: E
     keys = table.keys
 
     def roof_of(series: int) -> Roof:
-        numbers = (int(keys[name][series]) for name in ("num_gpus", "nodes", "hidden", "top_k", "num_experts"))
-        return exchange(ceilings, Exchange(what.step, what.mode, *numbers, table.label("fmt", series)))
+        names = ("num_gpus", "nodes", "hidden", "top_k", "num_experts")
+        gpus, nodes, hidden, top_k, experts = (int(keys[name][series]) for name in names)
+        label = table.label("fmt", series)
+        return exchange(ceilings, Exchange(what.step, what.mode, gpus, nodes, hidden, top_k, experts, label))
 
     return transfer.curve(match, "tokens", roof, roof_of), f"{match.engine} {what.step}"
 

@@ -67,7 +67,8 @@ def expert_match(
     hidden, width, local, matrices = shape
     penalties = format_penalty(table, "fmt", (fmt, *FORMATS[fmt].substitutes))
     penalties = penalties + _OTHER_MATRICES * (table.keys["num_matrices"] != matrices)
-    wanted = {"hidden": (hidden, 1.0), "width": (width, 1.0), "local_experts": (local, 1.0), "top_k": (top_k, 1.0)}
+    sizes = {"hidden": hidden, "width": width, "local_experts": local, "top_k": top_k}
+    wanted = {name: (float(size), 1.0) for name, size in sizes.items()}
     crowd = (_models(table), _PER_MODEL)
     if dispatched:
         few = table.keys["num_experts"] <= table.keys["local_experts"] * table.keys["top_k"]

@@ -132,7 +132,7 @@ def _thinned(series: NDArray[np.int64], groups: NDArray[np.int64], most: int) ->
     """`series` without those that follow `most` others of their group."""
     mine = groups[series]
     earlier = np.tril(mine[:, None] == mine[None, :], -1).sum(axis=1)
-    return series[earlier < most]
+    return np.asarray(series[earlier < most])
 
 
 def _bracketed(values: NDArray[Any], wanted: float) -> bool:

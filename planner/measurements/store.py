@@ -129,7 +129,8 @@ def write_table(path: Path, table: Table) -> None:
 def read_table(path: Path) -> Table:
     """Read a table. Raises ProfileError when the file is missing, malformed or of another schema version."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        # Opened here: numpy leaves the file of a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             header = json.loads(bytes(data["header"]).decode())
             if header["schema_version"] not in READABLE_VERSIONS:
                 known = " and ".join(str(version) for version in READABLE_VERSIONS)

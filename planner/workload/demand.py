@@ -42,8 +42,8 @@ class Workload:
             raise WorkloadError(f"{self.name}: {self.num_requests} requests: at least 1 is needed. Use 1000 or more.")
         if max(self.num_requests, self.arrivals.concurrency) > MAX_REQUESTS:
             raise WorkloadError(
-                f"{self.name}: {self.num_requests:,} requests, {self.arrivals.concurrency:,} users: a simulation takes at "
-                f"most {MAX_REQUESTS:,} of each. A shorter run gives the same percentiles."
+                f"{self.name}: {self.num_requests:,} requests, {self.arrivals.concurrency:,} users: a simulation takes "
+                f"at most {MAX_REQUESTS:,} of each. A shorter run gives the same percentiles."
             )
 
     def with_rate(self, rate_per_s: float) -> Workload:
