@@ -1,14 +1,16 @@
 """Which measurements a prediction rests on, and which to make next.
 
 The cost model itself is asked: its tables are wrapped so that every look-up is recorded, and one look-up at a time
-is then answered with no time. A step is a sum of look-ups, so what vanishes is that look-up's exact share of
-the step, split by origin. Nothing here repeats what `planner.cost` knows about models.
+is then made a little faster. A step is a sum of look-ups, so what the step loses is that look-up's exact share of it,
+split by origin; a look-up that the model made but did not choose loses nothing. Nothing here repeats what
+`planner.cost` knows about models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -49,6 +51,9 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """Look-up methods of `Tables` and the names of their positional arguments."""
 _SHAPED = ("gemm", "expert_gemm", "prefill_attention", "decode_attention", "mla_prefill", "mla_decode")
+_NUDGE = 1e-3
+"""Small enough to change no choice between two kernels, large beside rounding."""
+_ROUNDING = 1e-9
 _INSTANT_S = 1e-15
 """Nothing beside a kernel, but still a time: the cost model fits curves through ratios."""
 _REFERENCE = "h200-sxm:1x8"
@@ -67,8 +72,8 @@ class Call:
         return f"{self.method} {shape}"
 
 
-class _Silent:
-    """A curve or surface that takes no time; everything else is the real one's."""
+class _Nudged:
+    """A curve or surface that is a little faster; everything else is the real one's."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -77,7 +82,8 @@ class _Silent:
         return getattr(self._real, name)
 
     def seconds(self, *where: Any) -> Floats:
-        return np.full(np.broadcast_shapes(*(np.shape(part) for part in where)), _INSTANT_S)
+        """Real time, a little less."""
+        return np.asarray(self._real.seconds(*where) * (1.0 - _NUDGE))
 
 
 class _Blank:
@@ -86,18 +92,20 @@ class _Blank:
     includes_projections = False
 
     def seconds(self, *where: Any) -> Floats:
+        """Next to nothing, in the shape asked for."""
         return np.full(np.broadcast_shapes(*(np.shape(part) for part in where)), _INSTANT_S)
 
     def origin(self, *where: Any) -> NDArray[np.int8]:
+        """Nothing is measured."""
         return np.full(self.seconds(*where).shape, int(Origin.ROOFLINE), dtype=np.int8)
 
 
 @dataclass(slots=True)
 class _Recorder:
-    """Stands in for `Tables`: passes look-ups on, remembers them, and may silence one."""
+    """Stands in for `Tables`: passes look-ups on, remembers them, and may nudge one."""
 
     tables: Tables
-    silenced: Call | None = None
+    nudged: Call | None = None
     blank: bool = False
     calls: dict[Call, None] = field(default_factory=dict)
 
@@ -114,7 +122,7 @@ class _Recorder:
         if self.blank:
             return _Blank()
         found = getattr(self.tables, method)(*args, **named)
-        return _Silent(found) if call == self.silenced and found is not None else found
+        return _Nudged(found) if call == self.nudged and found is not None else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,13 @@ class Case:
     cluster: Cluster
     engine: Engine
     backend: str = "allgather_reducescatter"
+
+    def on_enough_nodes(self) -> Case:
+        """The same on as many whole nodes as the layout needs, where the cluster is smaller than that."""
+        if self.layout.replica_gpus <= self.cluster.num_gpus:
+            return self
+        node = self.cluster.system.gpus_per_node
+        return replace(self, cluster=Cluster(self.cluster.system, -(-self.layout.replica_gpus // node), node))
 
     def steps(self, recorder: Callable[[Tables], _Recorder]) -> tuple[list[StepTime], _Recorder]:
         """The usual range of steps, and what was looked up on the way."""
@@ -140,11 +155,12 @@ def coverage_facts(case: Case) -> Facts:
     """What `profiles coverage --json` prints: shares by origin per look-up, and what to measure next."""
     whole, recorder = case.steps(_Recorder)
     full = _mean_share(whole, whole)
-    calls = []
+    calls: list[tuple[Call, Floats]] = []
     for call in recorder.calls:
-        silent, _ = case.steps(lambda tables, call=call: _Recorder(tables, call))  # type: ignore[misc]
-        share = full - _mean_share(silent, whole)
-        calls.append((call, np.maximum(share, 0.0)))
+        nudged, _ = case.steps(partial(_Recorder, nudged=call))
+        share = np.maximum(full - _mean_share(nudged, whole), 0.0) / _NUDGE
+        if share.sum() > _ROUNDING:
+            calls.append((call, share))
     calls.sort(key=lambda item: (-float(item[1].sum()), str(item[0])))
     rest = np.maximum(full - sum((share for _, share in calls), np.zeros(len(Origin))), 0.0)
     return {
@@ -230,7 +246,7 @@ def _degrees(tps: Sequence[int], eps: Sequence[int]) -> list[Layout]:
 
 
 def _recorded(case: Case) -> list[Call]:
-    _, recorder = case.steps(lambda tables: _Recorder(tables, blank=True))
+    _, recorder = case.steps(partial(_Recorder, blank=True))
     return list(recorder.calls)
 
 

@@ -76,5 +76,5 @@ def nearest(name: str, known: Iterable[str], count: int = 4) -> str:
     if close:
         return "did you mean " + ", ".join(close) + "?"
     if len(names) <= 12:
-        return "known: " + ", ".join(names)
-    return f"{len(names)} are known, for example " + ", ".join(names[:count])
+        return "known: " + ", ".join(names) + "."
+    return f"{len(names)} are known, for example " + ", ".join(names[:: max(1, len(names) // count)][:count]) + "."

@@ -47,6 +47,15 @@ def test_proportional_work_is_a_straight_line() -> None:
     assert curve.seconds(x) == pytest.approx(9.0 + x, rel=4e-3)
 
 
+def test_gemm_times_step_with_whole_tiles() -> None:
+    roof = roofline.gemm(H200, "bf16", 8192, 8192)
+    assert float(roof(np.array(129.0))) == pytest.approx(float(roof(np.array(192.0))))
+    assert float(roof(np.array(1025.0))) > float(roof(np.array(1024.0))) * 1.05
+    # 128 tokens are two tiles like 96, so they cost what 96 cost and not the middle between two and three tiles.
+    curve = curve_of(np.array([96.0, 160.0]), np.array([1.0, 1.5]), roof, Origin.MEASURED)
+    assert float(curve.seconds(128)) < 1.1
+
+
 @steady
 @given(st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=8), st.floats(1.0, 1e5), st.floats(1.0, 1e5))
 def test_times_stay_between_their_neighbours_and_never_fall(times: list[float], one: float, other: float) -> None:

@@ -28,6 +28,7 @@ from microbench.models import built_in_shapes  # noqa: E402
 from microbench.precision import check_close, quantise_rows, quantise_tensor  # noqa: E402
 from microbench.results import MEASURED  # noqa: E402
 from microbench.schedule import Queue, without  # noqa: E402
+from microbench.shapes import read_shapes  # noqa: E402
 from microbench.timing import MAX_REPEATS, MIN_REPEATS, half_width, measure, sampler  # noqa: E402
 from microbench.work import Work  # noqa: E402
 
@@ -277,7 +278,7 @@ def test_nothing_is_faster_than_the_data_sheet() -> None:
     assert peaks is not None and peaks.bytes_per_s == 3.35e12
     assert ceilings.peaks_of("NVIDIA H100 PCIe") != peaks
     assert ceilings.peaks_of("NVIDIA GB200").flop_per_s["bf16"] == 2.5e15  # type: ignore[union-attr]
-    assert ceilings.peaks_of("CPU Xeon") is None
+    assert [ceilings.peaks_of(name) for name in ("CPU Xeon", "NVIDIA L40", "NVIDIA GH200 480GB")] == [None] * 3
     work = Work(lambda: None, "x", flop=1e12, read_bytes=1e9)
     assert ceilings.violation(work, 1.1e-3, peaks) is None
     assert "989" in str(ceilings.violation(work, 0.9e-3, peaks))
@@ -360,6 +361,18 @@ def test_bad_shapes_files_are_named(name: str, tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert told in error and str(path) in error and "Traceback" not in error
     assert not (tmp_path / "o").exists()
+
+
+def test_a_shapes_file_is_completed_from_its_experts(tmp_path: Path) -> None:
+    path = tmp_path / "shapes.json"
+    experts = [{"op": "expert_gemm", "local_experts": 8, **EXPERTS, "width": width} for width in (16, 4)]
+    path.write_text(json.dumps({"models": ["m"], "left_out": {}, "cases": experts}))
+    shapes = read_shapes(path)
+    parts = [shape for op, shape in shapes if op == "expert_parts"]
+    assert {shape["part"] for shape in parts} == set(CHOICES["expert_parts"]["part"])
+    assert {shape["width"] for shape in parts} == {16}
+    assert [shape["width"] for op, shape in shapes if op == "exchange"] == [16]
+    assert {"memory", "host", "collective"} <= {op for op, _ in shapes}
 
 
 def test_all_faults_of_a_shapes_file_come_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,3 +135,18 @@ def test_a_users_profile_is_found_by_system_name(moeplan: Any, tmp_path: Path, m
 def test_import_errors_exit_2(moeplan: Any, tmp_path: Path) -> None:
     code, _, err = moeplan("import", str(tmp_path / "none"), "--name", "h200-sxm", "--out", str(tmp_path))
     assert code == 2 and "no such file or folder" in err and "python -m microbench" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "layout"),
+    [
+        ("deepseek-ai/DeepSeek-V3", "h200-sxm:1x8", "attention_dp=8,ep=8"),
+        ("openai/gpt-oss-120b", "b200-sxm:1x1", "tp=1"),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "h100-sxm:1x4", "tp=4"),
+    ],
+)
+def test_coverage_counts_only_the_chosen_look_ups(model: str, cluster: str, layout: str) -> None:
+    """The cost model compares kernels and takes the faster; shares of what it took add up to the step."""
+    facts = coverage_facts(Case(load(model), parse_layout(layout), parse_cluster(cluster), engine("vllm")))
+    assert sum(share["step"] for share in facts["operations"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert sum(call["step"] for call in facts["calls"]) < 1.0

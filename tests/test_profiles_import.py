@@ -277,3 +277,22 @@ def test_schema_lists_every_operation_and_required_column() -> None:
     assert row["required"] == ["engine", "fmt", "rows", "cols", "tokens", "time_us"]
     assert row["properties"]["tokens"] == {"type": "integer", "description": "tokens of one call", "minimum": 1}
     assert "num_nodes" not in schema["properties"]["collective"]["items"]["required"]
+
+
+def test_a_failed_import_leaves_the_old_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    good = GEMM + LINE.format(tokens=1, time=20)
+    import_profile(folder(tmp_path, gemm=good), "h200-sxm", out)
+    before = (out / "h200-sxm" / "meta.json").read_bytes()
+    genuine = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "h200-sxm" and Path(target).parent == out:
+            raise PermissionError(13, "Permission denied")
+        return genuine(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ProfileError, match="may write to"):
+        import_profile(folder(tmp_path, gemm=good + LINE.format(tokens=8, time=30)), "h200-sxm", out)
+    assert (out / "h200-sxm" / "meta.json").read_bytes() == before
+    assert [path.name for path in out.iterdir()] == ["h200-sxm"]

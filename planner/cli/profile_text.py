@@ -35,6 +35,7 @@ def import_text(summary: ImportSummary) -> str:
     for op, reasons in summary.dropped.items():
         lines += [f"  {op}: {count:,} rows {reason}" for reason, count in reasons.items()]
     lines += [f"  skipped {what}: {why}" for what, why in summary.skipped.items()]
+    lines += [f"  ! {note}" for note in summary.notes]
     return "\n".join([*lines, "", f"Next  moeplan profiles check {summary.directory}"])
 
 

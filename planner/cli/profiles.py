@@ -158,17 +158,15 @@ def coverage(
     from planner.cli.profile_text import coverage_text
     from planner.coverage import Case, coverage_facts
     from planner.engine import engine as load_engine
-    from planner.hardware import Cluster, parse_cluster
+    from planner.hardware import parse_cluster
     from planner.layout import check_layout, parse_layout
     from planner.model import load
 
     chosen, cluster, profile = load(model), parse_cluster(gpu), load_engine(engine)
     parts = parse_layout(layout) if layout else fitting.fit(chosen, cluster.system, profile).layout
     check_layout(chosen, parts)
-    node = cluster.system.gpus_per_node
-    if parts.replica_gpus > cluster.num_gpus:
-        cluster = Cluster(cluster.system, -(-parts.replica_gpus // node), node)
-    show(coverage_facts(Case(chosen, parts, cluster, profile, backend)), json, coverage_text)
+    case = Case(chosen, parts, cluster, profile, backend)
+    show(coverage_facts(case.on_enough_nodes()), json, coverage_text)
 
 
 def shapes(models: list[str], *, out: Path, tp: str = "1,4,8", ep: str = "1,8") -> None:

@@ -82,7 +82,10 @@ def _inside(
     else:
         mask &= table.keys["engine"] != table.code("engine", "nccl")
     graphs = 0.2 * (table.keys["graph"] != graph)
-    match = find(table, engine, {"num_gpus": (local, 1.0)}, graphs, mask, count=1) if mask.any() else None
+    sizes = table.keys["num_gpus"][mask & (table.keys["graph"] == graph)]
+    # Between two measured sizes both answer; outside, the one farther away would only add its own switch effects.
+    count = 2 if len(sizes) and sizes.min() < local < sizes.max() else 1
+    match = find(table, engine, {"num_gpus": (local, 1.0)}, graphs, mask, count) if mask.any() else None
     if match is None:
         return roofline_curve(roof), "link law"
     keys = match.table.keys

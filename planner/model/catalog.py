@@ -72,11 +72,15 @@ def _constant(text: str) -> float:
 
 
 def _from_path(path: Path, text: str) -> ModelConfig:
+    if not text.strip():
+        raise ModelConfigError("no model given. Use a Hugging Face id such as deepseek-ai/DeepSeek-V3 or a config.json.")
     if path.is_dir():
         path = path / "config.json"
         if not path.is_file():
             raise ModelConfigError(f"{text}: no config.json in this directory; give the file or a model name")
     if not path.is_file():
+        if path.suffix in (".json", ".toml") or text.startswith((".", "/", "~")):
+            raise ModelConfigError(f"{text[:200]}: no such file. Give a config.json, a model TOML or a model name.")
         raise ModelConfigError(f"unknown model {text[:200]!r}; {_near(text)} A config.json or a model TOML also works.")
     if path.suffix == ".toml":
         from planner.model.custom import load_toml  # pydantic is slow to import

@@ -242,6 +242,8 @@ def _write(folder: Path, name: str, measured: Measured, day: str) -> ImportSumma
             write_table(folder / f"{stem}.npz", table)
             summary.rows[stem] = len(table.seconds)
             summary.bytes[stem] = (folder / f"{stem}.npz").stat().st_size
+    if measured.meta.get("is_representative") is False:
+        summary.notes.append("whoever measured says that these times are not representative of any GPU")
     meta: Meta = {"schema_version": SCHEMA_VERSION, "system": name} | measured.meta
     meta["license"] = meta.pop("licence", meta.get("license", "not stated"))
     meta |= {"schema_version": SCHEMA_VERSION, "system": name, "engines": sorted(engines), "converted": day}
@@ -258,12 +260,21 @@ def _in_one_step(out: Path, name: str, write: Any) -> ImportSummary:
     try:
         aside.mkdir(parents=True)
         summary: ImportSummary = write(aside)
-        old = aside / "old"
-        if target.exists():
-            target.rename(old)
-        (aside / name).rename(target)
+        _replace(target, aside / name, aside / "old")
     except OSError as error:
         raise ProfileError(f"{out}: {error.strerror or error}. Choose an --out folder you may write to.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return replace(summary, directory=target)
+
+
+def _replace(target: Path, new: Path, old: Path) -> None:
+    """Put `new` where `target` is; what was there comes back when that fails."""
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise

@@ -77,6 +77,7 @@ class ImportSummary:
     bytes: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         kept, lost = sum(self.rows.values()), sum(sum(d.values()) for d in self.dropped.values())
