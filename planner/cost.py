@@ -36,7 +36,6 @@ TOKENS: Floats = np.unique(np.round(np.geomspace(1, 2**20, 161)))
 SEQS: Floats = np.unique(np.round(np.geomspace(1, 4096, 37)))
 LENGTHS: Floats = np.round(np.geomspace(16, 2**20, 49))
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
-_FP8_SIBLINGS = ("fp8", "fp8_block")
 _BF16_BYTES = 2.0
 _NORM_PASSES = 8.0
 """Two fused add-and-normalise kernels per layer, each reading and writing input and residual."""
@@ -104,6 +103,7 @@ class StepCost:
         self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
         self.tables: Tables = open_tables(cluster.system, engine.name)
         self.skew = skew
+        self._moe_tables: dict[str, _Sum] = {}
         gpu = cluster.system.gpu
         self._stream_bytes_per_s = gpu.hbm_bytes_per_s * gpu.hbm_efficiency
         self._kinds = [(k, n) for k, n in model.layer_kinds if k.stack == "decoder"]
@@ -119,7 +119,7 @@ class StepCost:
         """Host time of a step that the GPU does not hide (scheduling, input preparation, sampling, detokenising)."""
         return self.engine.overheads.host_s_per_step
 
-    # --- tabulated on TOKENS -------------------------------------------------------------------------------
+    # --- tabulated on TOKENS ---
 
     @cached_property
     def token_table(self) -> _Sum:
@@ -167,11 +167,9 @@ class StepCost:
 
     def moe_table(self, phase: str) -> _Sum:
         """Terms that grow with the tokens of the whole expert-parallel group: experts, dispatch, combine."""
+        if phase not in self._moe_tables:
+            self._moe_tables[phase] = self._moe_sum(phase, self._kinds)
         return self._moe_tables[phase]
-
-    @cached_property
-    def _moe_tables(self) -> dict[str, _Sum]:
-        return {phase: self._moe_sum(phase, self._kinds) for phase in ("prefill", "decode")}
 
     @cached_property
     def encoder_moe_table(self) -> _Sum:
@@ -206,17 +204,17 @@ class StepCost:
         return load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
 
     def _expert_curve(self, moe: Moe, local: int) -> Curve:
-        """Fused experts in the checkpoint's format, or the sibling FP8 scaling when its kernels are faster.
+        """Fused experts in the checkpoint's format; per-tensor FP8 through block-scaled kernels where those are faster.
 
-        Per-tensor and block-scaled FP8 move the same bytes, and operators choose the scaling whose kernels work:
-        the per-tensor series of vLLM 0.24 on Hopper reaches 0.2 of the memory bandwidth, the block-scaled one 0.7.
+        The per-tensor series of vLLM 0.24 on Hopper reaches 0.2 of the memory bandwidth, the block-scaled one 0.7, for
+        the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice.
         """
         stored = compute_format(self.model.format_of("expert"))
-        siblings = _FP8_SIBLINGS if stored in _FP8_SIBLINGS else (stored,)
+        formats = ("fp8", "fp8_block") if stored == "fp8" else (stored,)
         width = moe.expert_width // self.layout.moe_tp
         dispatched = self.backend == "deepep" and self.layout.attention_dp > 1
         shape = (moe.expert_hidden, width, local, moe.num_experts, moe.top_k, moe.num_matrices)
-        curves = [self.tables.expert_gemm(fmt, *shape, dispatched=dispatched) for fmt in siblings]
+        curves = [self.tables.expert_gemm(fmt, *shape, dispatched=dispatched) for fmt in formats]
         return min(curves, key=lambda curve: float(curve.seconds(np.array(float(local)))))
 
     def _add_exchange(self, total: _Sum, moe: Moe, count: int, phase: str, hottest: Floats) -> None:

@@ -52,8 +52,9 @@ def test_gemm_times_step_with_whole_tiles() -> None:
     assert float(roof(np.array(129.0))) == pytest.approx(float(roof(np.array(192.0))))
     assert float(roof(np.array(1025.0))) > float(roof(np.array(1024.0))) * 1.05
     # 128 tokens are two tiles like 96, so they cost what 96 cost and not the middle between two and three tiles.
-    curve = curve_of(np.array([96.0, 160.0]), np.array([1.0, 1.5]), roof, Origin.MEASURED)
-    assert float(curve.seconds(128)) < 1.1
+    curve = curve_of(np.array([96.0, 160.0]), np.array([1.0, 1.5]), roof, Origin.MEASURED, steps=roofline.GEMM_STEPS)
+    assert float(curve.seconds(128)) == pytest.approx(1.0)
+    assert float(curve.seconds(129)) == pytest.approx(1.5)
 
 
 @steady

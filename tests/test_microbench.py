@@ -32,6 +32,7 @@ from microbench.shapes import read_shapes  # noqa: E402
 from microbench.timing import MAX_REPEATS, MIN_REPEATS, half_width, measure, sampler  # noqa: E402
 from microbench.work import Work  # noqa: E402
 
+torch.set_num_threads(1)
 FOLDER = Path(__file__).parents[1] / "microbench"
 EXPERTS = {"fmt": "bf16", "hidden": 32, "width": 16, "num_experts": 8, "top_k": 2, "num_matrices": 3}
 HEADS = {"kv_fmt": "bf16", "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from microbench import grid
-from microbench.__main__ import main as measure
-from planner.cli import main as moeplan
-from planner.hardware import system
-from planner.measurements import open_tables
+from microbench import grid  # noqa: E402
+from microbench.__main__ import main as measure  # noqa: E402
+from planner.cli import main as moeplan  # noqa: E402
+from planner.hardware import system  # noqa: E402
+from planner.measurements import open_tables  # noqa: E402
 
+torch.set_num_threads(1)
 NODE = """
 title = "a box nobody has measured"
 [gpu]

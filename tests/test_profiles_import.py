@@ -296,3 +296,12 @@ def test_a_failed_import_leaves_the_old_profile(tmp_path: Path, monkeypatch: pyt
         import_profile(folder(tmp_path, gemm=good + LINE.format(tokens=8, time=30)), "h200-sxm", out)
     assert (out / "h200-sxm" / "meta.json").read_bytes() == before
     assert [path.name for path in out.iterdir()] == ["h200-sxm"]
+
+
+def test_rccl_answers_where_the_planner_asks_for_nccl(tmp_path: Path) -> None:
+    text = "engine,op,num_gpus,family,bytes,time_us,library\n"
+    text += "rccl,all_reduce,8,chained,1048576,60,RCCL 2.22\nrccl,all_reduce,8,fresh,1048576,90,RCCL 2.22\n"
+    out = import_profile(folder(tmp_path, collective=text), "mi300x", tmp_path / "out").directory
+    table = read_table(out / "collective.npz")
+    assert table.categories["engine"] == ("nccl",) and table.seconds == pytest.approx([60e-6], rel=1e-3)
+    assert table.quality is not None and table.quality.libraries == ("RCCL 2.22",)

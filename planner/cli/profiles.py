@@ -61,11 +61,11 @@ def import_profiles(source: Path, *, name: str, out: Path, system: str | None = 
     ----------
     source
         Folder of `<op>.csv` and meta.json; a log or a folder of logs of nccl-tests or rccl-tests; or a tree laid out
-        as <system>/<family>/<engine>/<version>/<op>_perf.parquet.
+        as SYSTEM/FAMILY/ENGINE/VERSION/OP_perf.parquet.
     name
         Name of the profile to write, best that of a hardware profile: its data sheet is what rows are checked against.
     out
-        Folder that receives <name>/. With MOEPLAN_PROFILES=DIR, write to DIR and the planner finds it.
+        Folder that receives NAME/. With MOEPLAN_PROFILES=DIR, write to DIR and the planner finds it.
     system
         Folder name inside a parquet tree, such as h200_sxm.
     merge

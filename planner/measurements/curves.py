@@ -28,6 +28,7 @@ _CURVE_STEP, _SURFACE_STEP = np.log(2.0) / 4, np.log(2.0) / 2
 """Widest gap of a refined grid in ln(size): straight in log space over it is off by 0.1 % (0.4 %) for work that grows
 in proportion to size."""
 _MOST_STEPS = 8
+_JUMP = 1e-6
 _FLAT = 1e-3
 """A roofline that grows by less between two points says nothing about the way between them."""
 _SURFACE_ROOF_SHARE = 0.5
@@ -150,16 +151,28 @@ def _axis_origin(values: Floats, grid: Floats, measured: NDArray[np.bool_], firs
 
 
 def curve_of(
-    x: Floats, seconds: Floats, roof: Callable[[Floats], Floats], shape_origin: Origin, *, monotone: bool = True
+    x: Floats,
+    seconds: Floats,
+    roof: Callable[[Floats], Floats],
+    shape_origin: Origin,
+    *,
+    steps: Floats | None = None,
+    monotone: bool = True,
 ) -> Curve:
     """Curve through measured points (`x` ascending), continued along `roof` beyond the last.
 
-    `monotone` lifts a point that is faster than a smaller one, since engines never gain from more work.
+    `steps`: sizes after which `roof` jumps. `monotone` lifts a point that is faster than a smaller one, since
+    engines never gain from more work.
     """
     beyond = x[-1] * np.exp(_BEYOND)
     if monotone:
         seconds = np.maximum.accumulate(seconds)
     fine, lower, known = _refined(x, _CURVE_STEP)
+    if steps is not None:
+        jumps = steps[(steps > x[0]) & (steps < x[-1])]
+        fine = np.unique(np.concatenate([fine, jumps, jumps * (1 + _JUMP)]))
+        lower = np.clip(np.searchsorted(x, fine, side="right") - 1, 0, len(x) - 2)
+        known = (x[lower] == fine) | (fine == x[-1])
     times = roof(np.concatenate([fine, beyond]))
     between = _advance(seconds, times[: len(fine)], times[np.flatnonzero(known)], fine, x, lower)
     log_x = np.log(np.concatenate([fine, beyond]))

@@ -24,7 +24,7 @@ def gemm_match(table: Table | None, engine: str, fmt: str, rows: int, cols: int)
     if table is None:
         return None
     for label in (fmt, *FORMATS[fmt].substitutes):
-        for owner in (engine, *(name for name in _ENGINES if name != engine)):
+        for owner in dict.fromkeys((engine, *_ENGINES, *table.categories["engine"])):
             block = _block(table, owner, label)
             if block is None:
                 continue

@@ -69,7 +69,7 @@ class Tables:
             measured = match.table.label("fmt", series)
             return roofline.gemm(self.ceilings, measured, int(keys["rows"][series]), int(keys["cols"][series]))
 
-        return transfer.curve(match, "tokens", roof, roof_of)
+        return transfer.curve(match, "tokens", roof, roof_of, steps=roofline.GEMM_STEPS)
 
     @_memoised
     def expert_gemm(

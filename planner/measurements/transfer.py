@@ -26,15 +26,20 @@ _STRAY = 0.15
 
 
 def curve(
-    match: Match, axis: str, roof: Roof, roof_of: Callable[[int], Roof], scale_of: Callable[[int], float] | None = None
+    match: Match,
+    axis: str,
+    roof: Roof,
+    roof_of: Callable[[int], Roof],
+    scale_of: Callable[[int], float] | None = None,
+    steps: Floats | None = None,
 ) -> Curve:
-    """Curve of the query whose roofline is `roof`; `scale_of(series)` is query size / neighbour size."""
+    """Curve of the query whose roofline is `roof` and jumps after `steps`; `scale_of`: query / neighbour size."""
     table = match.table
     scales = [1.0 if scale_of is None else scale_of(n.series) for n in match.neighbours]
     nearest = match.neighbours[0].series
     x: Floats = np.asarray(table.axes[axis][table.rows(nearest)] * scales[0], dtype=np.float64)
     if match.origin == Origin.MEASURED:
-        return curve_of(x, table.seconds[table.rows(nearest)], roof, match.origin)
+        return curve_of(x, table.seconds[table.rows(nearest)], roof, match.origin, steps=steps)
     ratios = np.empty((len(scales), len(x)))
     for i, (neighbour, scale) in enumerate(zip(match.neighbours, scales, strict=True)):
         rows = table.rows(neighbour.series)
@@ -42,7 +47,7 @@ def curve(
         ratio = np.log(table.seconds[rows] / roof_of(neighbour.series)(own_x))
         ratios[i] = np.interp(np.log(x / scale), np.log(own_x), ratio)
     weights = _agreeing(np.array([n.weight for n in match.neighbours]), ratios)
-    return curve_of(x, roof(x) * np.exp(weights @ ratios), roof, match.origin)
+    return curve_of(x, roof(x) * np.exp(weights @ ratios), roof, match.origin, steps=steps)
 
 
 def _agreeing(weights: Floats, ratios: Floats) -> Floats:
