@@ -29,6 +29,7 @@ from planner.workload import load_workload
 
 SYSTEMS = {"H100": "h100-sxm", "H200": "h200-sxm", "B200": "b200-sxm", "B300": "b300-sxm", "GB200": "gb200-nvl72"}
 METRICS = ("tpot", "ttft", "output tok/s/GPU")
+DOCS = Path(__file__).parents[1] / "docs"
 SMALLER = (1.0, 0.5, 0.25)
 """Shares of the default limits tried in turn: operators lower them until the server starts."""
 
@@ -78,6 +79,20 @@ def predict(row: dict[str, str]) -> tuple[dict[str, str], list[float] | str]:
         return row, str(error)
 
 
+def kernel_summary() -> list[str]:
+    """The summary table of docs/kernel_accuracy.md, which `benchmarks/kernel_accuracy.py` writes."""
+    page = (DOCS / "kernel_accuracy.md").read_text("utf-8")
+    table = page.split("## All systems together")[1].split("\n## ")[0].strip()
+    return [
+        "## Kernel times that were left out",
+        "",
+        "From [kernel_accuracy.md](kernel_accuracy.md), which has every operation, GPU and engine and the published",
+        "dispatch and combine between nodes; written by `python benchmarks/kernel_accuracy.py`.",
+        "",
+        table,
+    ]
+
+
 def line(name: str, ratios: list[list[float]], total: int) -> str:
     cells = [name, str(total), str(len(ratios))]
     for values in np.array(ratios).T:
@@ -102,7 +117,9 @@ def main() -> None:
             groups[name].append((row, ratios))
     header = ["points", "given", "predicted", *(f"{m}: median / mean error / bias" for m in METRICS)]
     text = [
-        "# Accuracy against measured servers",
+        "# Accuracy",
+        "",
+        "## Against measured servers",
         "",
         "Written by `python benchmarks/accuracy.py serving_points.csv`. The points are closed-loop benchmark runs of",
         "vLLM, SGLang and TensorRT-LLM from the end-to-end table of the PyPI package `aiconfigurator-core` 0.12.0",
@@ -124,9 +141,9 @@ def main() -> None:
         if isinstance(ratios, str):
             refused[ratios.split(";")[0]] += 1
     text += ["", "Not predicted:", "", *[f"- {count} x {reason}" for reason, count in sorted(refused.items())]]
-    text += ["", (Path(__file__).parent / "accuracy_reading.md").read_text("utf-8").rstrip(), ""]
-    Path(__file__).parents[1].joinpath("docs", "accuracy.md").write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text[8:14]))
+    text += ["", (Path(__file__).parent / "accuracy_reading.md").read_text("utf-8").rstrip(), "", *kernel_summary(), ""]
+    (DOCS / "accuracy.md").write_text("\n".join(text), encoding="utf-8")
+    print("\n".join(text[10:18]))
 
 
 if __name__ == "__main__":

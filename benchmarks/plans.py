@@ -9,6 +9,7 @@ import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from planner.deployment import UNSUSTAINED
 from planner.engine import engine
 from planner.hardware import parse_cluster
 from planner.model import load
@@ -32,6 +33,8 @@ def answer(case: Case) -> tuple[Case, str, float]:
     run = found.winner
     price = "-" if run.usd_per_mtok_output is None else f"${run.usd_per_mtok_output:.2f}"
     verdict = "" if run.meets_slo else f" (misses: {run.worst_objective} {run.worst_ratio:.1f}x)"
+    if run.worst_objective == UNSUSTAINED:
+        verdict = " (misses: the queue grows)"
     tpot, ttft = run.summary.tpot_s.p95, run.summary.ttft_s.p95
     text = (
         f"{run.deployment.layout}, {run.num_gpus} GPUs{verdict}, TPOT {tpot * 1e3:.0f} ms, TTFT {ttft:.2f} s, {price}"

@@ -216,15 +216,15 @@ def with_replicas(layout: Layout, replicas: int) -> Layout:
 def _worst(summary: Summary) -> tuple[str, float]:
     """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss.
 
-    When the queue grows, latencies only tell how long the run was, so the miss is named instead of a ratio.
+    When the queue grows, latencies only tell how long the run was: the miss is named, the ratio only orders runs.
     """
     worst = ("none", 0.0)
-    if summary.saturation == "overloaded":
-        return (UNSUSTAINED, _UNSTABLE_RATIO)
     for result in summary.objectives:
         ratio = result.value_s / result.objective.limit_s
         if ratio > worst[1]:  # no gap between tokens (one-token answers) leaves nothing to promise: NaN
             worst = (f"{result.objective.metric.upper()} {result.objective.statistic}", ratio)
+    if summary.saturation == "overloaded":
+        return (UNSUSTAINED, max(worst[1], _UNSTABLE_RATIO))
     if worst[1] <= 1.0 and summary.num_rejected:
         return ("requests larger than the KV pool", _UNSTABLE_RATIO)
     return worst

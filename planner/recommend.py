@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from planner.deployment import Run, check_context, run, scaled
+from planner.deployment import UNSUSTAINED, Run, check_context, run, scaled
 from planner.engine import Engine
 from planner.hardware import Cluster
 from planner.layout import Layout
@@ -161,7 +161,8 @@ def _simulate_finalists(
             runs.append(result)
             passed += result.meets_slo
             if not result.meets_slo:
-                text = f"{candidate.name}: {result.worst_objective} at {result.worst_ratio:.2f} x its limit"
+                text = f"{candidate.name}: {result.worst_objective}"
+                text += "" if result.worst_objective == UNSUSTAINED else f" at {result.worst_ratio:.2f} x its limit"
                 found.reject(f"simulated, misses {result.worst_objective}", 1, result.worst_ratio, text)
         progress((done + 1) / len(counts))
     _count_unsimulated(found, runs, hopeful)

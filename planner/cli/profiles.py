@@ -46,7 +46,7 @@ def print_schema(*, tables: bool = False) -> None:
     Parameters
     ----------
     tables
-        Schema of the rows of every `<op>.csv` and of meta.json.
+        Schema of the rows of every `OP.csv` and of meta.json.
     """
     from planner.hardware import schema as profile_schema
     from planner.profiles.ops import tables_schema
@@ -60,7 +60,7 @@ def import_profiles(source: Path, *, name: str, out: Path, system: str | None = 
     Parameters
     ----------
     source
-        Folder of `<op>.csv` and meta.json; a log or a folder of logs of nccl-tests or rccl-tests; or a tree laid out
+        Folder of `OP.csv` and meta.json; a log or a folder of logs of nccl-tests or rccl-tests; or a tree laid out
         as SYSTEM/FAMILY/ENGINE/VERSION/OP_perf.parquet.
     name
         Name of the profile to write, best that of a hardware profile: its data sheet is what rows are checked against.
@@ -69,7 +69,7 @@ def import_profiles(source: Path, *, name: str, out: Path, system: str | None = 
     system
         Folder name inside a parquet tree, such as h200_sxm.
     merge
-        Keep the tables already in <out>/<name>; a case measured anew replaces the old row.
+        Keep the tables already in OUT/NAME; a case measured anew replaces the old row.
     """
     from planner.cli.profile_text import import_text
     from planner.profiles.importing import import_profile

@@ -137,6 +137,8 @@ def headline(rec: Recommendation, run: Run) -> str:
         if run.meets_slo
         else f"misses the SLO by {margin:.0%} on {run.worst_objective}"
     )
+    if run.worst_objective == UNSUSTAINED:
+        verdict = "cannot keep up, its queue grows"
     price = "price unknown"
     if run.usd_per_mtok_output is not None:
         price = f"{format_usd(run.usd_per_mtok_output)}/Mtok output at {rec.workload.arrivals}"
@@ -150,8 +152,11 @@ def _binding(run: Run, decode: StepTime, prefill: StepTime) -> str:
     terms = _scalars(step)
     label, seconds = next(iter(terms.items()))
     total = sum(terms.values())
+    tightest = f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit"
+    if run.worst_objective == UNSUSTAINED:
+        tightest = "the load is more than the layout can serve"
     return (
-        f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit; a {name} takes {format_seconds(total)}, "
+        f"{tightest}; a {name} takes {format_seconds(total)}, "
         f"of which {label.replace('_', ' ')} {format_seconds(seconds)} ({seconds / total:.0%})"
     )
 

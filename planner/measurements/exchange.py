@@ -59,8 +59,8 @@ LAWS: dict[tuple[str, str, str], Law] = {
     ("nccl-ep", "normal", "dispatch"): Law(60e-6, 0.92, True, _NCCL),
     ("nccl-ep", "normal", "combine"): Law(85e-6, 0.92, True, _NCCL),
     ("mori", "low_latency", "dispatch"): Law(25e-6, 0.38, True, _MORI),
-    ("mori", "low_latency", "combine"): Law(19e-6, 0.47, True, _MORI),
-    ("mori", "normal", "dispatch"): Law(60e-6, 0.72, True, _MORI),
+    ("mori", "low_latency", "combine"): Law(19e-6, 0.42, True, _MORI),
+    ("mori", "normal", "dispatch"): Law(60e-6, 0.66, True, _MORI),
     ("mori", "normal", "combine"): Law(85e-6, 0.82, True, _MORI),
 }
 """Shares are of a 400 Gbit/s NIC, 50 GB/s, per GPU."""

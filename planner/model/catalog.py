@@ -73,7 +73,9 @@ def _constant(text: str) -> float:
 
 def _from_path(path: Path, text: str) -> ModelConfig:
     if not text.strip():
-        raise ModelConfigError("no model given. Use a Hugging Face id such as deepseek-ai/DeepSeek-V3 or a config.json.")
+        raise ModelConfigError(
+            "no model given. Use a Hugging Face id such as deepseek-ai/DeepSeek-V3 or a config.json."
+        )
     if path.is_dir():
         path = path / "config.json"
         if not path.is_file():
