@@ -11,77 +11,28 @@ inside the simulation costs a few list look-ups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner import inventory, routing
 from planner.engine import Engine
 from planner.hardware import Cluster
 from planner.layout import Layout
-from planner.measurements import Curve, Origin, Surface, Tables, open_tables
+from planner.measurements import Curve, Fabric, Origin, Surface, Tables, open_tables
 from planner.memory import kv_shards
 from planner.model import ModelConfig
 from planner.model.config import Attention, Layer, Moe, Recurrent
 from planner.model.precision import compute_format
+from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, StepTime, Sum, bilinear, join
 
-Floats = NDArray[np.float64]
-
-TOKENS: Floats = np.unique(np.round(np.geomspace(1, 2**20, 161)))
-"""Grid of tokens at which token-wise terms are tabulated."""
-SEQS: Floats = np.unique(np.round(np.geomspace(1, 4096, 37)))
-LENGTHS: Floats = np.round(np.geomspace(16, 2**20, 49))
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
 _BF16_BYTES = 2.0
 _NORM_PASSES = 8.0
 """Two fused add-and-normalise kernels per layer, each reading and writing input and residual."""
 _SAMPLING_PASSES = 4.0
 """Softmax, top-k/top-p and draw read the fp32 logits about this often (handbook serving 6.7: bytes-bound)."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """Time of steps by operation: `terms[op]` and `origin[code]` are seconds, arrays of one shape."""
-
-    terms: Mapping[str, Floats]
-    origin: Mapping[str, Floats]
-
-    @property
-    def total_s(self) -> Floats:
-        """Step time [s]."""
-        return np.asarray(np.sum(list(self.terms.values()), axis=0))
-
-    def origin_share(self) -> dict[str, float]:
-        """Share of the summed time by origin; sums to 1."""
-        seconds = {name: float(np.sum(values)) for name, values in self.origin.items()}
-        total = sum(seconds.values()) or 1.0
-        return {name: value / total for name, value in seconds.items()}
-
-
-class _Sum:
-    """Accumulates seconds by operation and by origin on one grid."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.terms: dict[str, Floats] = {}
-        self.origin = np.zeros((len(Origin), *shape))
-
-    def add(self, label: str, seconds: Floats, origin: NDArray[np.int8] | Origin) -> None:
-        self.terms[label] = self.terms.get(label, 0.0) + seconds
-        if isinstance(origin, Origin):
-            self.origin[int(origin)] += seconds
-        else:
-            for code in range(len(Origin)):
-                self.origin[code] += np.where(origin == code, seconds, 0.0)
-
-    def curve(self, label: str, curve: Curve, x: Floats, count: float = 1.0) -> None:
-        self.add(label, curve.seconds(x) * count, curve.origin(x))
-
-    def surface(self, label: str, surface: Surface, x: Floats, y: Floats, count: float = 1.0) -> None:
-        self.add(label, surface.seconds(x, y) * count, surface.origin(x, y))
 
 
 class StepCost:
@@ -101,9 +52,10 @@ class StepCost:
         skew: str | None = None,
     ) -> None:
         self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
-        self.tables: Tables = open_tables(cluster.system, engine.name)
+        fabric = Fabric(cluster.oversubscription, cluster.rail_optimised)
+        self.tables: Tables = open_tables(cluster.system, engine.name, fabric)
         self.skew = skew
-        self._moe_tables: dict[str, _Sum] = {}
+        self._moe_tables: dict[str, Sum] = {}
         gpu = cluster.system.gpu
         self._stream_bytes_per_s = gpu.hbm_bytes_per_s * gpu.hbm_efficiency
         self._kinds = [(k, n) for k, n in model.layer_kinds if k.stack == "decoder"]
@@ -122,17 +74,17 @@ class StepCost:
     # --- tabulated on TOKENS ---
 
     @cached_property
-    def token_table(self) -> _Sum:
+    def token_table(self) -> Sum:
         """Terms that grow with the tokens of one rank: projections, dense FFN, router, norms, all-reduce, hops."""
         return self._token_sum(self._kinds)
 
     @cached_property
-    def encoder_table(self) -> _Sum:
+    def encoder_table(self) -> Sum:
         """`token_table` of encoder layers, paid by prompt tokens of encoder-decoder models only."""
         return self._token_sum(self._encoder_kinds)
 
-    def _token_sum(self, kinds: list[tuple[Layer, int]]) -> _Sum:
-        total = _Sum(TOKENS.shape)
+    def _token_sum(self, kinds: list[tuple[Layer, int]]) -> Sum:
+        total = Sum(TOKENS.shape)
         for layer, count in kinds:
             self._add_gemms(total, layer, count)
             stream = _NORM_PASSES * TOKENS * self.model.hidden * _BF16_BYTES / self._stream_bytes_per_s
@@ -149,7 +101,7 @@ class StepCost:
         """True when the block's output is summed over TP (everything but experts behind dispatch/combine)."""
         return bool(layer.ffns) and not (layer.moe and self.layout.attention_dp > 1)
 
-    def _add_gemms(self, total: _Sum, layer: Layer, count: int) -> None:
+    def _add_gemms(self, total: Sum, layer: Layer, count: int) -> None:
         module = any(self._is_module(m) for m in layer.mixers if isinstance(m, Attention))
         for gemm in inventory.layer_gemms(self.model, layer, self.layout):
             if module and gemm.label == "attention_projections":
@@ -165,19 +117,19 @@ class StepCost:
         bytes_ = TOKENS * self.model.hidden * _BF16_BYTES
         return (self.layout.pp - 1) * ((link.latency_s or 0.0) + bytes_ / link.bytes_per_s)
 
-    def moe_table(self, phase: str) -> _Sum:
+    def moe_table(self, phase: str) -> Sum:
         """Terms that grow with the tokens of the whole expert-parallel group: experts, dispatch, combine."""
         if phase not in self._moe_tables:
             self._moe_tables[phase] = self._moe_sum(phase, self._kinds)
         return self._moe_tables[phase]
 
     @cached_property
-    def encoder_moe_table(self) -> _Sum:
+    def encoder_moe_table(self) -> Sum:
         """`moe_table` of encoder layers."""
         return self._moe_sum("prefill", self._encoder_kinds)
 
-    def _moe_sum(self, phase: str, kinds: list[tuple[Layer, int]]) -> _Sum:
-        total = _Sum(TOKENS.shape)
+    def _moe_sum(self, phase: str, kinds: list[tuple[Layer, int]]) -> Sum:
+        total = Sum(TOKENS.shape)
         for layer, count in kinds:
             if layer.moe:
                 hottest = self._add_experts(total, layer.moe, count, phase)
@@ -185,7 +137,7 @@ class StepCost:
                     self._add_exchange(total, layer.moe, count, phase, hottest)
         return total
 
-    def _add_experts(self, total: _Sum, moe: Moe, count: int, phase: str) -> Floats:
+    def _add_experts(self, total: Sum, moe: Moe, count: int, phase: str) -> Floats:
         """Fused expert layer of the busiest rank; returns its load over the mean, per grid point.
 
         Tables are measured with balanced routing, where A assignments touch min(A, local) experts. Real routing
@@ -217,7 +169,7 @@ class StepCost:
         curves = [self.tables.expert_gemm(fmt, *shape, dispatched=dispatched) for fmt in formats]
         return min(curves, key=lambda curve: float(curve.seconds(np.array(float(local)))))
 
-    def _add_exchange(self, total: _Sum, moe: Moe, count: int, phase: str, hottest: Floats) -> None:
+    def _add_exchange(self, total: Sum, moe: Moe, count: int, phase: str, hottest: Floats) -> None:
         """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
         layout, gpus = self.layout, self.layout.stage_gpus
         if self.backend == "deepep" and layout.ep > 1:
@@ -237,9 +189,9 @@ class StepCost:
         return "fp8" if fmt in ("fp8", "fp8_block") else "nvfp4" if fmt == "nvfp4" else "bf16"
 
     @cached_property
-    def head_table(self) -> _Sum:
+    def head_table(self) -> Sum:
         """lm_head and sampling, on TOKENS counting only the rows that need logits."""
-        total = _Sum(TOKENS.shape)
+        total = Sum(TOKENS.shape)
         gemm = inventory.head_gemm(self.model, self.layout)
         total.curve("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols), TOKENS)
         stream = _SAMPLING_PASSES * TOKENS * self.model.vocab * 4.0 / self._stream_bytes_per_s
@@ -249,18 +201,18 @@ class StepCost:
     # --- tabulated on SEQS x LENGTHS -----------------------------------------------------------------------
 
     @cached_property
-    def decode_table(self) -> _Sum:
+    def decode_table(self) -> Sum:
         """Attention and recurrence of one decode step: [SEQS, LENGTHS = context per sequence]."""
         return self._mixer_sum("decode")
 
     @cached_property
-    def prefill_table(self) -> _Sum:
+    def prefill_table(self) -> Sum:
         """Attention and recurrence of whole prompts: [SEQS, LENGTHS = tokens per sequence]."""
         return self._mixer_sum("prefill")
 
-    def _mixer_sum(self, phase: str) -> _Sum:
+    def _mixer_sum(self, phase: str) -> Sum:
         x, y = SEQS[:, None], LENGTHS[None, :]
-        total = _Sum((len(SEQS), len(LENGTHS)))
+        total = Sum((len(SEQS), len(LENGTHS)))
         kinds = self._encoder_kinds if phase == "prefill" and self._encoder_kinds else self._kinds
         for layer, count in kinds:
             for mixer in layer.mixers:
@@ -290,7 +242,7 @@ class StepCost:
     def _is_module(self, mixer: Attention) -> bool:
         return mixer.kind == "mla" and self._attention(mixer, "decode").includes_projections
 
-    def _add_recurrent(self, total: _Sum, mixer: Recurrent, phase: str, count: int) -> None:
+    def _add_recurrent(self, total: Sum, mixer: Recurrent, phase: str, count: int) -> None:
         """Measured recurrence if there is one, else state traffic against the recurrence's own FLOP."""
         tp, x, y = self.layout.tp, SEQS[:, None], LENGTHS[None, :]
         if mixer.kind == "gated_delta":
@@ -334,7 +286,7 @@ class StepCost:
             self._at_surface(self.decode_table, seqs, context),
             self._host(seqs.shape),
         ]
-        return _join(parts)
+        return join(parts)
 
     def prefill(self, tokens: Floats, past: Floats | float = 0.0) -> StepTime:
         """Steps that each prefill one chunk of `tokens` after `past` cached tokens on every attention-DP rank."""
@@ -349,7 +301,7 @@ class StepCost:
         ]
         pairs_s = self.pair_s * tokens * past
         extra = ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s})
-        return _join([*parts, extra, self._host(tokens.shape)])
+        return join([*parts, extra, self._host(tokens.shape)])
 
     def _host(self, shape: tuple[int, ...]) -> tuple[dict[str, Floats], dict[str, Floats]]:
         seconds = np.full(shape, self.host_s)
@@ -366,35 +318,13 @@ class StepCost:
         return np.asarray(single - full + np.interp(tokens * ranks, TOKENS, moe))
 
     @staticmethod
-    def _at(table: _Sum, x: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def _at(table: Sum, x: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         terms = {label: np.interp(x, TOKENS, values) for label, values in table.terms.items()}
         origin = {o.name.lower(): np.interp(x, TOKENS, table.origin[o]) for o in Origin}
         return terms, origin
 
     @staticmethod
-    def _at_surface(table: _Sum, x: Floats, y: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def _at_surface(table: Sum, x: Floats, y: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         terms = {label: bilinear(x, y, values) for label, values in table.terms.items()}
         origin = {o.name.lower(): bilinear(x, y, table.origin[o]) for o in Origin}
         return terms, origin
-
-
-def bilinear(x: Floats, y: Floats, values: Floats) -> Floats:
-    """`values` [SEQS, LENGTHS] at points (x, y), linear in both within the grid, clamped outside."""
-    i = np.clip(np.searchsorted(SEQS, x, side="right") - 1, 0, len(SEQS) - 2)
-    j = np.clip(np.searchsorted(LENGTHS, y, side="right") - 1, 0, len(LENGTHS) - 2)
-    u = np.clip((x - SEQS[i]) / (SEQS[i + 1] - SEQS[i]), 0.0, 1.0)
-    v = np.clip((y - LENGTHS[j]) / (LENGTHS[j + 1] - LENGTHS[j]), 0.0, 1.0)
-    low = values[i, j] * (1 - v) + values[i, j + 1] * v
-    high = values[i + 1, j] * (1 - v) + values[i + 1, j + 1] * v
-    return np.asarray(low * (1 - u) + high * u)
-
-
-def _join(parts: list[tuple[dict[str, Floats], dict[str, Floats]]]) -> StepTime:
-    terms: dict[str, Floats] = {}
-    origin: dict[str, Floats] = {o.name.lower(): np.zeros(()) for o in Origin}
-    for part_terms, part_origin in parts:
-        for label, seconds in part_terms.items():
-            terms[label] = terms.get(label, 0.0) + seconds
-        for name, seconds in part_origin.items():
-            origin[name] = origin[name] + seconds
-    return StepTime(terms, origin)

@@ -16,13 +16,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost import StepCost, StepTime
+from planner.cost import StepCost
 from planner.engine import Engine
 from planner.errors import InputError
 from planner.hardware import Cluster, parse_cluster
 from planner.layout import Layout, layout_problem
 from planner.measurements import Origin, Tables
 from planner.model import ModelConfig
+from planner.steptime import StepTime
 
 Facts = dict[str, Any]
 Floats = NDArray[np.float64]

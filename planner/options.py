@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.deployment import MIN_REQUESTS
 from planner.errors import InputError
 from planner.hardware import Cluster, parse_cluster
@@ -13,6 +15,7 @@ DEFAULT_RATE_PER_S = 1.0
 _TYPICAL_TPOT_S = 0.05
 _GENERATIONS = 5
 _MAX_REQUESTS = 20_000
+_MAX_OVERSUBSCRIPTION = 64.0
 _PARTS = ("experts", "attention", "dense")
 
 
@@ -53,9 +56,15 @@ def plan_demand(
     return workload.with_num_requests(int(min(max(_GENERATIONS * overlapping, MIN_REQUESTS), _MAX_REQUESTS)))
 
 
-def clusters(texts: list[str]) -> list[Cluster]:
-    """The offered clusters; InputError when one is offered twice."""
-    offered = [parse_cluster(text) for text in texts]
+def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bool = True) -> list[Cluster]:
+    """The offered clusters with their network; InputError when one is offered twice or the network is impossible."""
+    if not 1.0 <= oversubscription <= _MAX_OVERSUBSCRIPTION:
+        raise InputError(
+            f"--oversubscription {oversubscription:g}: a ratio from 1 (full bisection) to {_MAX_OVERSUBSCRIPTION:g}"
+        )
+    offered = [
+        replace(parse_cluster(text), oversubscription=oversubscription, rail_optimised=rail_optimised) for text in texts
+    ]
     names = [cluster.name for cluster in offered]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:

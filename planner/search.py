@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.cost import Floats, StepCost
+from planner.cost import StepCost
 from planner.deployment import Deployment, with_replicas
 from planner.engine import Engine, Limits
 from planner.errors import InputError
@@ -21,6 +21,7 @@ from planner.layout import Layout, layout_problem
 from planner.memory import Ledger, MemoryUse
 from planner.model import ModelConfig
 from planner.steady import SteadyState, steady_state
+from planner.steptime import Floats
 from planner.workload import Slo, Workload
 
 MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost import Floats, StepCost
+from planner.cost import StepCost
+from planner.steptime import Floats
 from planner.workload import Workload
 
 _GRID_POINTS = 28

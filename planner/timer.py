@@ -7,9 +7,10 @@ from math import log2
 
 import numpy as np
 
-from planner.cost import LENGTHS, SEQS, TOKENS, StepCost, bilinear
+from planner.cost import StepCost
 from planner.engine import Limits
 from planner.scheduler import RankWork
+from planner.steptime import LENGTHS, SEQS, TOKENS, bilinear
 
 _MEMORY = 0.05
 """Weight of the newest step in the running mean that stands for the other batches of a pipeline."""

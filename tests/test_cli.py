@@ -128,6 +128,15 @@ def test_simulate_json_has_the_promised_keys(moeplan: Any, tmp_path: Path) -> No
     assert len(rows) == 121 and rows[0].startswith("arrival_s,")
 
 
+def test_an_oversubscribed_network_slows_what_crosses_nodes(moeplan: Any) -> None:
+    arguments = ["simulate", "deepseek-v3", "--cluster", "h200-sxm:2x8", "--layout", "attention_dp=16,ep=16", "--json"]
+    arguments += ["--workload", "fixed:8192/8", "--rate", "1", "--num-requests", "60", "--no-rails"]
+    full, thin = (json.loads(moeplan(*arguments, *extra)[1]) for extra in ([], ["--oversubscription", "4"]))
+    assert thin["ttft_s"]["mean"] > 1.05 * full["ttft_s"]["mean"]
+    code, _, err = moeplan(*arguments, "--oversubscription", "0.5")
+    assert code == 2 and "--oversubscription 0.5" in err
+
+
 def test_profiles_list_show_and_schema(moeplan: Any) -> None:
     _, out, _ = moeplan("profiles", "list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}

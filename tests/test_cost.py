@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost import LENGTHS, SEQS, StepCost, bilinear
+from planner.cost import StepCost
 from planner.engine import Limits, engine
 from planner.hardware import Cluster, parse_cluster
 from planner.layout import Layout
 from planner.model import ModelConfig, load
+from planner.steptime import LENGTHS, SEQS, bilinear
 from planner.timer import CostTimer
 
 SYSTEMS = ("h200-sxm:1x8", "b200-sxm:1x8", "a100-80-sxm:1x8", "mi300x:1x8", "l40s:1x8")

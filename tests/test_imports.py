@@ -17,6 +17,7 @@ FLOORS = [
     {"inventory"},
     {"measurements"},
     {"profiles"},
+    {"steptime"},
     {"cost"},
     {"coverage", "timer", "steady", "scheduler", "records", "routers"},
     {"metrics"},

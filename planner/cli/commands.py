@@ -103,6 +103,8 @@ def plan(
     weights: str | None = None,
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
     skew: str | None = None,
+    oversubscription: float = 1.0,
+    no_rails: bool = False,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -134,6 +136,10 @@ def plan(
         KV cache format; auto considers the checkpoint's and FP8.
     skew
         Expert popularity: mixed, single-domain, aux-balanced-8-experts or uniform.
+    oversubscription
+        Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
+    no_rails
+        The network between nodes is not rail-optimised.
     seed
         Seed of arrivals and lengths.
     out
@@ -154,7 +160,7 @@ def plan(
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
     chosen = options.precision(model, weights, None)
-    clusters = options.clusters(cluster)
+    clusters = options.clusters(cluster, oversubscription, not no_rails)
     with progress_bar() as progress:
         answer = recommend(
             chosen,
@@ -192,6 +198,8 @@ def simulate(
     weights: str | None = None,
     kv: str | None = None,
     skew: str | None = None,
+    oversubscription: float = 1.0,
+    no_rails: bool = False,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -230,6 +238,10 @@ def simulate(
         KV cache format: bf16, fp8 or fp8_ds_mla.
     skew
         Expert popularity: mixed, single-domain, aux-balanced-8-experts or uniform.
+    oversubscription
+        Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
+    no_rails
+        The network between nodes is not rail-optimised.
     seed
         Seed of arrivals and lengths.
     out
@@ -242,7 +254,6 @@ def simulate(
     from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
     from planner.fit import limits_for
-    from planner.hardware import parse_cluster
     from planner.layout import parse_layout
     from planner.runfolder import check_folder, write_simulation
     from planner.text import simulation_text
@@ -252,7 +263,8 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, offered = load_engine(engine), parse_cluster(cluster)
+    profile = load_engine(engine)
+    offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     with progress_bar() as progress:
         run = simulate_layout(
             options.precision(model, weights, kv),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from planner import __version__
-from planner.cost import StepCost, StepTime
+from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
+from planner.steptime import StepTime
 from planner.units import format_seconds, format_usd, significant
 
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}

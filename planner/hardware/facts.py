@@ -147,11 +147,16 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`nodes` nodes of one system, of which `gpus_per_node` GPUs each are used."""
+    """`nodes` nodes of one system, of which `gpus_per_node` GPUs each are used, and the network between them.
+
+    `oversubscription` is leaf-to-spine (1 = full bisection); `rail_optimised` says that GPUs of one index share a leaf.
+    """
 
     system: System
     nodes: int
     gpus_per_node: int
+    oversubscription: float = 1.0
+    rail_optimised: bool = True
 
     @property
     def gpu(self) -> Gpu:
