@@ -32,7 +32,8 @@ CANNOT_SUSTAIN = "cannot sustain the load"
 MORE_THAN_NEEDED = "more GPUs than needed"
 MAX_OFFERED_GPUS = 1024
 _SURPLUS = 4.0
-"""Capacity over demand beyond which further replicas are not looked at."""
+_KEPT_SURPLUS = 2
+"""Capacity over demand, and replica counts that have it, beyond which further replicas are not looked at."""
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
 _TAIL = {
@@ -246,13 +247,13 @@ class Search:
         return np.asarray(alive)
 
     def _not_surplus(self, alive: np.ndarray, capacity: Floats, batch: Floats, layout: Layout, name: str) -> np.ndarray:
-        """`alive`, less replicas beyond the first count that already has `_SURPLUS` times what the load needs."""
+        """`alive`, less replicas beyond the second count that has `_SURPLUS` times what the load needs."""
         if self.workload.arrivals.concurrency:
             excess = 1.0 / np.maximum(batch, 1e-12)
         else:
             excess = capacity / self.workload.arrivals.rate_per_s / _SURPLUS
         enough = (excess >= 1.0) & alive
-        surplus = enough & (np.cumsum(enough) > 1)
+        surplus = enough & (np.cumsum(enough) > _KEPT_SURPLUS)
         self._count(surplus, excess, layout, name, MORE_THAN_NEEDED, f"capacity is {{:.1f}} x {_SURPLUS:g} x the load")
         return np.asarray(alive & ~surplus)
 
