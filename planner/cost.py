@@ -11,6 +11,7 @@ inside the simulation costs a few list look-ups.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -28,6 +29,8 @@ from planner.model.precision import compute_format
 from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, StepTime, Sum, bilinear, join
 
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
+_MODULE_SHAPE = (7168, 1536, 192)
+"""Hidden size, query rank and query-key width of the attention modules in the published tables (DeepSeek-V3)."""
 _BF16_BYTES = 2.0
 _NORM_PASSES = 8.0
 """Two fused add-and-normalise kernels per layer, each reading and writing input and residual."""
@@ -90,16 +93,12 @@ class StepCost:
             stream = _NORM_PASSES * TOKENS * self.model.hidden * _BF16_BYTES / self._stream_bytes_per_s
             total.add("norms", stream * count, Origin.ROOFLINE)
             if self.layout.tp > 1:
-                reduces = (1 if layer.mixers else 0) + (1 if self._reduces_ffn(layer) else 0)
-                bytes_ = TOKENS * self.model.hidden * _BF16_BYTES
-                total.curve("all_reduce", self.tables.all_reduce(self.layout.tp), bytes_, count * reduces)
+                for rows in inventory.reduced_rows(layer, self.layout):
+                    bytes_ = TOKENS * rows * _BF16_BYTES
+                    total.curve("all_reduce", self.tables.all_reduce(self.layout.tp), bytes_, count)
         if self.layout.pp > 1 and kinds:
             total.add("pipeline_hops", self._hop_s(), Origin.ROOFLINE)
         return total
-
-    def _reduces_ffn(self, layer: Layer) -> bool:
-        """True when the block's output is summed over TP (everything but experts behind dispatch/combine)."""
-        return bool(layer.ffns) and not (layer.moe and self.layout.attention_dp > 1)
 
     def _add_gemms(self, total: Sum, layer: Layer, count: int) -> None:
         module = any(self._is_module(m) for m in layer.mixers if isinstance(m, Attention))
@@ -132,9 +131,10 @@ class StepCost:
         total = Sum(TOKENS.shape)
         for layer, count in kinds:
             if layer.moe:
-                hottest = self._add_experts(total, layer.moe, count, phase)
+                moe = replace(layer.moe, top_k=max(1, round(layer.moe.active_experts)))  # picks that cost anything
+                hottest = self._add_experts(total, moe, count, phase)
                 if self.layout.attention_dp > 1:
-                    self._add_exchange(total, layer.moe, count, phase, hottest)
+                    self._add_exchange(total, moe, count, phase, hottest)
         return total
 
     def _add_experts(self, total: Sum, moe: Moe, count: int, phase: str) -> Floats:
@@ -145,21 +145,23 @@ class StepCost:
         coverage is added (handbook serving 7.5).
         """
         local = moe.num_experts // self.layout.ep
-        curve = self._expert_curve(moe, local)
+        curve, substituted = self._expert_curve(moe, local)
         skew = self.skew or routing.skew_for(moe.num_experts, "prefill" if phase == "prefill" else "decode")
         load = routing.rank_load(moe, self.layout.ep, TOKENS, skew)
         assigned = np.maximum(load.max_assignments, 1.0)
         active = np.clip(load.active_on_busiest, 1.0, local)
         covered = np.minimum(assigned, local)
         seconds = curve.seconds(active) + curve.seconds(assigned) - curve.seconds(covered)
-        total.add("experts", seconds * count, curve.origin(assigned))
+        least = Origin.EXTRAPOLATED if substituted else Origin.MEASURED
+        total.add("experts", seconds * count, np.maximum(curve.origin(assigned), np.int8(least)))
         return load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
 
-    def _expert_curve(self, moe: Moe, local: int) -> Curve:
+    def _expert_curve(self, moe: Moe, local: int) -> tuple[Curve, bool]:
         """Fused experts in the checkpoint's format; per-tensor FP8 through block-scaled kernels where those are faster.
 
         The per-tensor series of vLLM 0.24 on Hopper reaches 0.2 of the memory bandwidth, the block-scaled one 0.7, for
-        the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice.
+        the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice. The second value
+        says that another format's kernel answers.
         """
         stored = compute_format(self.model.format_of("expert"))
         formats = ("fp8", "fp8_block") if stored == "fp8" else (stored,)
@@ -167,7 +169,8 @@ class StepCost:
         dispatched = self.backend == "deepep" and self.layout.attention_dp > 1
         shape = (moe.expert_hidden, width, local, moe.num_experts, moe.top_k, moe.num_matrices)
         curves = [self.tables.expert_gemm(fmt, *shape, dispatched=dispatched) for fmt in formats]
-        return min(curves, key=lambda curve: float(curve.seconds(np.array(float(local)))))
+        best = int(np.argmin([float(curve.seconds(np.array(float(local)))) for curve in curves]))
+        return curves[best], best > 0
 
     def _add_exchange(self, total: Sum, moe: Moe, count: int, phase: str, hottest: Floats) -> None:
         """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
@@ -218,7 +221,8 @@ class StepCost:
             for mixer in layer.mixers:
                 if isinstance(mixer, Attention):
                     label = "attention_module" if self._is_module(mixer) else "attention"
-                    total.surface(label, self._attention(mixer, phase), x, y / mixer.compress_ratio, count)
+                    least = Origin.MEASURED if self._is_known_mla(mixer) else Origin.EXTRAPOLATED
+                    total.surface(label, self._attention(mixer, phase), x, y / mixer.compress_ratio, count, least)
                 else:
                     self._add_recurrent(total, mixer, phase, count)
         return total
@@ -228,7 +232,7 @@ class StepCost:
         kv_format = "fp8" if self.model.kv_format.startswith("fp8") else "bf16"
         if mixer.kind == "mla":
             gemm_format = compute_format(self.model.format_of("attention"))
-            tables, prefill = self.tables, phase == "prefill"
+            tables, prefill = self._mla_tables(mixer), phase == "prefill"
             if mixer.index_topk:
                 lookup = tables.sparse_mla_prefill if prefill else tables.sparse_mla_decode
                 sparse = lookup(heads, kv_format, gemm_format)
@@ -238,6 +242,20 @@ class StepCost:
         kv_heads = max(1, mixer.num_kv_heads // kv_shards(mixer, self.layout.tp))
         kernel = self.tables.prefill_attention if phase == "prefill" else self.tables.decode_attention
         return kernel(heads, kv_heads, mixer.qk_head_dim, kv_format, mixer.window)
+
+    def _is_known_mla(self, mixer: Attention) -> bool:
+        """True unless `mixer` is MLA of another shape than DeepSeek-V3's, on which the published modules were timed."""
+        return mixer.kind != "mla" or (self.model.hidden, mixer.q_lora_rank, mixer.qk_head_dim) == _MODULE_SHAPE
+
+    def _mla_tables(self, mixer: Attention) -> Tables:
+        """The engine's tables, or SGLang's bare kernels where the engine's module is of another model.
+
+        The kernel depends on heads and latent only; the projections are then the model's own GEMMs.
+        """
+        if self._is_known_mla(mixer) or mixer.index_topk:
+            return self.tables
+        fabric = Fabric(self.cluster.oversubscription, self.cluster.rail_optimised)
+        return open_tables(self.cluster.system, "sglang", fabric)
 
     def _is_module(self, mixer: Attention) -> bool:
         return mixer.kind == "mla" and self._attention(mixer, "decode").includes_projections
@@ -288,10 +306,10 @@ class StepCost:
         ]
         return join(parts)
 
-    def prefill(self, tokens: Floats, past: Floats | float = 0.0) -> StepTime:
-        """Steps that each prefill one chunk of `tokens` after `past` cached tokens on every attention-DP rank."""
+    def prefill(self, tokens: Floats, past: Floats | float = 0.0, ranks: Floats | float | None = None) -> StepTime:
+        """Steps that prefill a chunk of `tokens` after `past` cached ones on `ranks` attention-DP ranks (all)."""
         tokens = np.asarray(tokens, float)
-        dp, one = self.layout.attention_dp, np.ones_like(tokens)
+        dp, one = self.layout.attention_dp if ranks is None else ranks, np.ones_like(tokens)
         encoder = bool(self._encoder_kinds)
         parts = [
             self._at(self.encoder_table if encoder else self.token_table, tokens),
@@ -307,15 +325,23 @@ class StepCost:
         seconds = np.full(shape, self.host_s)
         return {"host": seconds}, {Origin.EXTRAPOLATED.name.lower(): seconds}
 
-    def prefill_step(self, tokens: Floats, past: Floats, ranks: Floats) -> Floats:
-        """Seconds of steps in which `ranks` of the attention-DP ranks prefill a chunk of `tokens` each."""
-        single = self.prefill(tokens, past).total_s
-        if self.layout.attention_dp == 1 or self.model.moe is None:
-            return single
-        table = self.encoder_moe_table if self.has_encoder else self.moe_table("prefill")
-        moe = np.sum(list(table.terms.values()), axis=0)
-        full = np.interp(tokens * self.layout.attention_dp, TOKENS, moe)
-        return np.asarray(single - full + np.interp(tokens * ranks, TOKENS, moe))
+    def mixed(self, tokens: Floats, past: Floats, ranks: Floats, seqs: Floats, context: Floats) -> StepTime:
+        """Steps in which `ranks` ranks prefill a chunk of `tokens` while all ranks decode `seqs` sequences."""
+        if self.has_encoder:
+            decode, prefill = self.decode(seqs, context), self.prefill(tokens, past, ranks)
+            return join([(dict(step.terms), dict(step.origin)) for step in (decode, prefill)])
+        one, pairs_s = np.ones_like(tokens), self.pair_s * tokens * past
+        return join(
+            [
+                self._at(self.token_table, tokens + seqs),
+                self._at(self.moe_table("prefill"), tokens * ranks + seqs * self.layout.attention_dp),
+                self._at(self.head_table, seqs + 1),
+                self._at_surface(self.prefill_table, one, tokens),
+                self._at_surface(self.decode_table, seqs, context),
+                ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s}),
+                self._host(tokens.shape),
+            ]
+        )
 
     @staticmethod
     def _at(table: Sum, x: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:

@@ -104,6 +104,11 @@ def deploy(
             f"tp={layout.tp} leaves the scale-up domain of {cluster.scale_up_gpus} GPUs. "
             f"Use tp <= {cluster.scale_up_gpus} with pp or attention_dp for the rest."
         )
+    if engine.expert_parallel == "all_or_none" and layout.ep not in (1, layout.stage_gpus):
+        raise LayoutError(
+            f"{engine.name} spreads experts over one or all GPUs of a stage: use ep=1 or ep={layout.stage_gpus}, "
+            "or an engine with free ep (--engine sglang)."
+        )
     if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
     memory = Ledger(model, cluster.system, engine).use(layout, limits, backend, context_tokens)
@@ -162,6 +167,8 @@ def run(
     """
     check_context(deployment.model, workload)
     replicas = min(deployment.layout.replicas, max_replicas or simulated_replicas(deployment.layout))
+    users = workload.arrivals.concurrency
+    replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
     timer = CostTimer(deployment.cost(skew), deployment.limits)
     offered = scaled(workload, share)
@@ -172,6 +179,7 @@ def run(
     simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
+    share = offered.arrivals.concurrency / users if users else share
     summary = simulation.summary(slo)
     objective, ratio = _worst(summary)
     tok_per_s = summary.output_tok_per_s / share

@@ -10,7 +10,7 @@ from planner.hardware import Cluster, System
 from planner.layout import Layout
 from planner.memory import Ledger, MemoryUse
 from planner.model import ModelConfig
-from planner.search import layouts
+from planner.search import MIN_BATCHED_TOKENS, layouts
 
 MAX_GPUS = 1024
 """Largest replica that is tried; one copy of a model on more GPUs than this is not a serving layout."""
@@ -52,7 +52,8 @@ class Fit:
     @property
     def concurrent_requests(self) -> int:
         """Sequences of `context_tokens` that can run at once on one replica."""
-        return self.layout.attention_dp * (self.use.kv_tokens // max(1, self.context_tokens))
+        per_rank = self.use.kv_tokens // max(1, self.context_tokens)
+        return self.layout.attention_dp * min(per_rank, self.limits.max_num_seqs)
 
 
 def fit(
@@ -72,6 +73,8 @@ def fit(
     ledger = Ledger(model, system, engine)
     smaller: tuple[Layout, MemoryUse] | None = None
     for size in _sizes(system, num_gpus):
+        if num_gpus is None and size > 1 and model.weight_bytes / size > system.gpu.hbm_bytes:
+            continue
         tried = _by_room(ledger, size, limits, context_tokens)
         if not tried:
             continue
@@ -87,23 +90,31 @@ def fit(
 
 
 def limits_for(
-    engine: Engine, system: System, max_num_seqs: int | None = None, max_batched_tokens: int | None = None
+    engine: Engine,
+    system: System,
+    max_num_seqs: int | None = None,
+    max_batched_tokens: int | None = None,
+    attention_dp: int = 1,
 ) -> Limits:
-    """The engine's default limits on `system`, with the given ones in their place."""
+    """The engine's default limits per rank on `system`, with the given ones in their place."""
     budget = engine.budget(system.gpu.hbm_bytes, system.gpu.arch)
-    return Limits(max_num_seqs or budget.max_num_seqs, max_batched_tokens or budget.max_batched_tokens)
+    share = attention_dp if engine.divides_prefill_by_attention_dp else 1
+    tokens = max_batched_tokens or max(MIN_BATCHED_TOKENS, budget.max_batched_tokens // share)
+    return Limits(max_num_seqs or min(budget.max_num_seqs, tokens), tokens)
 
 
 def _sizes(system: System, num_gpus: int | None) -> list[int]:
+    """GPU counts to try, ascending: divisors of a node, then whole nodes as far as the system has a network."""
     node = system.gpus_per_node
+    reachable = MAX_GPUS if system.scale_out is not None else max(node, system.scale_up.size)
     if num_gpus is not None:
-        if not 1 <= num_gpus <= MAX_GPUS or (num_gpus > node and num_gpus % node):
+        if not 1 <= num_gpus <= reachable or (num_gpus > node and num_gpus % node):
             raise InputError(
-                f"{num_gpus} GPUs of {system.name}: use 1 to {node}, or whole nodes of {node} up to {MAX_GPUS} GPUs"
+                f"{num_gpus} GPUs of {system.name}: use 1 to {node}, or whole nodes of {node} up to {reachable} GPUs"
             )
         return [num_gpus]
     inside = [s for s in range(1, node + 1) if node % s == 0]
-    return inside + [n * node for n in range(2, MAX_GPUS // node + 1) if n & (n - 1) == 0 or n in (3, 6, 12, 18)]
+    return inside + list(range(2 * node, reachable + 1, node))
 
 
 def _by_room(ledger: Ledger, size: int, limits: Limits, context_tokens: int) -> list[tuple[Layout, MemoryUse]]:

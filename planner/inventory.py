@@ -23,6 +23,10 @@ LABELS = {
 """Breakdown term of each weight part that is multiplied by every token."""
 
 
+_ONCE_PER_PROMPT = ("cross_attn.k_proj", "cross_attn.v_proj")
+"""Multiplied by the encoder's output once, not by every generated token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gemm:
     """`count` products of [tokens, cols] by [cols, rows] on one rank, stored in weight format `fmt`."""
@@ -44,7 +48,7 @@ def layer_gemms(model: ModelConfig, layer: Layer, layout: Layout) -> tuple[Gemm,
     fused: dict[tuple[str, int, str, str], int] = {}
     single: list[Gemm] = []
     for weight in layer.weights:
-        if not weight.is_matrix or weight.part not in LABELS or weight.part == "expert":
+        if not weight.is_matrix or weight.part not in LABELS or weight.name in _ONCE_PER_PROMPT:
             continue
         rows, cols = _shard_shape(weight, layer, layout)
         label, fmt = LABELS[weight.part], _format(model, weight)
@@ -52,7 +56,7 @@ def layer_gemms(model: ModelConfig, layer: Layer, layout: Layout) -> tuple[Gemm,
             single.append(Gemm(label, rows, cols, fmt, weight.copies))
         else:
             side = "split" if weight.shard in ("column", "kv_column") else "whole"
-            key = (label, cols, side, fmt)
+            key = (label, cols, f"{weight.name.rpartition('.')[0]} {side}", fmt)
             fused[key] = fused.get(key, 0) + rows * weight.copies
     return tuple(Gemm(label, rows, cols, fmt) for (label, cols, _, fmt), rows in fused.items()) + tuple(single)
 
@@ -74,3 +78,18 @@ def _shard_shape(weight: Weight, layer: Layer, layout: Layout) -> tuple[int, int
     if weight.shard == "row":
         return weight.rows, -(-weight.cols // cut)
     return -(-weight.rows // cut), weight.cols
+
+
+def reduced_rows(layer: Layer, layout: Layout) -> tuple[int, ...]:
+    """Widths of the outputs that one `layer` sums over TP: one all-reduce each.
+
+    Row-sharded projections of attention and dense FFN are reduced; routed and shared experts together once, unless
+    they lie behind dispatch and combine, when a shared expert cut over TP is reduced alone.
+    """
+    split = [w for w in layer.weights if w.is_matrix and w.shard == "row" and w.name not in _ONCE_PER_PROMPT]
+    rows = [w.rows for w in split if w.part in ("attention", "dense_ffn")]
+    shared = [w.rows for w in split if w.part == "shared_expert"]
+    if layer.moe is None:
+        return tuple(rows + shared)
+    together = [layer.moe.expert_hidden] if layout.attention_dp == 1 else shared[:1]
+    return tuple(rows + together)

@@ -153,7 +153,7 @@ class Ledger:
 
     def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
         """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1."""
-        mebibytes = 512 + 1.5 * max(limits.max_batched_tokens, 2048) + layout.tp * layout.pp / 8 * 1024
+        mebibytes = 512 + 1.5 * max(limits.max_batched_tokens, 2048) + layout.stage_gpus * layout.pp / 8 * 1024
         mebibytes += limits.max_num_seqs * (2 + (3 * layout.attention_dp if layout.attention_dp > 1 else 0))
         mebibytes += 2048 if backend == "deepep" else 0
         reserve = mebibytes * 2**20
@@ -191,9 +191,9 @@ class Ledger:
         moe = self.model.moe
         if moe is None:
             return max(stream, logits)
-        assignments = tokens * layout.attention_dp * moe.top_k / layout.ep
+        assignments = tokens * layout.attention_dp * moe.active_experts / layout.ep
         width = moe.expert_width / layout.moe_tp * moe.num_matrices
-        chunk = min(assignments, 16384.0 * moe.top_k)  # engines chunk the expert workspace at 16K tokens
+        chunk = min(assignments, 16384.0 * moe.active_experts)  # engines chunk the expert workspace at 16K tokens
         return max(stream + 2.0 * chunk * (2 * moe.expert_hidden + width), logits)
 
     def _stage_weights(
@@ -225,15 +225,16 @@ class Ledger:
 
     def _layer_cache(self, layer: Layer, tp: int, context_tokens: int) -> float:
         """Mean cache bytes per token of a sequence of `context_tokens` in one layer on one GPU."""
-        total = 0.0
+        total = cross = 0.0
         for mixer in layer.mixers:
             if isinstance(mixer, Recurrent):
                 state = mixer.state_values * _STATE_BYTES + mixer.conv_values * _CONV_BYTES
                 total += state / tp / context_tokens
-            else:
-                held = min(context_tokens, mixer.window or context_tokens) / context_tokens
-                total += kv_bytes_per_layer(mixer, self.model.kv_format) * held / kv_shards(mixer, tp)
-        return total
+                continue
+            held = min(context_tokens, mixer.window or context_tokens) / context_tokens
+            share = kv_bytes_per_layer(mixer, self.model.kv_format) * held / kv_shards(mixer, tp)
+            cross, total = (cross + share, total) if mixer.is_cross else (cross, total + share)
+        return max(total, cross)  # a prompt token is in the cross cache only, an answer token in the other only
 
 
 def kv_shards(attention: Attention, tp: int) -> int:

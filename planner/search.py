@@ -26,6 +26,7 @@ from planner.workload import Slo, Workload
 
 MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BATCHED_TOKENS = (2048, 4096, 8192, 16384)
+MIN_BATCHED_TOKENS = 256
 PIPELINES = (1, 2, 3, 4, 8)
 """Pipeline depths engines are run with; 3 serves clusters of three nodes."""
 CANNOT_SUSTAIN = "cannot sustain the load"
@@ -162,20 +163,24 @@ class Search:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
         cost: StepCost | None = None
         for budget in self._budgets(layout):
-            uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in MAX_SEQS]
+            choices = self._sequence_limits(layout, backend, budget)
+            uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in choices]
             self.result.considered += len(uses) * len(replicas)
-            fitting = [
-                (n, use) for n, use in zip(MAX_SEQS, uses, strict=True) if self._fits(layout, use, len(replicas))
-            ]
+            fitting = [(n, use) for n, use in zip(choices, uses, strict=True) if self._fits(layout, use, len(replicas))]
             if not fitting:
                 continue
             cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.skew)
             steady = steady_state(cost, budget, self.engine.policy, self.workload)
             self._place(model, layout, backend, budget, replicas, fitting, steady)
 
+    def _sequence_limits(self, layout: Layout, backend: str, budget: int) -> list[int]:
+        """Sequence limits that fit the token budget and, with DeepEP, the low-latency buffer of a decode step."""
+        most = self.engine.overheads.low_latency_tokens if backend == "deepep" else budget
+        return [n for n in MAX_SEQS if -(-n // layout.pp) <= min(budget, most)]
+
     def _budgets(self, layout: Layout) -> list[int]:
         dp = layout.attention_dp if self.engine.divides_prefill_by_attention_dp else 1
-        return sorted({max(256, tokens // dp) for tokens in BATCHED_TOKENS})
+        return sorted({max(MIN_BATCHED_TOKENS, tokens // dp) for tokens in BATCHED_TOKENS})
 
     def _fits(self, layout: Layout, use: MemoryUse, count: int) -> bool:
         """True when the layout fits and can cache one longest request; otherwise counts the rejection."""
@@ -187,9 +192,9 @@ class Search:
             )
             self.result.reject("does not fit", count, over, text)
             return False
-        if use.kv_tokens // layout.pp < self._longest:
+        if use.kv_tokens < self._longest:
             text = (
-                f"{layout} on {self.cluster.system.name}: {use.kv_tokens // layout.pp:,} cached tokens, "
+                f"{layout} on {self.cluster.system.name}: {use.kv_tokens:,} cached tokens, "
                 f"longest request {self._longest:,}"
             )
             self.result.reject("KV cache below one request", count, self._longest / max(use.kv_tokens, 1), text)

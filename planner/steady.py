@@ -60,11 +60,8 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     prompt, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
     batch = np.unique(np.round(np.geomspace(1, 4096, _GRID_POINTS)))
     context = prompt + output / 2
-    steps = cost.decode(batch, np.full_like(batch, context))
-    decode_s = steps.total_s
-    attention_s = sum(
-        (steps.terms[k] for k in ("attention", "attention_module", "recurrence") if k in steps.terms), 0.0
-    )
+    contexts = np.full_like(batch, context)
+    decode_s = cost.decode(batch, contexts).total_s
     # Prompt tokens per step: as many prompts as arrive while `batch` sequences make one token, one chunk at least.
     chunk = np.clip(prompt * batch / output, min(prompt, max_batched_tokens), max_batched_tokens)
     chunks = prompt / chunk
@@ -72,17 +69,18 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     overload = np.maximum(1.0, chunks * batch / output)
     any_rank = 1 - (1 - share) ** dp
     ranks_prefilling = dp * share / np.maximum(any_rank, 1e-12)
-    prefill_step_s = cost.prefill_step(chunk, (prompt - np.minimum(chunk, prompt)) / 2, ranks_prefilling)
+    past = (prompt - np.minimum(chunk, prompt)) / 2
     if policy == "mixed":
-        tpot_s = (any_rank * (prefill_step_s + attention_s) + (1 - any_rank) * decode_s) * overload
-        per_prompt_s = chunks * (prefill_step_s + attention_s)
+        prompt_step_s = cost.mixed(chunk, past, ranks_prefilling, batch, contexts).total_s
+        tpot_s = (any_rank * prompt_step_s + (1 - any_rank) * decode_s) * overload
     else:
-        tpot_s = decode_s + any_rank * prefill_step_s * overload
-        per_prompt_s = chunks * prefill_step_s
+        prompt_step_s = cost.prefill(chunk, past, ranks_prefilling).total_s
+        tpot_s = decode_s + any_rank * prompt_step_s * overload
+    per_prompt_s = chunks * prompt_step_s
     pp = cost.layout.pp
     if pp > 1:  # short steps wait for the longer ones of the other batches in the pipeline (see timer.CostTimer)
         tpot_s = tpot_s + (pp - 1) / pp * (1 - any_rank) * np.maximum(0.0, tpot_s - decode_s)
     rate = batch / (output * tpot_s)
     waiting_share = np.minimum(rate * per_prompt_s, 1.0)
-    own_s = np.maximum(per_prompt_s, prefill_step_s)
+    own_s = np.maximum(per_prompt_s, prompt_step_s)
     return SteadyState(batch, tpot_s, rate, decode_s, own_s, waiting_share)

@@ -12,8 +12,8 @@ from planner.measurements import Curve, Origin, Surface
 
 Floats = NDArray[np.float64]
 
-TOKENS: Floats = np.unique(np.round(np.geomspace(1, 2**20, 161)))
-"""Grid of tokens at which token-wise terms are tabulated."""
+TOKENS: Floats = np.unique(np.round(np.geomspace(1, 2**25, 201)))
+"""Grid of tokens at which token-wise terms are tabulated; its end is beyond any group of ranks."""
 SEQS: Floats = np.unique(np.round(np.geomspace(1, 4096, 37)))
 LENGTHS: Floats = np.round(np.geomspace(16, 2**20, 49))
 
@@ -57,9 +57,11 @@ class Sum:
         """Add `count` times the `curve` at `x`."""
         self.add(label, curve.seconds(x) * count, curve.origin(x))
 
-    def surface(self, label: str, surface: Surface, x: Floats, y: Floats, count: float = 1.0) -> None:
-        """Add `count` times the `surface` at (`x`, `y`)."""
-        self.add(label, surface.seconds(x, y) * count, surface.origin(x, y))
+    def surface(
+        self, label: str, surface: Surface, x: Floats, y: Floats, count: float = 1.0, least: Origin = Origin.MEASURED
+    ) -> None:
+        """Add `count` times the `surface` at (`x`, `y`), trusted no more than `least`."""
+        self.add(label, surface.seconds(x, y) * count, np.maximum(surface.origin(x, y), np.int8(least)))
 
 
 def bilinear(x: Floats, y: Floats, values: Floats) -> Floats:

@@ -58,7 +58,7 @@ class CostTimer:
         own_s = self._own_s(ranks)
         if not self._others:
             return own_s
-        self._mean_s += _MEMORY * (own_s - self._mean_s)
+        self._mean_s += _MEMORY * (own_s - self._mean_s) if self._mean_s else own_s
         return own_s + self._others * max(0.0, self._mean_s - own_s)
 
     def _own_s(self, ranks: Sequence[RankWork]) -> float:

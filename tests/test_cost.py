@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from planner.cost import StepCost
 from planner.engine import Limits, engine
 from planner.hardware import Cluster, parse_cluster
+from planner.inventory import reduced_rows
 from planner.layout import Layout
 from planner.model import ModelConfig, load
+from planner.routing import rank_load
+from planner.steady import steady_state
 from planner.steptime import LENGTHS, SEQS, bilinear
 from planner.timer import CostTimer
+from planner.workload import load_workload
 
 SYSTEMS = ("h200-sxm:1x8", "b200-sxm:1x8", "a100-80-sxm:1x8", "mi300x:1x8", "l40s:1x8")
 
@@ -160,3 +164,117 @@ def test_graph_padding_shows_in_pure_decode(mixtral: ModelConfig) -> None:
     timer = CostTimer(step("mixtral-8x7b", Layout(tp=8, moe_tp=8)), Limits(256, 8192))
     nine, sixteen = (timer._tokens[timer._pad[n]] for n in (9, 16))
     assert nine == sixteen
+
+
+def flat(
+    model: str, layout: Layout, cluster: str = "h200-sxm:1x8", backend: str = "allgather_reducescatter"
+) -> StepCost:
+    return StepCost(load(model), layout, parse_cluster(cluster), engine("vllm"), backend, "uniform")
+
+
+def test_all_reduce_is_charged_twice_a_layer_at_the_tables_price() -> None:
+    cost, tokens = flat("mixtral-8x7b", Layout(tp=8, moe_tp=8)), 256.0
+    once = float(cost.tables.all_reduce(8).seconds(np.array(tokens * 4096 * 2)))
+    assert float(cost.prefill(np.array(tokens)).terms["all_reduce"]) == pytest.approx(2 * 32 * once, rel=0.02)
+
+
+def test_all_reduces_follow_the_layers_own_outputs() -> None:
+    layers = {name: load(name).layers[-1] for name in ("longcat-flash-chat", "deepseek-v3", "switch-base-8")}
+    tensor, data = Layout(tp=8, ep=8), Layout(tp=2, attention_dp=4, ep=8)
+    assert len(reduced_rows(layers["longcat-flash-chat"], tensor)) == 5  # two attentions, two dense FFN, one MoE
+    assert len(reduced_rows(layers["deepseek-v3"], tensor)) == 2
+    assert len(reduced_rows(layers["deepseek-v3"], data)) == 2  # attention, and the shared expert beside dispatch
+    assert len(reduced_rows(layers["switch-base-8"], tensor)) == 3  # self, cross, FFN
+
+
+def test_exchange_bytes_are_those_of_the_group() -> None:
+    tokens, layout = 512.0, Layout(attention_dp=8, ep=8)
+    gathered = flat("mixtral-8x7b", layout)
+    once = float(gathered.tables.all_gather(8).seconds(np.array(tokens * 8 * 4096 * 2)))
+    assert float(gathered.prefill(np.array(tokens)).terms["dispatch"]) == pytest.approx(32 * once, rel=0.03)
+    sent = flat("deepseek-v3", layout, backend="deepep")
+    moe = sent.model.moe
+    assert moe
+    hottest = rank_load(moe, 8, np.array(tokens * 8), "uniform")
+    per_gpu = tokens * float(hottest.max_assignments / hottest.mean_assignments)
+    once = float(sent.tables.dispatch("normal", 8, 1, 7168, 8, 256, "fp8").seconds(np.array(per_gpu)))
+    assert float(sent.prefill(np.array(tokens)).terms["dispatch"]) == pytest.approx(58 * once, rel=0.03)
+
+
+def test_attention_heads_are_cut_over_tp() -> None:
+    cost = flat("llama-2-70b", Layout(tp=8, moe_tp=8))
+    once = float(cost.tables.decode_attention(8, 1, 128, "bf16").seconds(np.array(32.0), np.array(4096.0)))
+    assert float(cost.decode(np.array(32.0), np.array(4096.0)).terms["attention"]) == pytest.approx(80 * once, rel=0.05)
+
+
+def test_a_chunk_after_a_prefix_costs_its_pairs() -> None:
+    cost = flat("llama-2-70b", Layout(tp=8, moe_tp=8))
+    whole, half = (float(cost.prefill(np.array(n)).terms["attention"]) for n in (32768.0, 16384.0))
+    later = float(cost.prefill(np.array(16384.0), 16384.0).terms["attention"])
+    assert half + later == pytest.approx(whole, rel=0.1)
+
+
+def test_pipelines_pay_hops_and_wait_for_each_other() -> None:
+    plain, piped = (flat("mixtral-8x7b", Layout(tp=4, pp=pp, moe_tp=4)) for pp in (1, 2))
+    assert "pipeline_hops" not in plain.token_table.terms
+    hop = float(piped.prefill(np.array(8192.0)).terms["pipeline_hops"])
+    assert hop >= 8192 * 4096 * 2 / 450e9
+    timer = CostTimer(piped, Limits(256, 8192))
+    alone = timer.step_s([Rank(decode_seqs=8, decode_context_tokens=8000)])
+    for _ in range(60):
+        timer.step_s([Rank(8192, 8192 * 8193 / 2, 1)])
+    assert timer.step_s([Rank(decode_seqs=8, decode_context_tokens=8000)]) > 1.5 * alone
+
+
+def test_tokens_of_a_large_group_never_stop_costing() -> None:
+    cost = StepCost(
+        load("deepseek-v3"), Layout(attention_dp=128, ep=128), parse_cluster("h200-sxm:16x8"), engine("vllm")
+    )
+    experts = cost.prefill(np.array([8192.0, 16384.0])).terms["experts"]
+    assert experts[1] > 1.5 * experts[0]
+
+
+def test_other_mla_models_pay_their_own_projections() -> None:
+    lite, large = (
+        step(name, Layout()).decode(np.array(1.0), np.array(2048.0)).terms
+        for name in ("deepseek-v2-lite", "deepseek-v3")
+    )
+    assert "attention_module" not in lite and "attention_projections" in lite
+    assert "attention_module" in large and "attention_projections" not in large
+    assert lite["attention"] + lite["attention_projections"] < 0.5 * large["attention_module"]
+
+
+def test_identity_experts_cost_nothing() -> None:
+    longcat = load("longcat-flash-chat")
+    assert longcat.moe and longcat.moe.active_experts == 8
+    eight = replace(longcat.moe, top_k=8, identity_experts=0)
+    layers = tuple(replace(x, ffns=tuple(eight if f == longcat.moe else f for f in x.ffns)) for x in longcat.layers)
+    costs = [
+        StepCost(m, Layout(attention_dp=16, ep=16), parse_cluster("h200-sxm:2x8"), engine("vllm"), "deepep")
+        for m in (longcat, replace(longcat, layers=layers))
+    ]
+    times = [c.prefill(np.array(4096.0)).terms for c in costs]
+    assert times[0]["experts"] == pytest.approx(times[1]["experts"])
+    assert times[0]["dispatch"] == pytest.approx(times[1]["dispatch"])
+
+
+def test_a_chunk_on_any_rank_drags_the_group_l5() -> None:
+    """Prompts on q = 1 % of steps and rank delay 1 - (1 - q)^R of the steps of R ranks (handbook L5: 27.5 % of 32)."""
+    demand = load_workload("fixed:4000/1600", rate=1, num_requests=10)
+    cost = flat("deepseek-v3", Layout(attention_dp=32, ep=32), "h200-sxm:4x8")
+    steady = steady_state(cost, 8192, "mixed", demand)
+    batch = 16.0  # 16 prompts of one chunk per 1,600 tokens: q = 1 %
+    drag = 1 - (1 - 0.01) ** 32
+    assert drag == pytest.approx(0.275, abs=5e-4)
+    ranks, context = 32 * 0.01 / drag, 4800.0
+    args = (np.array(4000.0), np.array(0.0), np.array(ranks), np.array(batch), np.array(context))
+    expected = drag * cost.mixed(*args).total_s + (1 - drag) * cost.decode(args[3], args[4]).total_s
+    assert float(steady.tpot_at(np.array(batch))) == pytest.approx(float(expected), rel=0.05)
+
+
+def test_a_mixed_step_is_longer_than_either_part() -> None:
+    cost = flat("deepseek-v3", Layout(attention_dp=8, ep=8))
+    tokens, seqs, context = np.array(512.0), np.array(64.0), np.array(2048.0)
+    mixed = cost.mixed(tokens, np.array(0.0), np.array(1.0), seqs, context).total_s
+    assert mixed > cost.decode(seqs, context).total_s
+    assert mixed > cost.prefill(tokens, 0.0, 1.0).total_s

@@ -263,17 +263,17 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile = load_engine(engine)
+    profile, cut = load_engine(engine), parse_layout(layout)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     with progress_bar() as progress:
         run = simulate_layout(
             options.precision(model, weights, kv),
             offered,
-            parse_layout(layout),
+            cut,
             options.demand(workload, rate, concurrency, num_requests),
             profile,
             parse_slo(slo) if slo else None,
-            limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens),
+            limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp),
             backend=backend,
             skew=skew,
             seed=seed,

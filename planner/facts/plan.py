@@ -114,7 +114,7 @@ def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, fl
     chunk = min(chunk, float(winner.deployment.limits.max_batched_tokens))
     context = winner.workload.mean_prompt_tokens + winner.workload.mean_output_tokens / 2
     share = float(step_s[prefilling].sum() / step_s.sum()) if step_s.sum() else 0.0
-    return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk)), share
+    return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0), share
 
 
 def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float) -> Facts:
