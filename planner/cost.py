@@ -157,14 +157,14 @@ class StepCost:
         return load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
 
     def _expert_curve(self, moe: Moe, local: int) -> tuple[Curve, bool]:
-        """Fused experts in the checkpoint's format; per-tensor FP8 through block-scaled kernels where those are faster.
+        """Fused experts in the checkpoint's format; other 8-bit ones through block-scaled kernels where faster.
 
         The per-tensor series of vLLM 0.24 on Hopper reaches 0.2 of the memory bandwidth, the block-scaled one 0.7, for
         the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice. The second value
         says that another format's kernel answers.
         """
         stored = compute_format(self.model.format_of("expert"))
-        formats = ("fp8", "fp8_block") if stored == "fp8" else (stored,)
+        formats = (stored, "fp8_block") if stored in ("fp8", "int8") else (stored,)
         width = moe.expert_width // self.layout.moe_tp
         dispatched = self.backend == "deepep" and self.layout.attention_dp > 1
         shape = (moe.expert_hidden, width, local, moe.num_experts, moe.top_k, moe.num_matrices)

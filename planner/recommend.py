@@ -27,8 +27,8 @@ Progress = Callable[[str, float], None]
 _FINALISTS_PER_COUNT = 3
 _MAX_RUNS = 10
 _HOPELESS_SCORE = 1.5
-"""Analytic score beyond which nothing is simulated: of 112 simulated layouts (docs/architecture.md) none with a
-score above 1.25 met its SLO."""
+"""Analytic score beyond which nothing is simulated: of 140 random layouts none above 1.25 met its SLO
+(`benchmarks/estimates.py`)."""
 _TOP = 5
 _NEAR_FINALISTS = 8
 _NEAR_RATIO = 1.15

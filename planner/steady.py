@@ -29,7 +29,7 @@ class SteadyState:
     decode_s: Floats
     prefill_s: Floats
     prefill_share: Floats
-    """Share of time a rank spends on its own prompts."""
+    """Share of what a rank can prefill that its own prompts take: behind it they queue."""
 
     def capacity_per_s(self, max_batch: Floats) -> Floats:
         """Highest request rate of one rank when at most `max_batch` sequences run."""
@@ -81,6 +81,8 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     if pp > 1:  # short steps wait for the longer ones of the other batches in the pipeline (see timer.CostTimer)
         tpot_s = tpot_s + (pp - 1) / pp * (1 - any_rank) * np.maximum(0.0, tpot_s - decode_s)
     rate = batch / (output * tpot_s)
-    waiting_share = np.minimum(rate * per_prompt_s, 1.0)
+    # Prompts share a mixed step up to its token budget; in a prefill-first scheduler they take the rank for themselves.
+    busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s
+    waiting_share = np.minimum(busy, 1.0)
     own_s = np.maximum(per_prompt_s, prompt_step_s)
     return SteadyState(batch, tpot_s, rate, decode_s, own_s, waiting_share)

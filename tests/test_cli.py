@@ -137,6 +137,12 @@ def test_an_oversubscribed_network_slows_what_crosses_nodes(moeplan: Any) -> Non
     assert code == 2 and "--oversubscription 0.5" in err
 
 
+def test_json_says_null_where_nothing_was_measured(moeplan: Any) -> None:
+    arguments = ["simulate", "qwen3-30b-a3b", "--cluster", "h100-sxm:1x2", "--layout", "tp=2", "--rate", "1e6"]
+    code, out, _ = moeplan(*arguments, "--num-requests", "50", "--workload", "fixed:64/1", "--json")
+    assert code == 0 and json.loads(out)["tpot_s"]["mean"] is None
+
+
 def test_profiles_list_show_and_schema(moeplan: Any) -> None:
     _, out, _ = moeplan("profiles", "list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
