@@ -15,7 +15,7 @@ from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
 from planner.model import ModelConfig
 from planner.simulation import EngineSpec, Simulation, simulate
-from planner.timer import CostTimer
+from planner.timer import step_timer
 from planner.units import format_bytes
 from planner.workload import Slo, Workload
 
@@ -170,7 +170,7 @@ def run(
     users = workload.arrivals.concurrency
     replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
-    timer = CostTimer(deployment.cost(skew), deployment.limits)
+    timer = step_timer(deployment.cost(skew), deployment.limits)
     offered = scaled(workload, share)
     if share < 1:
         offered = offered.with_num_requests(

@@ -131,6 +131,30 @@ class CostTimer:
         return _at_log(row, each) + max(0.0, extra_pairs) * self._pair_s
 
 
+class LoneRankTimer(CostTimer):
+    """`CostTimer` of groups of one rank without pipeline, the commonest and hottest case: one call per step."""
+
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one step of the only rank."""
+        rank = ranks[0]
+        seqs, prompt = rank.decode_seqs, rank.prefill_tokens
+        if prompt:
+            return self._lone_rank_s(rank)
+        row = self._decode_rows.get(seqs)
+        if row is None:
+            return self._lone_rank_s(rank)
+        position = log2(rank.decode_context_tokens / seqs) * _CONTEXT_STEPS
+        index = int(position)
+        low = row[index]
+        return self._host_s + self._alone[seqs] + low + (row[index + 1] - low) * (position - index)
+
+
+def step_timer(cost: StepCost, limits: Limits) -> CostTimer:
+    """The fastest timer that is exact for the layout of `cost`."""
+    lone = cost.layout.attention_dp == 1 and cost.layout.pp == 1 and not cost.has_encoder
+    return (LoneRankTimer if lone else CostTimer)(cost, limits)
+
+
 def _list(terms: dict[str, np.ndarray], x: np.ndarray) -> list[float]:
     """Sum of `terms` tabulated on TOKENS, at `x`; 0 tokens cost nothing."""
     if not terms:

@@ -18,7 +18,7 @@ from planner.model import ModelConfig, load
 from planner.routing import rank_load
 from planner.steady import steady_state
 from planner.steptime import LENGTHS, SEQS, bilinear
-from planner.timer import CostTimer
+from planner.timer import CostTimer, step_timer
 from planner.workload import load_workload
 
 SYSTEMS = ("h200-sxm:1x8", "b200-sxm:1x8", "a100-80-sxm:1x8", "mi300x:1x8", "l40s:1x8")
@@ -136,6 +136,11 @@ def test_timer_agrees_with_the_tables(model: str, layout: Layout) -> None:
     cost = step(model, layout)
     timer = CostTimer(cost, Limits(256, 8192))
     dp = layout.attention_dp
+    fastest = step_timer(cost, Limits(256, 8192))
+    for seqs, context in ((1, 500), (16, 2000), (200, 1000), (16, 1)):
+        same = [Rank(decode_seqs=seqs, decode_context_tokens=seqs * context) for _ in range(dp)]
+        for _ in range(2):  # the second call finds its row
+            assert fastest.step_s(same) == pytest.approx(timer.step_s(same), rel=1e-12)
     for seqs, context in ((1, 500), (16, 2000), (200, 1000)):
         ranks = [Rank(decode_seqs=seqs, decode_context_tokens=seqs * context) for _ in range(dp)]
         expected = cost.decode(np.array(float(seqs)), np.array(float(context))).total_s
