@@ -195,13 +195,16 @@ def _best_distinct(candidates: list[Candidate], count: int | None) -> list[Candi
 
 
 def _rank(candidate: Candidate) -> tuple[int, bool, int, int, float]:
-    """Score in steps of 5 %; ties go to bf16 KV, the plainer layout, the engine's default limits, then the score."""
+    """Score, with the handicap of complexity, in steps of 5 %; ties go to bf16 KV, the plainer layout, the engine's
+    default limits, then the score."""
     deployment, limits = candidate.deployment, candidate.deployment.limits
     gpu = deployment.cluster.system.gpu
     default = deployment.engine.budget(gpu.hbm_bytes, gpu.arch)
     unusual = (limits.max_num_seqs != default.max_num_seqs) + (limits.max_batched_tokens != default.max_batched_tokens)
     quantised = deployment.model.kv_format.startswith("fp8")
-    return (round(candidate.score / _TIE), quantised, _complexity(deployment.layout), unusual, candidate.score)
+    mixed = _complexity(deployment.layout)
+    handicapped = candidate.score * (1 + _COMPLEXITY_HANDICAP * mixed)
+    return (round(handicapped / _TIE), quantised, mixed, unusual, candidate.score)
 
 
 def _complexity(layout: Layout) -> int:
@@ -211,7 +214,7 @@ def _complexity(layout: Layout) -> int:
     return (layout.pp > 1) + mixes_attention + mixes_experts
 
 
-def _preference(result: Run) -> tuple[bool, float, float, float]:
+def _preference(result: Run) -> tuple[bool, float, float, int, float]:
     """Meeting the SLO first, then cost, then margin; runs that miss are ordered by how much they miss."""
     cost = result.deployment.usd_per_hour
     paid = result.num_gpus * 1e6 if cost is None else cost
@@ -219,8 +222,8 @@ def _preference(result: Run) -> tuple[bool, float, float, float]:
     margin = result.worst_ratio * (1 + _COMPLEXITY_HANDICAP * _complexity(deployment.layout))
     margin *= 1 + _FP8_KV_HANDICAP if deployment.model.kv_format.startswith("fp8") else 1.0
     if not result.meets_slo:
-        return (True, result.worst_ratio, paid, 0.0)
-    return (False, paid, round(margin / _TIE), margin)
+        return (True, result.worst_ratio, paid, 0, 0.0)
+    return (False, paid, round(margin / _TIE), _complexity(deployment.layout), margin)
 
 
 def _sustained_factor(winner: Run, trial: Callable[..., Run], workload: Workload) -> float:

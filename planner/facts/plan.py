@@ -276,7 +276,9 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
 
 def _past_error(rec: Recommendation, winner: Run) -> str:
     """How far this version was off on measured servers of the same kind, if there were any."""
-    if winner.deployment.cluster.system.name not in _MEASURED_SERVERS:
+    layout, system = winner.deployment.layout, winner.deployment.cluster.system
+    encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
+    if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
         return _NO_COMPARISON
     return _MOE_ERROR if rec.model.moe else _DENSE_ERROR
 
