@@ -178,7 +178,7 @@ def _winner_lines(facts: Facts) -> list[str]:
     return [
         *lines,
         "",
-        "How sure  predicted time is " + ", ".join(f"{v:.0%} {k}" for k, v in share.items()) + ";",
+        "How sure  predicted time is " + ", ".join(f"{v:.0%} {k}" for k, v in share.items()) + ".",
         f"          {facts['past_error']}",
         "",
     ]

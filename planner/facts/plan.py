@@ -16,10 +16,17 @@ from planner.steptime import StepTime
 from planner.units import format_seconds, format_usd, significant
 
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
-_TTFT_WORDS = "TTFT came out at about half of the measured time, so read it as a lower bound"
-_MOE_ERROR = "on 653 measured MoE server points TPOT was off by 12 % (median); " + _TTFT_WORDS
-_DENSE_ERROR = "on 585 measured dense server points TPOT was off by 16 % (median); " + _TTFT_WORDS
-_NO_COMPARISON = "no measured server like this to compare with; " + _TTFT_WORDS + " where there was"
+_MOE_ERROR = (
+    "On 653 measured MoE server points TPOT was off by 12 % (median); TTFT came out at about half of the measured "
+    "time, so read it as a lower bound."
+)
+_DENSE_ERROR = (
+    "On 585 measured dense server points TPOT was off by 16 % and TTFT by 38 % (medians), TTFT more often too low."
+)
+_NO_COMPARISON = (
+    "No measured server like this to compare with; on the MoE servers there were, TTFT came out at about half of the "
+    "measured time, so read it as a lower bound."
+)
 """From docs/accuracy.md; rewrite together."""
 _CDF_POINTS = 101
 _TIMELINE_POINTS = 200

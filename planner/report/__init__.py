@@ -83,6 +83,7 @@ def markdown(facts: Facts) -> str:
     if answer["origins"]:
         shares = tuple((name, f"{share:.0%}", meaning) for name, share, meaning in answer["origins"])
         lines += ["## How sure", "", *_rows(Table(("Predicted time", "Share", "Meaning"), shares, frozenset({0, 2})))]
+        lines += [answer["past_error"], ""] if answer["past_error"] else []
     for section in evidence(facts):
         lines += _section(section)
     if answer["command"]:
@@ -105,6 +106,7 @@ def _answer(facts: Facts) -> dict[str, Any]:
         "tiles": _tiles(facts, layout) if layout else [],
         "reasons": [str(facts["binding_constraint"])] if facts.get("binding_constraint") else [],
         "next": [str(item) for item in facts.get("next") or ()],
+        "past_error": str(facts.get("past_error") or ""),
         "warnings": [str(item) for item in facts.get("warnings") or ()],
         "question": [(title(str(k)), str(v)) for k, v in (facts.get("question") or {}).items()],
         "candidates": candidates(facts),
