@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from planner.cli import main
 
 PLAN = [
     "plan",
@@ -23,23 +20,6 @@ PLAN = [
     "--num-requests",
     "100",
 ]
-Run = tuple[int, str, str]
-
-
-@pytest.fixture
-def moeplan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["moeplan", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 def test_describe_json_has_the_promised_keys(moeplan: Any) -> None:

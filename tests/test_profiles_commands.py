@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from planner.cli import main
 from planner.coverage import Case, coverage_facts, shapes_facts
 from planner.engine import engine
 from planner.errors import InputError
@@ -19,23 +18,11 @@ from planner.measurements.library import measured_directory
 from planner.model import load
 
 BAD = Path(__file__).parent / "data" / "known_bad_rows"
-Run = tuple[int, str, str]
 
 
 @pytest.fixture
-def moeplan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["moeplan", "profiles", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
+def moeplan(moeplan: Any) -> Any:
+    return partial(moeplan, "profiles")
 
 
 def test_check_exits_3_on_faults_and_0_when_clean(moeplan: Any) -> None:

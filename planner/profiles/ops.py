@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from planner.errors import ProfileError, nearest
-
 DETAIL = "_detail"
 TIME_COLUMN = "time_us"
 QUALITY_COLUMNS = ("p90_us", "spread", "repeats", "library", "origin")
@@ -268,13 +266,6 @@ _ALL = (
     ),
 )
 OPS: dict[str, Op] = {op.name: op for op in _ALL}
-
-
-def find_op(name: str, where: str) -> Op:
-    """The operation `name`. Raises ProfileError with near names; `where` says which file asked."""
-    if name not in OPS:
-        raise ProfileError(f"{where}: operation {name!r} is unknown: {nearest(name, OPS)}")
-    return OPS[name]
 
 
 def tables_schema() -> dict[str, Any]:
