@@ -24,6 +24,8 @@ STEP_S = 0.02
 
 
 class ConstantTimer:
+    draw = 0
+
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         return STEP_S
 

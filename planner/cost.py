@@ -11,21 +11,21 @@ inside the simulation costs a few list look-ups.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
-from planner import inventory, routing
+from planner import inventory
 from planner.engine import Engine
+from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
-from planner.measurements import Curve, Fabric, Origin, Surface, Tables, open_tables
+from planner.measurements import Fabric, Origin, Surface, Tables, open_tables
 from planner.memory import kv_shards
 from planner.model import ModelConfig
-from planner.model.config import Attention, Layer, Moe, Recurrent
+from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format
+from planner.routedcost import RoutedCost
 from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, StepTime, Sum, bilinear, join
 
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
@@ -42,7 +42,7 @@ class StepCost:
     """Step times of one layout of one model on one cluster.
 
     `backend` is how attention-DP ranks exchange tokens with experts: `allgather_reducescatter` or `deepep`.
-    `skew` names the traffic class of `planner.routing.SKEWS`.
+    `experts` says how popular experts are, where they live, and what limits them.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class StepCost:
         cluster: Cluster,
         engine: Engine,
         backend: str = "allgather_reducescatter",
-        skew: str | None = None,
+        experts: ExpertSettings = AS_SERVED,
     ) -> None:
         self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
         fabric = Fabric(cluster.oversubscription, cluster.rail_optimised)
         self.tables: Tables = open_tables(cluster.system, engine.name, fabric)
-        self.skew = skew
+        self.experts = experts
         self._moe_tables: dict[str, Sum] = {}
         gpu = cluster.system.gpu
         self._stream_bytes_per_s = gpu.hbm_bytes_per_s * gpu.hbm_efficiency
@@ -73,6 +73,11 @@ class StepCost:
     def host_s(self) -> float:
         """Host time of a step that the GPU does not hide (scheduling, input preparation, sampling, detokenising)."""
         return self.engine.overheads.host_s_per_step
+
+    @cached_property
+    def routed(self) -> RoutedCost:
+        """Costs of the routed experts."""
+        return RoutedCost(self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
 
     # --- tabulated on TOKENS ---
 
@@ -119,77 +124,18 @@ class StepCost:
     def moe_table(self, phase: str) -> Sum:
         """Terms that grow with the tokens of the whole expert-parallel group: experts, dispatch, combine."""
         if phase not in self._moe_tables:
-            self._moe_tables[phase] = self._moe_sum(phase, self._kinds)
+            self._moe_tables[phase] = self.routed.table(phase, self._kinds)
         return self._moe_tables[phase]
 
     @cached_property
     def encoder_moe_table(self) -> Sum:
         """`moe_table` of encoder layers."""
-        return self._moe_sum("prefill", self._encoder_kinds)
+        return self.routed.table("prefill", self._encoder_kinds)
 
-    def _moe_sum(self, phase: str, kinds: list[tuple[Layer, int]]) -> Sum:
-        total = Sum(TOKENS.shape)
-        for layer, count in kinds:
-            if layer.moe:
-                moe = replace(layer.moe, top_k=max(1, round(layer.moe.active_experts)))  # picks that cost anything
-                hottest = self._add_experts(total, moe, count, phase)
-                if self.layout.attention_dp > 1:
-                    self._add_exchange(total, moe, count, phase, hottest)
-        return total
-
-    def _add_experts(self, total: Sum, moe: Moe, count: int, phase: str) -> Floats:
-        """Fused expert layer of the busiest rank; returns its load over the mean, per grid point.
-
-        Tables are measured with balanced routing, where A assignments touch min(A, local) experts. Real routing
-        touches fewer, so the weight-bound part is looked up at the active experts and the growth beyond full
-        coverage is added (handbook serving 7.5).
-        """
-        local = moe.num_experts // self.layout.ep
-        curve, substituted = self._expert_curve(moe, local)
-        skew = self.skew or routing.skew_for(moe.num_experts, "prefill" if phase == "prefill" else "decode")
-        load = routing.rank_load(moe, self.layout.ep, TOKENS, skew)
-        assigned = np.maximum(load.max_assignments, 1.0)
-        active = np.clip(load.active_on_busiest, 1.0, local)
-        covered = np.minimum(assigned, local)
-        seconds = curve.seconds(active) + curve.seconds(assigned) - curve.seconds(covered)
-        least = Origin.EXTRAPOLATED if substituted else Origin.MEASURED
-        total.add("experts", seconds * count, np.maximum(curve.origin(assigned), np.int8(least)))
-        return load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
-
-    def _expert_curve(self, moe: Moe, local: int) -> tuple[Curve, bool]:
-        """Fused experts in the checkpoint's format; other 8-bit ones through block-scaled kernels where faster.
-
-        The per-tensor series of vLLM 0.24 on Hopper reaches 0.2 of the memory bandwidth, the block-scaled one 0.7, for
-        the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice. The second value
-        says that another format's kernel answers.
-        """
-        stored = compute_format(self.model.format_of("expert"))
-        formats = (stored, "fp8_block") if stored in ("fp8", "int8") else (stored,)
-        width = moe.expert_width // self.layout.moe_tp
-        dispatched = self.backend == "deepep" and self.layout.attention_dp > 1
-        shape = (moe.expert_hidden, width, local, moe.num_experts, moe.top_k, moe.num_matrices)
-        curves = [self.tables.expert_gemm(fmt, *shape, dispatched=dispatched) for fmt in formats]
-        best = int(np.argmin([float(curve.seconds(np.array(float(local)))) for curve in curves]))
-        return curves[best], best > 0
-
-    def _add_exchange(self, total: Sum, moe: Moe, count: int, phase: str, hottest: Floats) -> None:
-        """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
-        layout, gpus = self.layout, self.layout.stage_gpus
-        if self.backend == "deepep" and layout.ep > 1:
-            mode: Literal["normal", "low_latency"] = "low_latency" if phase == "decode" else "normal"
-            nodes = -(-gpus // self.cluster.scale_up_gpus)
-            per_gpu = TOKENS / gpus * hottest
-            shape = (gpus, nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
-            total.curve("dispatch", self.tables.dispatch(mode, *shape, self._dispatch_format()), per_gpu, count)
-            total.curve("combine", self.tables.combine(mode, *shape, "bf16"), per_gpu, count)
-            return
-        bytes_ = TOKENS * moe.expert_hidden * _BF16_BYTES
-        total.curve("dispatch", self.tables.all_gather(gpus), bytes_, count)
-        total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, count)
-
-    def _dispatch_format(self) -> str:
-        fmt = compute_format(self.model.format_of("expert"))
-        return "fp8" if fmt in ("fp8", "fp8_block") else "nvfp4" if fmt == "nvfp4" else "bf16"
+    def draw_factors(self, phase: str) -> Floats:
+        """Seconds of `moe_table` in each cached draw over their mean, [knots, draws] of `planner.loads`."""
+        seconds = self.routed.drawn_seconds(phase, self._kinds)
+        return np.asarray(seconds / np.maximum(seconds.mean(axis=1, keepdims=True), 1e-300))
 
     @cached_property
     def head_table(self) -> Sum:

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from planner.cost import StepCost
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Engine, Limits
+from planner.epochs import EpochTimer
 from planner.errors import DoesNotFit, InputError, LayoutError, WorkloadError
+from planner.experts import AS_SERVED, ExpertSettings
+from planner.expertsteps import ExpertSteps, expert_steps
 from planner.hardware import Cluster
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
 from planner.model import ModelConfig
 from planner.simulation import EngineSpec, Simulation, simulate
-from planner.timer import step_timer
+from planner.timer import CostTimer, step_timer
 from planner.units import format_bytes
 from planner.workload import Slo, Workload
 
@@ -47,6 +50,7 @@ class Deployment:
     limits: Limits
     backend: str
     memory: MemoryUse
+    experts: ExpertSettings = AS_SERVED
 
     @property
     def name(self) -> str:
@@ -62,9 +66,9 @@ class Deployment:
         price = gpu_hour(self.cluster.system)
         return price.usd * self.layout.num_gpus if price else None
 
-    def cost(self, skew: str | None = None) -> StepCost:
+    def cost(self) -> StepCost:
         """Step times of this deployment."""
-        return StepCost(self.model, self.layout, self.cluster, self.engine, self.backend, skew)
+        return StepCost(self.model, self.layout, self.cluster, self.engine, self.backend, self.experts)
 
     def spec(self, replicas: int) -> EngineSpec:
         """What the simulator must know of `replicas` copies.
@@ -92,6 +96,7 @@ def deploy(
     limits: Limits,
     backend: str,
     context_tokens: int,
+    experts: ExpertSettings = AS_SERVED,
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
@@ -119,7 +124,7 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Run:
     """A simulated deployment: what its users see and what it costs.
 
     `worst_ratio` is the largest measured objective over its limit (1 or less meets the SLO); throughput and price
-    count all replicas, also those that were not simulated.
+    count all replicas, also those that were not simulated. `expert_steps` is None for dense models.
     """
 
     deployment: Deployment
@@ -139,6 +144,9 @@ class Run:
     worst_ratio: float
     output_tok_per_s: float
     usd_per_mtok_output: float | None
+    expert_steps: ExpertSteps | None
+    num_rebalances: int
+    rebalance_stall_s: float
 
     @property
     def meets_slo(self) -> bool:
@@ -156,7 +164,6 @@ def run(
     workload: Workload,
     slo: Slo | None = None,
     *,
-    skew: str | None = None,
     seed: int = 0,
     max_replicas: int | None = None,
     progress: Callable[[float], None] | None = None,
@@ -170,7 +177,7 @@ def run(
     users = workload.arrivals.concurrency
     replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
-    timer = step_timer(deployment.cost(skew), deployment.limits)
+    timer = _timer(deployment, replicas)
     offered = scaled(workload, share)
     if share < 1:
         offered = offered.with_num_requests(
@@ -185,7 +192,18 @@ def run(
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
-    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd)
+    drawn = expert_steps(timer.loads, simulation.steps) if timer.loads else None
+    pauses = (timer.num_rebalances, timer.stalled_s) if isinstance(timer, EpochTimer) else (0, 0.0)
+    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses)
+
+
+def _timer(deployment: Deployment, replicas: int) -> CostTimer | EpochTimer:
+    """Step times; with epochs where traffic drifts or experts are placed anew."""
+    cost, experts = deployment.cost(), deployment.experts
+    timer = step_timer(cost, deployment.limits)
+    if deployment.model.moe is None or not (experts.drift or experts.rebalance_steps):
+        return timer
+    return EpochTimer(timer, cost, replicas * deployment.layout.pp)
 
 
 def check_context(model: ModelConfig, workload: Workload) -> None:
@@ -248,12 +266,12 @@ def simulate_layout(
     *,
     limits: Limits,
     backend: str,
-    skew: str | None = None,
+    experts: ExpertSettings = AS_SERVED,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
     """Deploy and simulate one layout, all replicas of it."""
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
-    deployment = deploy(model, cluster, layout, engine, limits, backend, context)
-    return run(deployment, workload, slo, skew=skew, seed=seed, max_replicas=layout.replicas, progress=progress)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts)
+    return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress)

@@ -14,6 +14,7 @@ class Layout:
 
     Attention runs on `tp` GPUs per data-parallel rank and on `attention_dp` such ranks; experts are spread
     over the same GPUs of a pipeline stage as `ep` x `moe_tp`. GPUs per replica = tp x attention_dp x pp.
+    `redundant_experts` are copies of routed experts per layer, over all ranks of the group.
     """
 
     tp: int = 1
@@ -22,6 +23,7 @@ class Layout:
     attention_dp: int = 1
     moe_tp: int = 1
     replicas: int = 1
+    redundant_experts: int = 0
 
     @property
     def stage_gpus(self) -> int:
@@ -49,6 +51,7 @@ class Layout:
         parts = [f"tp{self.tp}"]
         parts += [f"dp{self.attention_dp}"] if self.attention_dp > 1 else []
         parts += [f"ep{self.ep}"] if self.ep > 1 else []
+        parts += [f"+{self.redundant_experts} copies"] if self.redundant_experts else []
         parts += [f"moetp{self.moe_tp}"] if self.ep > 1 and self.moe_tp > 1 else []
         parts += [f"pp{self.pp}"] if self.pp > 1 else []
         return " ".join(parts) + (f" x{self.replicas}" if self.replicas > 1 else "")
@@ -59,11 +62,11 @@ def parse_layout(text: str) -> Layout:
 
     Raises LayoutError on an unknown key, a non-positive or non-integer value, or products that differ.
     """
-    keys = ("tp", "pp", "ep", "attention_dp", "moe_tp", "replicas")
+    keys = ("tp", "pp", "ep", "attention_dp", "moe_tp", "replicas", "redundant_experts")
     values: dict[str, int] = {}
     for item in text.split(","):
         key, _, number = item.strip().partition("=")
-        key = {"dp": "attention_dp"}.get(key, key)
+        key = {"dp": "attention_dp", "redundant": "redundant_experts"}.get(key, key)
         if key not in keys or not number.isdigit() or int(number) < 1:
             raise LayoutError(f"layout {text!r}: {item!r} is not one of {', '.join(keys)} = positive integer")
         if key in values:
@@ -103,11 +106,26 @@ def layout_problem(model: ModelConfig, layout: Layout) -> str | None:
 def _expert_problem(model: ModelConfig, layout: Layout) -> str | None:
     moe = model.moe
     if moe is None:
-        return f"ep={layout.ep} needs experts, and {model.name} is dense. Use ep=1." if layout.ep > 1 else None
-    if moe.num_experts % layout.ep:
+        if layout.ep > 1 or layout.redundant_experts:
+            return f"ep={layout.ep} needs experts, and {model.name} is dense. Use ep=1 without redundant experts."
+        return None
+    copies = layout.redundant_experts
+    if (moe.num_experts + copies) % layout.ep and not copies:
         return (
             f"ep={layout.ep} does not divide {moe.num_experts} experts. "
-            f"Use {_near_divisors(moe.num_experts, layout.ep)}."
+            f"Use {_near_divisors(moe.num_experts, layout.ep)}, "
+            f"or redundant_experts={-moe.num_experts % layout.ep}."
+        )
+    if (moe.num_experts + copies) % layout.ep:
+        above = copies + -(moe.num_experts + copies) % layout.ep
+        below = [above - layout.ep] if above > layout.ep else []
+        return (
+            f"redundant_experts={copies}: {moe.num_experts} + {copies} experts do not divide over ep={layout.ep}. "
+            f"Use {' or '.join(map(str, [*below, above]))}."
+        )
+    if copies > moe.num_experts * (layout.ep - 1):
+        return (
+            f"redundant_experts={copies} exceeds one copy per rank. Use {moe.num_experts * (layout.ep - 1)} or fewer."
         )
     if moe.expert_width % layout.moe_tp:
         return (

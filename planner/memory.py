@@ -7,7 +7,7 @@ the stage with the least room for KV cache.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -108,7 +108,7 @@ class Ledger:
 
     def use(self, layout: Layout, limits: Limits, backend: str, context_tokens: int) -> MemoryUse:
         """Ledger of `layout`; KV capacity is stated for sequences of `context_tokens` tokens."""
-        weights, kv_per_token = self._weights(layout.tp, layout.ep, layout.moe_tp, layout.pp, context_tokens)
+        weights, kv_per_token = self._weights(replace(layout, replicas=1), context_tokens)
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
         free = np.array([budget - float(w) - self._claimed(fixed) for w in weights.sum(axis=1)])
@@ -175,7 +175,7 @@ class Ledger:
             return 0.0
         overheads = self.engine.overheads
         return overheads.deepep_normal_bytes + low_latency_buffer_bytes(
-            overheads.low_latency_tokens, moe.expert_hidden, moe.num_experts
+            overheads.low_latency_tokens, moe.expert_hidden, moe.num_experts + layout.redundant_experts
         )
 
     def _activation_bytes(self, layout: Layout, limits: Limits) -> float:
@@ -196,14 +196,13 @@ class Ledger:
         chunk = min(assignments, 16384.0 * moe.active_experts)  # engines chunk the expert workspace at 16K tokens
         return max(stream + 2.0 * chunk * (2 * moe.expert_hidden + width), logits)
 
-    def _stage_weights(
-        self, tp: int, ep: int, moe_tp: int, pp: int, context_tokens: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _stage_weights(self, layout: Layout, context_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Weight bytes [stages, 4 terms] and KV bytes per cached token [stages] of one GPU."""
+        tp, pp = layout.tp, layout.pp
         kinds = [layer for layer, _ in self.model.layer_kinds]
         index = {layer: i for i, layer in enumerate(kinds)}
         order = np.array([index[layer] for layer in self.model.layers])
-        shares = np.array([self._layer_weights(layer, tp, ep, moe_tp) for layer in kinds])
+        shares = np.array([self._layer_weights(layer, layout) for layer in kinds])
         caches = np.array([self._layer_cache(layer, tp, context_tokens) for layer in kinds])
         stages = np.array_split(order, pp)
         weights = np.array([shares[stage].sum(axis=0) for stage in stages])
@@ -216,10 +215,14 @@ class Ledger:
                 weights[pp - 1, _WEIGHT_TERMS.index("embeddings")] += share
         return weights, per_token
 
-    def _layer_weights(self, layer: Layer, tp: int, ep: int, moe_tp: int) -> list[float]:
+    def _layer_weights(self, layer: Layer, layout: Layout) -> list[float]:
         totals = dict.fromkeys(_WEIGHT_TERMS, 0.0)
         for weight in layer.weights:
-            share = stored_bytes(weight, self.model.format_of(weight.part)) / shards(weight, layer, tp, ep, moe_tp)
+            cut = shards(weight, layer, layout.tp, layout.ep, layout.moe_tp)
+            copies = 1.0
+            if layer.moe and weight.shard == "expert":
+                copies += layout.redundant_experts / layer.moe.num_experts
+            share = stored_bytes(weight, self.model.format_of(weight.part)) * copies / cut
             totals[_TERM_OF_PART[weight.part]] += share
         return list(totals.values())
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from planner.capacity import CapacityLimit, default_limit
+from planner.choices import ExpertChoices
 from planner.deployment import MIN_REQUESTS
-from planner.errors import InputError
+from planner.errors import InputError, nearest
+from planner.experts import ExpertSettings
 from planner.hardware import Cluster, parse_cluster
 from planner.model import ModelConfig, load
 from planner.model.precision import override
+from planner.placement import PLACEMENTS
+from planner.routing import Law, Measured, named_skew
+from planner.routing.drift import Drift
+from planner.routing.formats import read_record
+from planner.routing.records import check_model
 from planner.workload import Slo, Workload, load_workload
 
 DEFAULT_RATE_PER_S = 1.0
@@ -16,6 +25,8 @@ _TYPICAL_TPOT_S = 0.05
 _GENERATIONS = 5
 _MAX_REQUESTS = 20_000
 _MAX_OVERSUBSCRIPTION = 64.0
+_UNSEEN = 0.5
+"""Assignments added to every expert of a record, so that those never picked keep a chance."""
 _PARTS = ("experts", "attention", "dense")
 
 
@@ -70,6 +81,68 @@ def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bo
     if twice:
         raise InputError(f"--cluster {twice} is given twice: offer each cluster once")
     return offered
+
+
+def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
+    """Settings of the experts of `model` from the options of a command.
+
+    Raises InputError on an unknown name, an impossible number, or a routing record of another model.
+    """
+    if chosen.placement not in PLACEMENTS:
+        raise InputError(f"--placement {chosen.placement}: {nearest(chosen.placement, PLACEMENTS)}")
+    top_k, spread = _experts_per_token(model, chosen.top_k)
+    drifts = chosen.drift_half_life is not None or chosen.drift_switch is not None
+    return ExpertSettings(
+        skew=_skew(model, chosen.skew),
+        placement=chosen.placement,
+        limit=_capacity_limit(model, chosen.capacity_factor, chosen.capacity_rule),
+        top_k=top_k,
+        top_k_spread=spread,
+        drift=Drift(chosen.drift_half_life, chosen.drift_switch) if drifts else None,
+        rebalance_steps=chosen.rebalance_steps,
+        rebalance_async=chosen.rebalance_async,
+    )
+
+
+def _skew(model: ModelConfig, text: str | None) -> Law | None:
+    """A named law, or the loads of a routing record of `model`."""
+    if text is None or not Path(text).suffix or ":" in text:
+        return None if text is None else named_skew(text)
+    if model.moe is None:
+        raise InputError(f"--skew {text}: {model.name} is dense and routes nothing")
+    record = read_record(Path(text), num_experts=model.moe.num_experts)
+    check_model(record, model.moe.num_experts, model.num_moe_layers, model.moe.top_k, model.name)
+    return Measured(text, record.counts + _UNSEEN)
+
+
+def _capacity_limit(model: ModelConfig, factor: str | None, rule: str | None) -> CapacityLimit | None:
+    own = default_limit(model)
+    if factor == "off":
+        return None
+    if factor is None:
+        if rule is not None:
+            raise InputError(f"--capacity-rule {rule} needs --capacity-factor, such as 1.25")
+        return own
+    try:
+        number = float(factor)
+    except ValueError:
+        raise InputError(f"--capacity-factor {factor}: a number such as 1.25, or off") from None
+    if model.moe is None:
+        raise InputError(f"--capacity-factor {factor}: {model.name} is dense and has no experts to limit")
+    return CapacityLimit(rule or (own.rule if own else "mesh-tf"), number)
+
+
+def _experts_per_token(model: ModelConfig, text: str | None) -> tuple[int | None, float]:
+    if text is None:
+        return None, 0.0
+    mean, _, spread = text.partition("~")
+    most = model.moe.num_experts if model.moe else 0
+    if not mean.isdigit() or not 1 <= int(mean) <= most:
+        raise InputError(f"--top-k {text}: experts per token from 1 to {most}, such as 6 or 6~1.5")
+    try:
+        return int(mean), float(spread or 0)
+    except ValueError:
+        raise InputError(f"--top-k {text}: {spread!r} is not a number") from None
 
 
 def check_positive(**values: int | None) -> None:

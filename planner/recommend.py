@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from planner.balance import balance_options
 from planner.deployment import UNSUSTAINED, Run, check_context, run, scaled
 from planner.engine import Engine
+from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.model import ModelConfig
@@ -38,6 +40,8 @@ _COMPLEXITY_HANDICAP = 0.1
 """A pipeline, or mixing two ways of cutting, must win by this share: what they cost in operation is not simulated."""
 _FP8_KV_HANDICAP = 0.1
 """A quantised cache can cost answer quality, so it must buy at least this share of margin."""
+_BALANCE_GAIN = 0.03
+"""Capacity that balancing the experts must promise before it is simulated."""
 _HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -54,7 +58,7 @@ class Recommendation:
     workload: Workload
     slo: Slo
     engine: Engine
-    skew: str | None
+    experts: ExpertSettings
     seed: int
     winner: Run | None
     runs: tuple[Run, ...]
@@ -87,21 +91,22 @@ def recommend(
     engine: Engine,
     *,
     kv_formats: tuple[str, ...] | None = None,
-    skew: str | None = None,
+    experts: ExpertSettings = AS_SERVED,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Recommendation:
     """Cheapest layout of `model` on one of `clusters` that serves `workload` within `slo`."""
     start = time.perf_counter()
     check_context(model, workload)
-    trial = partial(run, slo=slo, skew=skew, seed=seed)
+    trial = partial(run, slo=slo, seed=seed)
     searches: list[tuple[str, SearchResult]] = []
     runs: list[Run] = []
     for cluster in clusters:
         variants = [override(model, kv=kv) for kv in kv_formats or default_kv_formats(model, cluster)]
-        found = Search(cluster, engine, workload, slo, skew).run(variants, _part(progress, f"search {cluster.name}"))
+        found = Search(cluster, engine, workload, slo, experts).run(variants, _part(progress, f"search {cluster.name}"))
         searches.append((cluster.name, found))
         runs += _simulate_finalists(found, trial, workload, _part(progress, f"simulate {cluster.name}"))
+    runs += _balanced(runs, trial, workload)
     runs.sort(key=_preference)
     winner = runs[0] if runs else None
     meets = winner is not None and winner.meets_slo
@@ -111,7 +116,7 @@ def recommend(
         workload,
         slo,
         engine,
-        skew,
+        experts,
         seed,
         winner,
         tuple(runs),
@@ -170,6 +175,20 @@ def _simulate_finalists(
     return runs
 
 
+def _balanced(runs: list[Run], trial: Callable[..., Run], workload: Workload) -> list[Run]:
+    """The best run and those that miss by little, with their experts balanced where that is worth it."""
+    best = sorted(runs, key=_preference)[:1]
+    near = [r for r in runs if not r.meets_slo and r.worst_ratio <= _NEAR_RATIO and r not in best]
+    found = []
+    for result in [*best, *near[:_TOP]]:
+        options = balance_options(result)
+        if options:
+            chosen = max(options, key=lambda option: (option.capacity_per_s, -option.decode_s))
+            if chosen.capacity_per_s > (1 + _BALANCE_GAIN) * options[0].capacity_per_s:
+                found.append(trial(chosen.deployment, workload))
+    return found
+
+
 def _count_unsimulated(found: SearchResult, runs: list[Run], hopeful: list[Candidate]) -> None:
     """Survivors that were never simulated: another limit or layout of the same size, or more GPUs than needed."""
     simulated = {id(result.deployment) for result in runs}
@@ -211,7 +230,7 @@ def _complexity(layout: Layout) -> int:
     """How many ways of cutting a layout mixes; operators prefer the plainer of two equal ones."""
     mixes_attention = layout.tp > 1 and layout.attention_dp > 1
     mixes_experts = layout.ep > 1 and layout.moe_tp > 1
-    return (layout.pp > 1) + mixes_attention + mixes_experts
+    return (layout.pp > 1) + mixes_attention + mixes_experts + (layout.redundant_experts > 0)
 
 
 def _preference(result: Run) -> tuple[bool, float, float, int, float]:

@@ -75,7 +75,8 @@ class StepTable:
     """Engine steps in order of their start; every column is `[num_steps]`, summed over the ranks of the group.
 
     `start_s` and `step_s` [s]; `context_tokens` is the KV read by decodes; `kv_tokens_used` the tokens of all blocks
-    taken, this step's new ones included; `num_waiting` the queue left after scheduling.
+    taken, this step's new ones included; `num_waiting` the queue left after scheduling; `draw` which cached draw of
+    the router the step used (`planner.loads`).
     """
 
     start_s: NDArray[np.float64]
@@ -86,10 +87,11 @@ class StepTable:
     context_tokens: NDArray[np.int64]
     kv_tokens_used: NDArray[np.int64]
     num_waiting: NDArray[np.int64]
+    draw: NDArray[np.int64]
 
     @classmethod
     def from_rows(cls, rows: NDArray[np.float64]) -> StepTable:
-        """Table from `rows` `[num_steps, 8]` in the order of the columns."""
+        """Table from `rows` `[num_steps, 9]` in the order of the columns."""
         whole = np.ascontiguousarray(rows[:, 2:].T).astype(np.int64)
         return cls(rows[:, 0].copy(), rows[:, 1].copy(), *whole)
 

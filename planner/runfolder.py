@@ -20,6 +20,7 @@ from planner import __version__
 from planner.deployment import Run
 from planner.errors import InputError
 from planner.facts import model_facts
+from planner.facts.experts import settings_facts
 from planner.recommend import Recommendation
 from planner.report import html, markdown
 
@@ -57,7 +58,7 @@ def _inputs(answer: Recommendation) -> dict[str, Any]:
         "engine": asdict(answer.engine),
         "workload": asdict(answer.workload),
         "slo": [asdict(objective) for objective in answer.slo.objectives],
-        "skew": answer.skew,
+        "experts": settings_facts(answer.experts),
         "seed": answer.seed,
     }
 

@@ -16,6 +16,7 @@ from planner.cost import StepCost
 from planner.deployment import Deployment, with_replicas
 from planner.engine import Engine, Limits
 from planner.errors import InputError
+from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout, layout_problem
 from planner.memory import Ledger, MemoryUse
@@ -130,8 +131,10 @@ def _expert_degrees(model: ModelConfig, engine: Engine, stage: int) -> list[int]
 class Search:
     """Evaluates candidates of one cluster under one engine against one workload and SLO."""
 
-    def __init__(self, cluster: Cluster, engine: Engine, workload: Workload, slo: Slo, skew: str | None = None) -> None:
-        self.cluster, self.engine, self.workload, self.slo, self.skew = cluster, engine, workload, slo, skew
+    def __init__(
+        self, cluster: Cluster, engine: Engine, workload: Workload, slo: Slo, experts: ExpertSettings = AS_SERVED
+    ) -> None:
+        self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
@@ -169,7 +172,7 @@ class Search:
             fitting = [(n, use) for n, use in zip(choices, uses, strict=True) if self._fits(layout, use, len(replicas))]
             if not fitting:
                 continue
-            cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.skew)
+            cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.experts)
             steady = steady_state(cost, budget, self.engine.policy, self.workload)
             self._place(model, layout, backend, budget, replicas, fitting, steady)
 
@@ -225,7 +228,7 @@ class Search:
             for i in np.flatnonzero(alive):
                 placed = with_replicas(layout, int(replicas[i]))
                 deployment = Deployment(
-                    model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use
+                    model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts
                 )
                 estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
                 score = self._score(estimates, int(i), float(capacity[i]))

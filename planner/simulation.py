@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineSpec", "RankWork", "Simulation", "StepTimer", "simulate"]
 
-_NUM_STEP_COLUMNS = 8
+_NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
 
 
 class StepTimer(Protocol):
-    """The cost model, as the simulation sees it."""
+    """The cost model, as the simulation sees it.
+
+    `draw` numbers the cached draw of the router that the last step used, 0 where there is none.
+    """
+
+    draw: int
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
@@ -107,7 +112,7 @@ def simulate(
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups. What is not answered by `max_simulated_s` [s] stays unfinished. `progress`
-    is called with the share of answered requests, at most a hundred times. `record_steps` keeps the step table (64
+    is called with the share of answered requests, at most a hundred times. `record_steps` keeps the step table (72
     bytes per step). Raises InputError on an unknown router, a time limit that is not positive, or a timer that
     returns no positive time.
     """
@@ -225,7 +230,17 @@ class _Run:
             waiting += len(rank.waiting)
         kv_tokens = blocks * self.spec.block_tokens
         self.step_rows.extend(
-            (start_s, step_s, group.index, prefill_tokens, decode_seqs, context_tokens, kv_tokens, waiting)
+            (
+                start_s,
+                step_s,
+                group.index,
+                prefill_tokens,
+                decode_seqs,
+                context_tokens,
+                kv_tokens,
+                waiting,
+                self.timer.draw,
+            )
         )
 
     def _send(self) -> bool:

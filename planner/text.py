@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from planner.experttext import balance_lines, run_lines
+from planner.tables import table
 from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
 
 Facts = dict[str, Any]
 _BAR = 24
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns: the first `left` to the left, the others to the right."""
-    cells = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join("  " + line for line in lines)
 
 
 def _bars(terms: dict[str, float], total: float, show: Any) -> str:
@@ -178,6 +166,7 @@ def _winner_lines(facts: Facts) -> list[str]:
     return [
         *lines,
         "",
+        *balance_lines(facts["balance"]),
         "How sure  predicted time is " + ", ".join(f"{v:.0%} {k}" for k, v in share.items()) + ".",
         f"          {facts['past_error']}",
         "",
@@ -221,6 +210,8 @@ def simulation_text(facts: Facts) -> str:
             f"{facts['num_rejected']:,} rejected",
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
+            *run_lines(facts["experts"]),
+            *[f"  ! {warning}" for warning in facts["warnings"]],
         ]
     )
 

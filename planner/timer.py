@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from math import log2
 
 import numpy as np
 
 from planner.cost import StepCost
 from planner.engine import Limits
+from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
 from planner.scheduler import RankWork
 from planner.steptime import LENGTHS, SEQS, TOKENS, bilinear
 
@@ -16,6 +18,8 @@ _MEMORY = 0.05
 """Weight of the newest step in the running mean that stands for the other batches of a pipeline."""
 _CONTEXT_STEPS = 8
 """Grid points per doubling of context in the decode-attention rows."""
+_DRAW_SEED, _DRAW_PERIOD = 20261122, 1021
+"""Steps take the cached draws in a random order that repeats after a prime number of steps."""
 
 
 class CostTimer:
@@ -33,15 +37,17 @@ class CostTimer:
         self._stride = cost.layout.attention_dp
         grid = np.arange(largest + 1) * self._stride
         self._moe = {phase: _list(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
+        self._knot: list[int] = nearest_knot(grid).tolist()
+        self._order = cycle(_draw_order())
+        self.draw = 0
         self._decode = np.sum(list(cost.decode_table.terms.values()), axis=0)
         self._prefill = np.sum(list(cost.prefill_table.terms.values()), axis=0)
         self._decode_rows: dict[int, list[float]] = {}
         self._prefill_rows: dict[int, list[float]] = {}
-        self._alone = [
-            self._tokens[padded] + self._head[seqs] + self._moe["decode"][seqs] if self._stride == 1 else 0.0
-            for seqs, padded in enumerate(self._pad)
-        ]
-        """Everything but attention of a pure decode step, by sequences, where one rank is the whole group."""
+        self._dense = [self._tokens[padded] + self._head[seqs] for seqs, padded in enumerate(self._pad)]
+        self.loads: list[dict[str, LoadTable]] = [cost.routed.loads()] if cost.model.moe else []
+        """Draws of the router by phase, one entry per epoch of a run; a run without drift has one."""
+        self.use_factors({phase: cost.draw_factors(phase) for phase in self._moe} if cost.model.moe else None)
         self._encoder: tuple[list[float], list[float]] | None = None
         if cost.has_encoder:
             self._encoder = (
@@ -49,12 +55,31 @@ class CostTimer:
                 _list(cost.encoder_moe_table.terms, grid),
             )
 
+    def use_factors(self, factors: dict[str, np.ndarray] | None) -> None:
+        """From now on, the expert part of a step takes its mean times a draw of `factors` [knots, draws] by phase."""
+        even = np.ones((len(KNOTS), NUM_DRAWS))
+        self._factor: dict[str, list[list[float]]] = {
+            phase: (factors[phase] if factors else even).tolist() for phase in self._moe
+        }
+        moe, factor = self._moe["decode"], self._factor["decode"]
+        self._alone = [
+            [dense + moe[n] * factor[self._knot[n]][draw] for n, dense in enumerate(self._dense)]
+            for draw in range(NUM_DRAWS if self._stride == 1 else 0)
+        ]
+        """Everything but attention of a pure decode step, by draw and sequences, where one rank is the whole group."""
+
+    def _moe_s(self, phase: str, tokens: int) -> float:
+        """Experts and exchange of `tokens` of all ranks in the draw of this step."""
+        index = -(-tokens // self._stride)
+        return self._moe[phase][index] * self._factor[phase][self._knot[index]][self.draw]
+
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one lockstep step of `ranks`.
 
         With pipeline stages the batches in flight follow each other through every stage, so a short step waits
         (pp - 1) / pp of what the others take longer: a prefill chunk of one batch delays the decode of all.
         """
+        self.draw = next(self._order)
         own_s = self._own_s(ranks)
         if not self._others:
             return own_s
@@ -82,13 +107,12 @@ class CostTimer:
         if self._encoder is not None:
             return self._encoder_step_s(most_prompt, total_prompt, most_rows, total_tokens - total_prompt, attention_s)
         padded = most_tokens if prefill else self._pad[most_tokens]
-        moe = self._moe["prefill" if prefill else "decode"]
         return (
             self._host_s
             + attention_s
             + self._tokens[padded]
             + self._head[min(most_rows, len(self._head) - 1)]
-            + moe[-(-total_tokens // self._stride)]
+            + self._moe_s("prefill" if prefill else "decode", total_tokens)
         )
 
     def _lone_rank_s(self, rank: RankWork) -> float:
@@ -98,11 +122,11 @@ class CostTimer:
         if seqs:
             seconds += self._decode_s(seqs, rank.decode_context_tokens)
         if not prompt:
-            return seconds + self._alone[seqs]
+            return seconds + self._alone[self.draw][seqs]
         tokens, rows = seqs + prompt, seqs + rank.num_prefills
         seconds += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
         return (
-            seconds + self._tokens[tokens] + self._head[min(rows, len(self._head) - 1)] + self._moe["prefill"][tokens]
+            seconds + self._tokens[tokens] + self._head[min(rows, len(self._head) - 1)] + self._moe_s("prefill", tokens)
         )
 
     def _encoder_step_s(
@@ -113,7 +137,7 @@ class CostTimer:
         seconds = self._host_s + attention_s + tokens[prompt] + moe[-(-total_prompt // self._stride)]
         if rows:
             seconds += self._tokens[rows] + self._head[min(rows, len(self._head) - 1)]
-            seconds += self._moe["decode"][-(-total_decode // self._stride)]
+            seconds += self._moe_s("decode", total_decode)
         return seconds
 
     def _decode_s(self, seqs: int, context_tokens: int) -> float:
@@ -136,6 +160,7 @@ class LoneRankTimer(CostTimer):
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one step of the only rank."""
+        self.draw = draw = next(self._order)
         rank = ranks[0]
         seqs, prompt = rank.decode_seqs, rank.prefill_tokens
         if prompt:
@@ -146,7 +171,7 @@ class LoneRankTimer(CostTimer):
         position = log2(rank.decode_context_tokens / seqs) * _CONTEXT_STEPS
         index = int(position)
         low = row[index]
-        return self._host_s + self._alone[seqs] + low + (row[index + 1] - low) * (position - index)
+        return self._host_s + self._alone[draw][seqs] + low + (row[index + 1] - low) * (position - index)
 
 
 def step_timer(cost: StepCost, limits: Limits) -> CostTimer:
@@ -161,6 +186,11 @@ def _list(terms: dict[str, np.ndarray], x: np.ndarray) -> list[float]:
         return [0.0] * len(x)
     values: list[float] = np.where(x > 0, np.interp(x, TOKENS, np.sum(list(terms.values()), axis=0)), 0.0).tolist()
     return values
+
+
+def _draw_order() -> list[int]:
+    order: list[int] = np.random.default_rng(_DRAW_SEED).integers(NUM_DRAWS, size=_DRAW_PERIOD).tolist()
+    return order
 
 
 def _padding(cost: StepCost, max_num_seqs: int) -> list[int]:

@@ -12,23 +12,32 @@ import planner
 FLOORS = [
     {"units", "errors"},
     {"model", "hardware", "workload", "engine", "engines"},
-    {"layout"},
-    {"routing", "memory"},
+    {"layout", "choices"},
+    {"routing"},
+    {"placement", "capacity", "residency"},
+    {"loads"},
+    {"experts"},
+    {"memory"},
     {"inventory"},
     {"measurements"},
     {"profiles"},
     {"steptime"},
+    {"routedcost"},
     {"cost"},
-    {"coverage", "timer", "steady", "scheduler", "records", "routers"},
+    {"coverage", "timer", "steady", "small", "scheduler", "records", "routers"},
+    {"epochs", "expertsteps"},
     {"metrics"},
     {"simulation"},
     {"economics"},
-    {"deployment"},
+    {"deployment", "variants"},
+    {"balance"},
     {"search"},
     {"fit"},
     {"remedies"},
     {"recommend"},
     {"facts", "figures"},
+    {"tables"},
+    {"experttext"},
     {"report", "options", "text"},
     {"runfolder"},
     {"cli", "__main__"},
@@ -63,7 +72,7 @@ def test_imports_only_go_down() -> None:
         if noun == "__init__":
             continue
         for target in _imported(ast.parse(path.read_text())) - {noun}:
-            if LEVEL[target] >= LEVEL[noun] and not LEVEL[target] == LEVEL[noun] > 5:
+            if LEVEL[target] >= LEVEL[noun] and not LEVEL[target] == LEVEL[noun] > 10:
                 wrong.append(f"{path.relative_to(ROOT)} imports {target}")
     assert not wrong, wrong
 

@@ -12,6 +12,8 @@ from planner.workload import Arrivals, Lengths, Workload, parse_slo
 
 
 class ConstantTimer:
+    draw = 0
+
     def step_s(self, ranks):
         return 0.02
 
@@ -158,6 +160,8 @@ def test_warmup_removal_removes_the_ramp():
     workload = Workload("slow", Lengths.fixed(100), Lengths.fixed(500), Arrivals.poisson(10), 1500)
 
     class Growing:
+        draw = 0
+
         def step_s(self, ranks):
             return 0.005 + 0.0002 * ranks[0].decode_seqs
 

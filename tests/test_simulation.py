@@ -20,6 +20,8 @@ class LinearTimer:
     def __init__(self):
         self.calls, self.ranks_seen, self.idle_ranks = 0, set(), 0
 
+    draw = 0
+
     def step_s(self, ranks):
         self.calls += 1
         self.ranks_seen.add(len(ranks))
@@ -40,6 +42,8 @@ class LinearTimer:
 class ConstantTimer:
     def __init__(self, step_s=0.02):
         self.value = step_s
+
+    draw = 0
 
     def step_s(self, ranks):
         return self.value

@@ -11,6 +11,8 @@ ONE_AT_A_TIME = EngineSpec(1, 1, 10_000, max_num_seqs=1)
 
 
 class UnitStep:
+    draw = 0
+
     def step_s(self, ranks):
         return 1.0
 
@@ -74,6 +76,8 @@ def test_littles_law_between_the_two_tables(arrivals):
     """Decoding sequences seen by the steps = answered requests per second x mean time spent decoding, to 1 %."""
 
     class Timer:
+        draw = 0
+
         def step_s(self, ranks):
             return 0.01 + 0.0005 * ranks[0].decode_seqs + 1e-5 * ranks[0].prefill_tokens
 

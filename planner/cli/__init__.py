@@ -8,7 +8,7 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
-from planner.cli import commands
+from planner.cli import commands, experts_drops, experts_inspect, experts_place, experts_variants
 from planner.cli import profiles as profile_commands
 from planner.errors import Infeasible, PlannerError
 
@@ -21,6 +21,13 @@ app = App(
 )
 for command in (commands.describe, commands.fit, commands.plan, commands.simulate):
     app.command(command)
+
+_experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")
+_experts.command(experts_inspect.inspect_records, name="inspect")
+_experts.command(experts_place.place_experts, name="place")
+_experts.command(experts_drops.count_drops, name="drops")
+_experts.command(experts_variants.show_variants, name="variants")
+app.command(_experts)
 
 _profiles = App(name="profiles", help="Hardware profiles and measured tables.")
 _profiles.command(profile_commands.list_profiles, name="list")

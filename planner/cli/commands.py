@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from planner.cli.expert_options import DEFAULTS, Experts
 from planner.cli.terminal import command_line, progress_bar, show
 
 EngineName = Literal["vllm", "sglang", "trtllm"]
@@ -102,9 +103,9 @@ def plan(
     num_requests: int | None = None,
     weights: str | None = None,
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
-    skew: str | None = None,
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    experts: Experts = DEFAULTS,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -134,12 +135,12 @@ def plan(
         Weight formats instead of the checkpoint's: `fp8`, or `experts=nvfp4,attention=bf16,dense=bf16`.
     kv
         KV cache format; auto considers the checkpoint's and FP8.
-    skew
-        Expert popularity: mixed, single-domain, aux-balanced-8-experts or uniform.
     oversubscription
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    experts
+        How experts are picked, placed and limited.
     seed
         Seed of arrivals and lengths.
     out
@@ -169,7 +170,7 @@ def plan(
             objectives,
             load_engine(engine),
             kv_formats=None if kv == "auto" else (kv,),
-            skew=skew,
+            experts=options.experts(chosen, experts),
             seed=seed,
             progress=progress,
         )
@@ -197,9 +198,9 @@ def simulate(
     backend: Literal["allgather_reducescatter", "deepep"] = "allgather_reducescatter",
     weights: str | None = None,
     kv: str | None = None,
-    skew: str | None = None,
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    experts: Experts = DEFAULTS,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -236,12 +237,12 @@ def simulate(
         Weight formats instead of the checkpoint's.
     kv
         KV cache format: bf16, fp8 or fp8_ds_mla.
-    skew
-        Expert popularity: mixed, single-domain, aux-balanced-8-experts or uniform.
     oversubscription
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    experts
+        How experts are picked, placed and limited.
     seed
         Seed of arrivals and lengths.
     out
@@ -263,11 +264,11 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, cut = load_engine(engine), parse_layout(layout)
+    profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     with progress_bar() as progress:
         run = simulate_layout(
-            options.precision(model, weights, kv),
+            chosen,
             offered,
             cut,
             options.demand(workload, rate, concurrency, num_requests),
@@ -275,7 +276,7 @@ def simulate(
             parse_slo(slo) if slo else None,
             limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp),
             backend=backend,
-            skew=skew,
+            experts=options.experts(chosen, experts),
             seed=seed,
             progress=lambda share: progress("simulate", share),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError
-from planner.text import table
+from planner.tables import table
 from planner.units import format_bytes
 
 if TYPE_CHECKING:

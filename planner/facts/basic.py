@@ -130,6 +130,8 @@ def fit_facts(model: ModelConfig, system: System, engine: Engine, answer: Fit) -
 
 def simulation_facts(run: Run, command: str) -> Facts:
     """What `simulate --json` prints."""
+    from planner.facts.experts import expert_facts, expert_warnings
+
     summary, deployment = run.summary, run.deployment
     return {
         "model": deployment.model.name,
@@ -164,6 +166,8 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "num_steps": run.simulation.num_steps,
         "simulated_s": run.simulation.simulated_s,
         "memory": memory_facts(deployment.memory),
+        "experts": expert_facts(run),
+        "warnings": expert_warnings(run),
         "command": command,
         "versions": {"moeplan": __version__},
     }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from planner import __version__
+from planner.balance import balance_options, staleness
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
+from planner.facts.experts import balance_facts, expert_facts, expert_warnings
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
@@ -74,7 +76,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
 
 def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
     candidate, summary = winner.deployment, winner.summary
-    decode, prefill, prefill_time_share = operating_point(winner, candidate.cost(rec.skew))
+    decode, prefill, prefill_time_share = operating_point(winner, candidate.cost())
     share = _mixed_share(decode, prefill, prefill_time_share)
     return {
         "headline": headline(rec, winner),
@@ -100,6 +102,8 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
         "past_error": _past_error(rec, winner),
+        "experts": expert_facts(winner),
+        "balance": balance_facts(balance_options(winner), staleness(winner)),
         "top": [_run_row(run) for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
@@ -316,6 +320,7 @@ def _support_warnings(winner: Run) -> list[str]:
     """What the engine or the GPU does not really do, though times can be computed."""
     deployment, warnings = winner.deployment, []
     gpu, model = deployment.cluster.system.gpu, deployment.model
+    warnings += expert_warnings(winner)
     if any(layer.stack == "encoder" for layer in model.layers):
         warnings.append(f"{deployment.engine.name} does not serve encoder-decoder MoE models: times are kernels only.")
     if gpu.vendor not in ("NVIDIA", "AMD"):

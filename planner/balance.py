@@ -1,0 +1,154 @@
+"""Would another placement of the experts, or copies of the hot ones, serve more? The what-ifs around one layout.
+
+Copies level the ranks and take memory from the KV cache; a placement grows stale when traffic changes, and learning
+it anew costs a pause. All are estimates from the closed-form steady state of `planner.steady`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.cost import StepCost
+from planner.deployment import Deployment, Run, deploy
+from planner.epochs import rebalance_s
+from planner.errors import Infeasible, LayoutError
+from planner.experts import ExpertSettings
+from planner.layout import Layout
+from planner.loads import KNOTS, load_table, placement_of, weights_of
+from planner.routing import PROMPT_SPREAD, Measured
+from planner.steady import steady_state
+from planner.workload import Workload
+
+BALANCER = "eplb"
+"""What vLLM, SGLang and TensorRT-LLM ship."""
+_COPIES_PER_RANK = (0, 1, 2, 4)
+_SHIFT_SEED = 7
+_NOTICEABLE = 1e-3
+"""Share of a step below which a difference is noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceOption:
+    """A way to place the experts of a layout.
+
+    `decode_s` is the decode step at the batch of the run, `max_over_mean` the load of its busiest rank,
+    `capacity_per_s` the requests per second that all replicas sustain, `kv_tokens` the cache of one replica.
+    """
+
+    deployment: Deployment
+    max_over_mean: float
+    decode_s: float
+    kv_tokens: int
+    capacity_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """What happens to a learned placement when the dominant task changes.
+
+    `stale_max_over_mean` is its busiest rank then, against `fresh_max_over_mean` learned anew; a rebalance pauses the
+    ranks for `rebalance_s` and has paid after `break_even_steps` decode steps (None when nothing is gained).
+    """
+
+    fresh_max_over_mean: float
+    stale_max_over_mean: float
+    rebalance_s: float
+    break_even_steps: int | None
+
+
+def balance_options(run: Run) -> tuple[BalanceOption, ...]:
+    """The placement of `run` and balanced ones with 0, 1, 2 and 4 copies per rank, as far as they fit.
+
+    Empty where there is nothing to balance: no expert parallelism.
+    """
+    deployment = run.deployment
+    if deployment.model.moe is None or deployment.layout.ep == 1:
+        return ()
+    tried = [deployment]
+    for copies in _COPIES_PER_RANK:
+        experts = replace(deployment.experts, placement=BALANCER)
+        layout = replace(deployment.layout, redundant_experts=_copies(deployment, copies))
+        if (experts, layout) != (deployment.experts, deployment.layout):
+            tried += _deployable(deployment, layout, experts, run.workload)
+    return tuple(_option(d, run) for d in tried)
+
+
+def staleness(run: Run) -> Staleness | None:
+    """What a change of task does to a balanced placement of `run`; None without expert parallelism."""
+    deployment = run.deployment
+    moe = deployment.model.moe
+    if moe is None or deployment.layout.ep == 1:
+        return None
+    balanced = replace(deployment, experts=replace(deployment.experts, placement=BALANCER))
+    cost, tokens = balanced.cost(), _tokens(run)
+    fresh = cost.routed.question(cost.experts.router(moe), "decode")
+    base = weights_of(fresh.law, moe.num_experts, fresh.num_layers)
+    task = PROMPT_SPREAD.weights(base.shape[1], base.shape[0], np.random.default_rng(_SHIFT_SEED))
+    other = Measured("another task", base * task)
+    stale = replace(fresh, learned=other)
+    pause_s = rebalance_s(cost, placement_of(stale), placement_of(fresh))
+    lost_s = _routed_s(cost, tokens, other) - _routed_s(cost, tokens, None)
+    decode_s = float(cost.decode(np.array(_batch(run)), np.array(_context(run.workload))).total_s)
+    return Staleness(
+        float(load_table(fresh).max_over_mean(tokens)),
+        float(load_table(stale).max_over_mean(tokens)),
+        pause_s,
+        int(np.ceil(pause_s / lost_s)) if lost_s > _NOTICEABLE * decode_s else None,
+    )
+
+
+def _routed_s(cost: StepCost, tokens: float, learned: Measured | None) -> float:
+    """Seconds of the expert part of a decode step of `tokens`, placed for the popularity `learned` (None: its own)."""
+    kinds = [(layer, count) for layer, count in cost.model.layer_kinds if layer.stack == "decoder"]
+    seconds = cost.routed.drawn_seconds("decode", kinds, lambda q: replace(q, learned=learned)).mean(axis=1)
+    return float(np.interp(np.log(max(tokens, 1.0)), np.log(KNOTS), seconds))
+
+
+def _copies(deployment: Deployment, per_rank: int) -> int:
+    """Redundant experts that make the slots divide: `per_rank` on every rank, the least that is possible for 0."""
+    moe, ep = deployment.model.moe, deployment.layout.ep
+    assert moe is not None
+    return -moe.num_experts % ep + per_rank * ep
+
+
+def _deployable(
+    deployment: Deployment, layout: Layout, experts: ExpertSettings, workload: Workload
+) -> list[Deployment]:
+    fixed = (deployment.engine, deployment.limits, deployment.backend, int(_context(workload)))
+    try:
+        return [deploy(deployment.model, deployment.cluster, layout, *fixed, experts)]
+    except (Infeasible, LayoutError):
+        return []
+
+
+def _option(deployment: Deployment, run: Run) -> BalanceOption:
+    cost, moe = deployment.cost(), deployment.model.moe
+    assert moe is not None
+    context = _context(run.workload)
+    steady = steady_state(cost, deployment.limits.max_batched_tokens, deployment.engine.policy, run.workload)
+    layout = deployment.layout
+    running = min(deployment.limits.max_num_seqs, deployment.memory.kv_tokens / max(context, 1.0))
+    table = load_table(cost.routed.question(cost.experts.router(moe), "decode"))
+    return BalanceOption(
+        deployment,
+        float(table.max_over_mean(_tokens(run))),
+        float(cost.decode(np.array(_batch(run)), np.array(context)).total_s),
+        deployment.memory.kv_tokens * layout.attention_dp,
+        float(steady.capacity_per_s(np.array(running))) * layout.attention_dp * layout.replicas,
+    )
+
+
+def _context(workload: Workload) -> float:
+    return workload.mean_prompt_tokens + workload.mean_output_tokens / 2
+
+
+def _batch(run: Run) -> float:
+    """Mean running sequences per rank of the run's decode steps."""
+    decoding = run.simulation.steps.decode_seqs[run.simulation.steps.decode_seqs > 0]
+    return float(round(max(1.0, decoding.mean() / run.deployment.layout.attention_dp))) if len(decoding) else 1.0
+
+
+def _tokens(run: Run) -> float:
+    return _batch(run) * run.deployment.layout.attention_dp

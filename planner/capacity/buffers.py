@@ -1,0 +1,114 @@
+"""Serving engines never drop tokens: there a limit is a dispatch buffer, and this is what happens beyond it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from planner.engine import Engine
+from planner.errors import Infeasible, InputError, nearest
+
+Beyond = Literal["chunks", "error", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferLimit:
+    """Most tokens a rank may dispatch at once in low-latency exchange, and what follows when it has more.
+
+    `beyond`: `chunks` repeats dispatch, experts and combine for each part, `error` stops the server, `fallback`
+    changes to all-gather and reduce-scatter for that step. `setting` raises the limit; the buffer grows in proportion
+    to it and to the experts (DeepEP: 1.8 GiB for 128 tokens of 7,168 values and 256 experts, 14 GiB for 1,024), so
+    that raising it too far ends in out of memory. `ceiling` is the most the setting takes, None if unknown.
+    """
+
+    engine: str
+    max_tokens: int
+    beyond: Beyond
+    setting: str
+    ceiling: int | None
+    source: str
+
+    def passes(self, tokens_per_rank: ArrayLike) -> NDArray[np.int64]:
+        """Times dispatch, experts and combine run in a step whose busiest rank has `tokens_per_rank`, same shape.
+
+        Raises Infeasible where the engine would stop.
+        """
+        tokens = np.asarray(tokens_per_rank)
+        if tokens.size and not (np.isfinite(tokens).all() and tokens.min() >= 0):
+            raise InputError(f"tokens per rank must be finite and >= 0, got {tokens_per_rank!r}")
+        if self.beyond == "error" and (tokens > self.max_tokens).any():
+            raise Infeasible(self.explain(int(tokens.max())), self.remedies(int(tokens.max())))
+        if self.beyond != "chunks":
+            return np.ones(tokens.shape, dtype=np.int64)
+        return np.asarray(np.maximum(np.ceil(tokens / self.max_tokens), 1)).astype(np.int64)
+
+    def explain(self, tokens_per_rank: int) -> str:
+        """One sentence on a step of `tokens_per_rank` tokens on the busiest rank."""
+        if tokens_per_rank <= self.max_tokens:
+            return f"{tokens_per_rank} tokens per rank fit the dispatch buffer of {self.engine} ({self.max_tokens})"
+        over = f"{tokens_per_rank} tokens per rank exceed the dispatch buffer of {self.engine} ({self.max_tokens}): "
+        return (
+            over
+            + {
+                "chunks": f"the MoE layer runs {-(-tokens_per_rank // self.max_tokens)} times, no token is dropped",
+                "error": "DeepEP's assertion stops the server, no token is dropped",
+                "fallback": "the step uses all-gather and reduce-scatter instead, no token is dropped",
+            }[self.beyond]
+        )
+
+    def remedies(self, tokens_per_rank: int) -> tuple[str, ...]:
+        """What lets `tokens_per_rank` through at once, nearest first."""
+        fewer = f"at most {self.max_tokens} running sequences per rank"
+        if self.ceiling is not None and tokens_per_rank > self.ceiling:
+            return (fewer, f"{self.setting} goes to {self.ceiling} only: more ranks, or the normal exchange mode")
+        return (f"{self.setting}={tokens_per_rank}, which costs buffer memory in proportion", fewer)
+
+
+_RULES: dict[str, tuple[Beyond, str, int | None, str]] = {
+    "vllm": (
+        "chunks",
+        "VLLM_MOE_DP_CHUNK_SIZE",
+        None,
+        "vLLM expert-parallel deployment guide (chunk size; above 511 tokens NVSHMEM_QP_DEPTH must exceed 1,024: "
+        "DeepEP asks for (tokens + 1) x 2); vLLM blog 2026-02-03",
+    ),
+    "sglang": (
+        "error",
+        "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+        1024,
+        "SGLang 0.5.23 environment (128, at most 1,024); assertion: deepseek-ai/DeepEP issue 165",
+    ),
+    "trtllm": (
+        "fallback",
+        "TRTLLM_DEEP_EP_TOKEN_LIMIT",
+        None,
+        "TensorRT-LLM fused_moe can_use_alltoall; moe_config.max_num_tokens splits the layer into chunks besides",
+    ),
+}
+
+
+def buffer_limit(engine: Engine, max_tokens: int | None = None) -> BufferLimit:
+    """Dispatch buffer of `engine`, of `max_tokens` per rank or its default.
+
+    Raises InputError on an engine nothing is known of, and on a limit below 1 or beyond the engine's ceiling.
+    """
+    if engine.name not in _RULES:
+        raise InputError(f"dispatch buffer of engine {engine.name!r} is unknown: {nearest(engine.name, _RULES)}")
+    beyond, setting, ceiling, source = _RULES[engine.name]
+    tokens = engine.overheads.low_latency_tokens if max_tokens is None else max_tokens
+    if tokens < 1 or (ceiling is not None and tokens > ceiling):
+        raise InputError(f"{setting}={tokens}: {engine.name} takes 1 to {ceiling or 'as many as memory holds'}")
+    return BufferLimit(engine.name, tokens, beyond, setting, ceiling, source)
+
+
+def chunk_passes(tokens: ArrayLike, max_tokens: int) -> NDArray[np.int64]:
+    """Passes of a MoE layer whose engine sends at most `max_tokens` through it at once, same shape as `tokens`.
+
+    TensorRT-LLM's `moe_config.max_num_tokens` works like that (its documentation of MoeConfig).
+    """
+    if max_tokens < 1:
+        raise InputError(f"MoE chunk of {max_tokens} tokens: at least 1 is needed")
+    return np.asarray(np.maximum(np.ceil(np.asarray(tokens) / max_tokens), 1)).astype(np.int64)

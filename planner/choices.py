@@ -1,0 +1,43 @@
+"""What a user may choose about the experts, as typed; `planner.options.experts` makes settings of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExpertChoices:
+    """How experts are picked, placed and limited.
+
+    Parameters
+    ----------
+    skew
+        Popularity of experts: mixed, single-domain, aux-balanced-8-experts, uniform, lognormal:0.5, zipf:1,
+        dirichlet:3, powerlaw:1.2@8192, hash, or a routing record (`moeplan experts inspect` reads the same files).
+    placement
+        contiguous, round-robin, greedy, greedy-swaps, eplb, eplb-global, node-limited or random.
+    capacity_factor
+        Drop tokens beyond this factor; `off` serves every token. Switch, GLaM, GShard and NLLB have their own.
+    capacity_rule
+        Whose rule the factor follows: mesh-tf, flax, lingvo, megatron, deepspeed, tutel or vmoe.
+    top_k
+        Experts per token instead of the model's; `6~1.5` lets them vary by 1.5 from token to token.
+    rebalance_steps
+        Place the experts anew every so many steps.
+    rebalance_async
+        Ranks do not wait for experts to move.
+    drift_half_life
+        Steps after which the popularity of experts is half forgotten.
+    drift_switch
+        Steps after which the dominant task changes.
+    """
+
+    skew: str | None = None
+    placement: str = "contiguous"
+    capacity_factor: str | None = None
+    capacity_rule: str | None = None
+    top_k: str | None = None
+    rebalance_steps: int | None = None
+    rebalance_async: bool = False
+    drift_half_life: float | None = None
+    drift_switch: int | None = None

@@ -1,0 +1,124 @@
+"""Popularity and placement over the steps of a run: a run is cut into epochs within which both stand still.
+
+Traffic drifts from epoch to epoch; a placement stays what it was learned on until the next rebalance learns it anew
+from the popularity seen since the last one. A rebalance moves experts over the links and, unless asynchronous, the
+ranks wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from planner.cost import StepCost
+from planner.loads import NUM_DRAWS, LoadTable, Question, placement_of, weights_of
+from planner.model.precision import stored_bytes
+from planner.placement import Placement, moved, rebalance_seconds
+from planner.routing import Measured
+from planner.routing.drift import Drift
+from planner.routing.experts import Floats
+from planner.scheduler import RankWork
+from planner.timer import CostTimer
+
+_LAYERS = 16
+"""Representative layers of an epoch; factors are ratios to the same layers at rest."""
+HOST_S = 1.0
+"""Host work of a rebalance (statistics, placing, maps): about 1 of 1.8 s on SGLang (sgl-project/sglang#6739, #7879)."""
+_PHASES = ("prefill", "decode")
+
+
+class EpochTimer:
+    """A `StepTimer` that changes the expert part of `timer` from epoch to epoch.
+
+    `num_groups` step in turn, so an epoch of n steps is n steps of each; `num_rebalances` and `stalled_s` add up what
+    rebalancing cost every group so far.
+    """
+
+    def __init__(self, timer: CostTimer, cost: StepCost, num_groups: int) -> None:
+        self._timer, self._cost, self._groups = timer, cost, num_groups
+        settings = cost.experts
+        drift = settings.drift or Drift()
+        self._epoch_steps, self._epochs_between = drift.epoch_steps, 0
+        if settings.rebalance_steps:
+            self._epochs_between = -(-settings.rebalance_steps // drift.epoch_steps)
+            self._epoch_steps = settings.rebalance_steps // self._epochs_between
+        moe = next(layer.moe for layer, _ in cost.model.layer_kinds if layer.moe)
+        self._kinds = [(layer, count) for layer, count in cost.model.layer_kinds if layer.stack == "decoder"]
+        self._ask = {
+            phase: replace(cost.routed.question(cost.experts.router(moe), phase), num_layers=_LAYERS)
+            for phase in _PHASES
+        }
+        self._rest = {phase: cost.routed.drawn_seconds(phase, self._kinds, self._asked) for phase in _PHASES}
+        question = self._ask["decode"]
+        self._base = weights_of(question.law, question.num_experts, _LAYERS)
+        self._path = drift.path(self._base, self._epoch_steps)
+        self._placed, self._learned = placement_of(question), Measured("start", self._base)
+        self._seen: list[Floats] = []
+        self._left, self._epoch, self._stalls, self._stall_s = 0, -1, 0, 0.0
+        self.num_rebalances, self.stalled_s = 0, 0.0
+        self.draw = 0
+        self.loads: list[dict[str, LoadTable]] = []
+
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one lockstep step, with the wait for a rebalance where one is due."""
+        if not self._left:
+            self._advance()
+        self._left -= 1
+        seconds = self._timer.step_s(ranks)
+        self.draw = self._epoch * NUM_DRAWS + self._timer.draw
+        if self._stalls:
+            self._stalls -= 1
+            return seconds + self._stall_s
+        return seconds
+
+    def _advance(self) -> None:
+        self._epoch += 1
+        self._left = self._epoch_steps * self._groups
+        now = next(self._path)
+        if self._epochs_between and self._epoch and self._epoch % self._epochs_between == 0:
+            self._rebalance()
+        self._seen.append(now)
+        law, factors = Measured(f"epoch {self._epoch}", now), {}
+
+        def ask(question: Question) -> Question:
+            return replace(self._asked(question), law=law, learned=self._learned)
+
+        self.loads.append(self._cost.routed.loads(ask))
+        for phase in _PHASES:
+            seconds = self._cost.routed.drawn_seconds(phase, self._kinds, ask)
+            mean = self._rest[phase].mean(axis=1, keepdims=True)
+            factors[phase] = np.asarray(seconds / np.maximum(mean, 1e-300))
+        self._timer.use_factors(factors)
+
+    def _asked(self, question: Question) -> Question:
+        return replace(question, num_layers=_LAYERS)
+
+    def _rebalance(self) -> None:
+        """Learn the placement anew from the epochs since the last time."""
+        self._learned, self._seen = Measured("window", np.mean(self._seen, axis=0)), []
+        placed = placement_of(replace(self._ask["decode"], learned=self._learned))
+        stall_s = 0.0 if self._cost.experts.rebalance_async else self._move_s(placed)
+        self._placed = placed
+        self._stalls, self._stall_s = self._groups, stall_s
+        self.num_rebalances += 1
+        self.stalled_s += stall_s
+
+    def _move_s(self, placed: Placement) -> float:
+        return rebalance_s(self._cost, self._placed, placed)
+
+
+def rebalance_s(cost: StepCost, before: Placement, after: Placement) -> float:
+    """Seconds that ranks wait while the experts of all layers move from `before` to `after`, host work included [s].
+
+    The placements are of representative layers. Only for models with experts.
+    """
+    system, layout, model = cost.cluster.system, cost.layout, cost.model
+    layer = next(layer for layer, _ in model.layer_kinds if layer.moe)
+    assert layer.moe is not None
+    stored = sum(stored_bytes(w, model.format_of(w.part)) for w in layer.weights if w.shard == "expert")
+    expert_bytes = stored / (layer.moe.num_experts * layout.moe_tp)
+    cross = (system.scale_out or system.scale_up).bytes_per_s
+    seconds = rebalance_seconds(moved(before, after), expert_bytes, system.scale_up.bytes_per_s, cross)
+    return HOST_S + seconds * model.num_moe_layers / after.num_layers

@@ -1,0 +1,253 @@
+"""Load of the ranks of one MoE layer in one step: a draw of the router, through capacity and placement.
+
+Steps are drawn once, at a few sizes, for representative layers; every step of a simulation then looks up one of
+these draws, so its cost does not depend on tokens, experts or ranks. The mean over draws is what planning uses.
+Tokens are those of all ranks together. Against token-by-token simulation the means are within 2 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from planner.capacity.limit import CapacityLimit
+from planner.errors import WorkloadError
+from planner.placement import Placement, place
+from planner.routing import PROMPT_SPREAD, Law, LogNormal, Selection, fast_counts, skew_for
+from planner.routing.experts import inclusion_from_load
+
+Floats = NDArray[np.float64]
+
+NUM_DRAWS = 8
+"""Cached draws of every step size; successive steps of a simulation take one after the other."""
+KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 131072, 1048576)
+"""Tokens per step that are drawn; between them loads are nearly power laws."""
+_SMALL, _MORE = 8, 4
+"""Steps of up to `_SMALL` tokens are noisy: their means rest on `_MORE` times the draws."""
+_LEAST_LAYERS, _NUMBERS = 16, 2**17
+"""Fewer layers are drawn, `_LEAST_LAYERS` at least, when draws x layers x experts would exceed `_NUMBERS`."""
+_SEED = 20250711
+_ALMOST_ALL = 1 + 1e-9
+"""Keeps the logarithm finite when every local expert is active."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What decides the loads of a layer: router, traffic, and where experts live.
+
+    `law` is the popularity of mixed traffic, `prompt_spread` how far a single prompt strays from it (None where a
+    step mixes many users), `learned` the popularity the placement was made for (None: `law` itself). `num_sources`
+    are the attention ranks that route tokens of their own; `limit` is the capacity limit, None for dropless.
+    `num_layers` representative layers are drawn, fewer when there are very many experts.
+    """
+
+    num_experts: int
+    selection: Selection
+    law: Law
+    num_ranks: int
+    prompt_spread: LogNormal | None = None
+    placement: str = "contiguous"
+    redundant: int = 0
+    num_nodes: int = 1
+    learned: Law | None = None
+    limit: CapacityLimit | None = None
+    num_sources: int = 1
+    num_layers: int = 64
+
+    @property
+    def local_slots(self) -> int:
+        """Experts and copies of one rank."""
+        return (self.num_experts + self.redundant) // self.num_ranks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadTable:
+    """Draws at `KNOTS`; arrays [knots, draws, layers] of the busiest rank, [knots, draws] of the layer mean.
+
+    `max_assigned` are token-expert pairs on the busiest rank (rows it computes: padding counts), `max_active` the
+    most experts with a token on any rank; `drop_rate` and `fully_dropped_rate` are shares of assignments and tokens.
+    `mean_over_draws` and `active_over_draws` [knots] are the expectations of busiest over mean and of `max_active`.
+    """
+
+    question: Question
+    max_assigned: Floats
+    max_active: Floats
+    drop_rate: Floats
+    fully_dropped_rate: Floats
+    mean_over_draws: Floats
+    active_over_draws: Floats
+
+    def max_over_mean(self, tokens: ArrayLike) -> Floats:
+        """Expected load of the busiest rank over the even share of all assignments, shape of `tokens`."""
+        excess = np.log(np.maximum(self.mean_over_draws - 1.0, 1e-12))
+        between = np.exp(np.interp(_log(tokens), _log(KNOTS), excess))
+        # Drops can leave the busiest rank less than an even share of what was asked for.
+        capped = np.interp(_log(tokens), _log(KNOTS), self.mean_over_draws)
+        return np.asarray(np.where(capped < 1.0, capped, 1.0 + between))
+
+    def active(self, tokens: ArrayLike) -> Floats:
+        """Expected `max_active`, shape of `tokens`; exactly linear in these coordinates for uniform routing."""
+        local = self.question.local_slots
+        missed = np.maximum(1 - self.active_over_draws / (local * _ALMOST_ALL), 1e-12)
+        hits = np.log(-np.log(missed))
+        share = 1 - np.exp(-np.exp(np.interp(_log(tokens), _log(KNOTS), hits)))
+        return np.asarray(np.minimum(np.asarray(tokens, dtype=float), 1.0) * local * _ALMOST_ALL * share)
+
+    def dropped(self, tokens: ArrayLike) -> Floats:
+        """Expected share of dropped assignments, shape of `tokens`."""
+        return np.asarray(np.interp(_log(tokens), _log(KNOTS), self.drop_rate.mean(axis=1)))
+
+
+@dataclass(frozen=True, slots=True)
+class RankLoad:
+    """Expected load of the ranks of one layer in one step; arrays follow the shape of the asked tokens.
+
+    `max_assignments` and `mean_assignments` count token-expert pairs on the most loaded and the average rank,
+    `active_on_busiest` is the largest number of experts with at least one token on any rank.
+    """
+
+    max_assignments: Floats
+    mean_assignments: Floats
+    active_on_busiest: Floats
+
+
+def rank_load(table: LoadTable, tokens: ArrayLike) -> RankLoad:
+    """Expected rank loads for `tokens` per step (all ranks together), per layer on average.
+
+    Raises WorkloadError on negative or infinite tokens.
+    """
+    t = np.asarray(tokens, dtype=float)
+    if t.size and not (np.isfinite(t).all() and t.min() >= 0):
+        raise WorkloadError(f"tokens per step must be finite and >= 0, got {tokens!r}")
+    mean = t * (table.question.selection.top_k / table.question.num_ranks)
+    return RankLoad(mean * table.max_over_mean(t), mean, table.active(t))
+
+
+def nearest_knot(tokens: ArrayLike) -> NDArray[np.int64]:
+    """Index of the knot next to each number of tokens, on a logarithmic scale."""
+    edges = np.sqrt(np.multiply(KNOTS[1:], KNOTS[:-1]))
+    return np.asarray(np.searchsorted(edges, np.asarray(tokens)), dtype=np.int64)
+
+
+def traffic(num_experts: int, phase: str, skew: Law | None) -> tuple[Law, LogNormal | None]:
+    """Popularity of a step in `phase` and the spread of its prompts: `skew` as given, or what real records suggest.
+
+    A prefill step works on one prompt per rank, whose domain the placement does not know; decode mixes many users.
+    """
+    if skew is not None:
+        return skew, None
+    return skew_for(num_experts, "decode"), PROMPT_SPREAD if phase == "prefill" and num_experts > 8 else None
+
+
+@lru_cache(maxsize=512)
+def load_table(question: Question) -> LoadTable:
+    """Draws of `question`. Raises LayoutError if experts and copies do not divide over the ranks."""
+    placed = placement_of(question)
+    small = [size for size in KNOTS if size <= _SMALL]
+    noisy = _reduced(question, placed, small, _MORE)
+    table = _reduced(question, placed, KNOTS, 1)
+    mean = (table.mean_over_draws, table.active_over_draws)
+    for values, better in zip(mean, (noisy.mean_over_draws, noisy.active_over_draws), strict=True):
+        values[: len(small)] = better
+    return replace(table, mean_over_draws=mean[0], active_over_draws=mean[1])
+
+
+def placement_of(question: Question) -> Placement:
+    """Where the experts of the representative layers are put, for the popularity the placement was learned on."""
+    learned = weights_of(question.learned or question.law, question.num_experts, question.num_layers)
+    return place(
+        question.placement,
+        learned,
+        question.num_ranks,
+        num_nodes=question.num_nodes,
+        num_groups=question.selection.num_groups,
+        redundant=question.redundant,
+    )
+
+
+def _reduced(question: Question, placed: Placement, tokens: Sequence[int], more: int) -> LoadTable:
+    router = (question.num_experts, question.selection, question.law, question.prompt_spread)
+    counts = _counts(*router, question.num_layers, tuple(tokens), more)
+    drops = np.zeros((2, *counts.shape[:3]))
+    padded = np.zeros(len(tokens))
+    if question.limit is not None:
+        counts, drops, padded = _limited(counts, question, tokens)
+    slots = counts if _is_plain(question) else placed.slot_loads(counts)
+    assigned = np.maximum(_busiest(slots, question.local_slots), padded[:, None, None])
+    active = _busiest(np.minimum(slots, 1.0), question.local_slots)
+    even = np.array(tokens) * question.selection.top_k / question.num_ranks
+    return LoadTable(
+        question,
+        assigned,
+        np.maximum(active, 1.0),
+        drops[0].mean(axis=-1),
+        drops[1].mean(axis=-1),
+        assigned.mean(axis=(1, 2)) / even,
+        np.maximum(active.mean(axis=(1, 2)), 1.0),
+    )
+
+
+def _is_plain(question: Question) -> bool:
+    return question.placement == "contiguous" and not question.redundant
+
+
+def _busiest(slots: Floats, width: int) -> Floats:
+    """Largest sum over ranks [...] of `slots` [..., ranks x width]; adding seat by seat is fast for narrow ranks."""
+    ranks = slots[..., ::width].copy()
+    for seat in range(1, width):
+        ranks += slots[..., seat::width]
+    return np.asarray(ranks.max(axis=-1))
+
+
+def _limited(counts: Floats, question: Question, tokens: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+    """Served counts, drop rates [2, knots, draws, layers] (assignments, whole tokens), and padded rows per rank."""
+    limit, top_k = question.limit, question.selection.top_k
+    assert limit is not None
+    results = [limit.apply(counts[i], size, top_k, question.num_sources) for i, size in enumerate(tokens)]
+    served = np.stack([r.kept for r in results])
+    rates = np.stack([[r.drop_rate for r in results], [r.fully_dropped_rate for r in results]])
+    rows = np.array([float(r.processed_rows.max()) for r in results]) / question.num_ranks
+    return served, rates, rows if limit.is_padded(top_k) else np.zeros(len(tokens))
+
+
+@lru_cache(maxsize=4)
+def _counts(
+    num_experts: int,
+    selection: Selection,
+    law: Law,
+    prompt_spread: LogNormal | None,
+    num_layers: int,
+    tokens: tuple[int, ...],
+    more: int,
+) -> Floats:
+    """Assignments [knots, draws, layers, experts] of `more` times `NUM_DRAWS` draws."""
+    rng, draws = np.random.default_rng(_SEED), NUM_DRAWS * more
+    weights = weights_of(law, num_experts, num_layers)
+    if prompt_spread is None:
+        q = inclusion_from_load(weights, selection.top_k)
+        return _single(fast_counts(q, selection, tokens, draws, rng))
+    layers = len(weights)
+    strayed = np.concatenate([prompt_spread.weights(num_experts, layers, rng) for _ in range(draws)])
+    q = inclusion_from_load(np.tile(weights, (draws, 1)) * strayed, selection.top_k)
+    counts = fast_counts(q, selection, tokens, 1, rng)
+    return _single(counts).reshape(len(tokens), draws, layers, num_experts)
+
+
+@lru_cache(maxsize=64)
+def weights_of(law: Law, num_experts: int, num_layers: int) -> Floats:
+    """Loads of the representative layers [layers, experts]."""
+    layers = min(num_layers, max(_LEAST_LAYERS, _NUMBERS // (NUM_DRAWS * num_experts)))
+    return law.weights(num_experts, layers, np.random.default_rng(_SEED))
+
+
+def _single(counts: Floats) -> Floats:
+    """In single precision, which halves what is kept."""
+    return np.asarray(counts, dtype=np.float32)
+
+
+def _log(tokens: ArrayLike) -> Floats:
+    return np.asarray(np.log(np.maximum(np.asarray(tokens, dtype=float), 1.0)))

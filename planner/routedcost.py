@@ -1,0 +1,146 @@
+"""Seconds of the routed experts of a step: the busiest rank's expert layer, and tokens to experts and back.
+
+Imbalance enters as the load of the busiest rank per layer (`planner.loads`), in expert GEMM and in received bytes,
+never as a multiplier of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.experts import ExpertSettings
+from planner.hardware import Cluster
+from planner.layout import Layout
+from planner.loads import KNOTS, NUM_DRAWS, LoadTable, Question, load_table, rank_load
+from planner.measurements import Curve, Origin, Tables
+from planner.model import ModelConfig
+from planner.model.config import Layer, Moe
+from planner.model.precision import compute_format
+from planner.steptime import TOKENS, Floats, Sum
+
+_BF16_BYTES = 2.0
+Kinds = list[tuple[Layer, int]]
+
+
+def _unchanged(question: Question) -> Question:
+    return question
+
+
+class RoutedCost:
+    """Expert layers of one layout of one model; `backend` as in `planner.cost.StepCost`."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        layout: Layout,
+        cluster: Cluster,
+        tables: Tables,
+        backend: str,
+        settings: ExpertSettings,
+    ) -> None:
+        self.model, self.layout, self.cluster, self.tables = model, layout, cluster, tables
+        self.backend, self.settings = backend, settings
+        self._nodes = -(-layout.stage_gpus // cluster.scale_up_gpus)
+
+    def table(self, phase: str, kinds: Kinds) -> Sum:
+        """Experts, dispatch and combine of `kinds` on TOKENS, all ranks together, in expectation over draws."""
+        total = Sum(TOKENS.shape)
+        for layer, count in kinds:
+            if layer.moe:
+                moe = self.settings.router(layer.moe)
+                load = rank_load(load_table(self.question(moe, phase)), TOKENS)
+                seconds, origin = self._seconds(moe, load.max_assignments, load.active_on_busiest)
+                total.add("experts", seconds * count, origin)
+                if self.layout.attention_dp > 1:
+                    hottest = load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
+                    self._add_exchange(total, moe, count, phase, hottest, TOKENS)
+        return total
+
+    def drawn_seconds(self, phase: str, kinds: Kinds, ask: Callable[[Question], Question] = _unchanged) -> Floats:
+        """Seconds of `table` in each cached draw [knots, draws], the loads being those of `ask`ed questions."""
+        seconds = np.zeros((len(KNOTS), NUM_DRAWS))
+        tokens = np.array(KNOTS, dtype=float)[:, None, None]
+        for layer, count in kinds:
+            if layer.moe:
+                moe = self.settings.router(layer.moe)
+                loads = load_table(ask(self.question(moe, phase)))
+                drawn, _ = self._seconds(moe, loads.max_assigned, loads.max_active)
+                if self.layout.attention_dp > 1:
+                    even = tokens * moe.top_k / self.layout.ep
+                    exchange = Sum(loads.max_assigned.shape)
+                    self._add_exchange(exchange, moe, 1, phase, loads.max_assigned / even, tokens)
+                    drawn = drawn + sum(exchange.terms.values())
+                seconds += drawn.mean(axis=-1) * count
+        return seconds
+
+    def loads(self, ask: Callable[[Question], Question] = _unchanged) -> dict[str, LoadTable]:
+        """Draws of the router in the first kind of MoE layer, by phase. Only for models with experts."""
+        assert self.model.moe is not None
+        moe = self.settings.router(self.model.moe)
+        return {phase: load_table(ask(self.question(moe, phase))) for phase in ("prefill", "decode")}
+
+    def question(self, moe: Moe, phase: str) -> Question:
+        """What decides the loads of the ranks in `phase`."""
+        return self.settings.question(moe, self.layout, phase, self._nodes)
+
+    def _seconds(self, moe: Moe, assigned: Floats, active: Floats) -> tuple[Floats, NDArray[np.int8]]:
+        """Seconds and origin of a rank that computes `assigned` token-expert pairs on `active` of its experts.
+
+        Tables are measured with balanced routing, where A assignments touch min(A, local) experts. Real routing
+        touches fewer, so the weight-bound part is looked up at the active experts and the growth beyond full
+        coverage is added (handbook serving 7.5).
+        """
+        local = (moe.num_experts + self.layout.redundant_experts) // self.layout.ep
+        curve, substituted = self._curve(moe, local)
+        assigned = np.maximum(assigned, 1.0)
+        active = np.clip(active, 1.0, local)
+        covered = np.minimum(assigned, local)
+        seconds = curve.seconds(active) + curve.seconds(assigned) - curve.seconds(covered)
+        least = Origin.EXTRAPOLATED if substituted else Origin.MEASURED
+        return seconds, np.maximum(curve.origin(assigned), np.int8(least))
+
+    def _curve(self, moe: Moe, local: int) -> tuple[Curve, bool]:
+        """Fused experts in the checkpoint's format; other 8-bit ones through block-scaled kernels where faster.
+
+        The per-tensor series of vLLM 0.24 on Hopper reaches 0.2 of the memory bandwidth, the block-scaled one 0.7, for
+        the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice. The second value
+        says that another format's kernel answers.
+        """
+        stored = compute_format(self.model.format_of("expert"))
+        formats = (stored, "fp8_block") if stored in ("fp8", "int8") else (stored,)
+        width = moe.expert_width // self.layout.moe_tp
+        dispatched = self.backend == "deepep" and self.layout.attention_dp > 1
+        shape = (moe.expert_hidden, width, local, moe.num_experts, moe.top_k, moe.num_matrices)
+        curves = [self.tables.expert_gemm(fmt, *shape, dispatched=dispatched) for fmt in formats]
+        best = int(np.argmin([float(curve.seconds(np.array(float(local)))) for curve in curves]))
+        return curves[best], best > 0
+
+    def _add_exchange(self, total: Sum, moe: Moe, count: int, phase: str, hottest: Floats, tokens: Floats) -> None:
+        """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
+        gpus = self.layout.stage_gpus
+        if self.backend == "deepep" and self.layout.ep > 1:
+            mode: Literal["normal", "low_latency"] = "low_latency" if phase == "decode" else "normal"
+            per_gpu = tokens / gpus * (hottest if mode == "low_latency" else self._distinct(moe, hottest))
+            shape = (gpus, self._nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
+            total.curve("dispatch", self.tables.dispatch(mode, *shape, self._dispatch_format()), per_gpu, count)
+            total.curve("combine", self.tables.combine(mode, *shape, "bf16"), per_gpu, count)
+            return
+        bytes_ = tokens * np.ones_like(hottest) * moe.expert_hidden * _BF16_BYTES
+        total.curve("dispatch", self.tables.all_gather(gpus), bytes_, count)
+        total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, count)
+
+    def _distinct(self, moe: Moe, hottest: Floats) -> Floats:
+        """Tokens of the busiest receiver over the mean when a token with several experts there is sent once.
+
+        With picks independent, a rank that gets a picks of each token sees 1 - exp(-a) of the tokens.
+        """
+        even = moe.top_k / self.layout.ep
+        return np.asarray(np.expm1(-even * hottest) / np.expm1(-even))
+
+    def _dispatch_format(self) -> str:
+        fmt = compute_format(self.model.format_of("expert"))
+        return "fp8" if fmt in ("fp8", "fp8_block") else "nvfp4" if fmt == "nvfp4" else "bf16"
