@@ -9,9 +9,10 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
     files = {
         "simulation.json": _json(facts),
         "requests.csv": _table(run.simulation.requests),
-        "steps.csv": _table(run.simulation.steps),
+        "steps.csv": _table(run.simulation.steps, run.expert_steps.columns() if run.expert_steps else {}),
     }
     _write(folder, files, facts)
 
@@ -138,15 +139,14 @@ def _ratio(run: Run | None) -> str:
     return "" if run is None else f"{run.worst_ratio:.4f}"
 
 
-def _table(table: Any) -> str:
-    """A request or step table as CSV, times with microsecond resolution."""
+def _table(table: Any, more: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A request or step table as CSV with `more` columns, times with microsecond resolution."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = list(table.__slots__)
-    writer.writerow(names)
-    columns = [getattr(table, name) for name in names]
+    named = {name: getattr(table, name) for name in table.__slots__} | dict(more)
+    writer.writerow(named)
     formatted = [
-        [f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, columns)
+        [f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, named.values())
     ]
     writer.writerows(zip(*formatted, strict=True))
     return text.getvalue()

@@ -88,6 +88,10 @@ class NodeTable(_Table):
     """Largest power drawn by one node [W]."""
     host_dram_bytes: Sourced | None = None
     """Host memory of one node [bytes]."""
+    host_dram_bytes_per_s: Sourced | None = None
+    """Nominal host memory bandwidth of one node, all sockets [bytes/s]."""
+    cpu_flop_per_s: Sourced | None = None
+    """What all cores of one node reach in large matmuls [FLOP/s]."""
     nvme_bytes_per_s: Sourced | None = None
     """Read rate of all local NVMe drives of one node [bytes/s]."""
 
@@ -215,6 +219,8 @@ def _system(profile: Profile, raw: dict[str, Any], name: str) -> System:
         prices=tuple(Price(p.basis, p.usd, p.as_of, p.provider, p.source) for p in profile.price),
         sources=tuple(sorted(sources.items())),
         notes=profile.notes,
+        host_dram_bytes_per_s=_value(node.host_dram_bytes_per_s),
+        cpu_flop_per_s=_value(node.cpu_flop_per_s),
     )
 
 

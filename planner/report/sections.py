@@ -21,6 +21,8 @@ from planner.units import format_bytes, format_count
 
 Facts = Mapping[str, Any]
 
+_WORTHWHILE = 0.03
+"""Gain below which another placement is not worth its operation."""
 _X, _Y = "interactivity_tok_per_s_per_user", "output_tok_per_s_per_gpu"
 
 
@@ -232,6 +234,46 @@ def _memory(facts: Facts) -> Section | None:
     cells.append(("capacity" if capacity else "total", number(basis, 1e-9), "100.0%"))
     table = Table(("Memory of one GPU", "GB", "Share"), tuple(cells))
     return Section("Memory of the fullest GPU", finding, (table,), partial(figures.memory_bar, terms, capacity))
+
+
+def _experts(facts: Facts) -> Section | None:
+    """Placements around the winner and what a change of traffic does to them."""
+    balance, drawn = facts.get("balance"), facts.get("experts")
+    if not balance or not drawn:
+        return None
+    options = balance["options"]
+    best = max(options, key=lambda option: option["gain"])
+    own = options[0]
+    finding = f"The busiest rank of a decode step carries {own['max_over_mean']:.2f} x the even share."
+    if best["gain"] > _WORTHWHILE:
+        finding += f" {_placed(best)} would serve {best['gain']:.0%} more (estimate)."
+    else:
+        finding += f" No other placement serves {_WORTHWHILE:.0%} more (estimate)."
+    stale = balance["staleness"]
+    finding += (
+        f" After a change of task a balanced placement goes from {stale['fresh_max_over_mean']:.2f} to "
+        f"{stale['stale_max_over_mean']:.2f}; placing anew pauses the ranks for {duration(stale['rebalance_s'])}"
+    )
+    steps = stale["break_even_steps"]
+    finding += f" and has paid after {steps:,} steps." if steps else ", and gains nothing at this batch."
+    header = ("Placement", "Busiest / mean", "Decode step, ms", "KV tokens", "Requests/s at most", "Gain")
+    rows = [
+        (
+            _placed(option),
+            f"{option['max_over_mean']:.2f}",
+            number(option["decode_s"], 1e3),
+            f"{option['kv_tokens']:,}",
+            number(option["requests_per_s"]),
+            f"{option['gain']:+.1%}",
+        )
+        for option in options
+    ]
+    return Section("Where the experts live", finding, (Table(header, tuple(rows)),))
+
+
+def _placed(option: Facts) -> str:
+    copies = option["redundant_experts"]
+    return option["placement"] + (f" with {copies} copies" if copies else "")
 
 
 def _losers(facts: Facts) -> Section | None:

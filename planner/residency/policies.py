@@ -1,0 +1,150 @@
+"""Residency policies: which experts HBM keeps, and what happens to the others.
+
+A policy is a row of `POLICIES`; a new one needs the choice of experts, whether slower tiers keep copies, and a
+function of `timing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from planner.errors import DoesNotFit, InputError, nearest
+from planner.residency import timing
+from planner.residency.hits import Choice, hit_curve
+from planner.residency.hosts import HANDOVER_S
+from planner.residency.reuse import REUSES, Reuse
+from planner.residency.spread import Spread, spread
+from planner.residency.tiers import Tiers
+from planner.residency.timing import LayerTime, LayerWork
+from planner.residency.traces import Floats
+from planner.routing.laws import Law
+
+PREFETCH_ACCURACY = 0.85
+"""Middle of the 80 to 90 % of a published speculative prefetcher (handbook routing 5)."""
+LLAMA_FETCH_TOKENS = 32
+"""Batch from which llama.cpp copies weights to the GPU instead (GGML_OP_OFFLOAD_MIN_BATCH, its default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others, and how long."""
+
+    choice: Choice
+    is_inclusive: bool
+    uses_cpu: bool
+    origin: str
+    seconds: Callable[[Residency, LayerWork, Tiers, Spread, Floats], LayerTime] = field(compare=False)
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """A policy and its settings. `resident_experts` per layer stay in HBM; None: as many as fit.
+
+    `reuse` is how routing repeats itself; `accuracy` and `lookahead_layers` are of `prefetch`, `handover_s` of the
+    CPU policies (None: the engine's, see `hosts`). Raises InputError on an unknown policy or an impossible setting.
+    """
+
+    policy: str = "all-resident"
+    resident_experts: int | None = None
+    reuse: Reuse = REUSES["records"]
+    accuracy: float = PREFETCH_ACCURACY
+    lookahead_layers: int = 1
+    handover_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise InputError(f"residency policy {self.policy!r} is unknown: {nearest(self.policy, POLICIES)}")
+        if not 0.0 <= self.accuracy <= 1.0:
+            raise InputError(f"prefetch accuracy {self.accuracy:g} is no share from 0 to 1")
+        if self.lookahead_layers < 1:
+            raise InputError(f"look-ahead of {self.lookahead_layers} layers: at least 1 is needed")
+        if self.resident_experts is not None and self.resident_experts < 0:
+            raise InputError(f"{self.resident_experts} resident experts per layer: 0 or more are needed")
+
+    @property
+    def row(self) -> Policy:
+        """The policy's row of `POLICIES`."""
+        return POLICIES[self.policy]
+
+    def spread(self, tiers: Tiers, layer_bytes: float, num_experts: int, what: str = "the experts") -> Spread:
+        """Experts per layer in each tier; `layer_bytes` is one expert of every layer together. See `spread.spread`."""
+        sockets = tiers.cpu.num_sockets if tiers.cpu is not None and self.policy == "cpu" else 1
+        found = spread(
+            tiers,
+            layer_bytes,
+            num_experts,
+            resident=self.resident_experts,
+            is_inclusive=self.row.is_inclusive,
+            copies=sockets,
+            what=what,
+        )
+        if self.policy == "all-resident" and found.resident < num_experts:
+            fitting = f"only {found.resident} of {num_experts} experts per layer fit HBM"
+            raise DoesNotFit(
+                f"{what}: {fitting}", ("another policy: lru, prefetch, cpu", "a lower precision", "more GPUs")
+            )
+        return found
+
+    def hits(
+        self, num_experts: int, top_k: int, tokens: int, skew: Law | str, hot_skew: Law | str
+    ) -> tuple[float, ...]:
+        """Hit rate by capacity for steps of `tokens` tokens of traffic `skew`.
+
+        Static choices were learned on other traffic: they see the popularity of `hot_skew`.
+        """
+        law = hot_skew if self.row.choice == "static" else skew
+        reuse = self.reuse if self.row.choice == "lru" else None
+        return hit_curve(self.row.choice, num_experts, top_k, tokens, law, reuse)
+
+
+def layer_seconds(
+    residency: Residency, tiers: Tiers, held: Spread, curve: tuple[float, ...], work: LayerWork
+) -> LayerTime:
+    """Expert part of one layer under `residency`: arrays of the shape of `work`.
+
+    `held` says what lies where (`Residency.spread`), `curve` how often it is needed (`Residency.hits`).
+    """
+    if held.resident == held.num_experts:
+        return timing.all_resident(work)
+    return residency.row.seconds(residency, work, tiers, held, held.shares(curve))
+
+
+def _demand(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
+    return timing.demand(work, tiers, shares)
+
+
+def _stream(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
+    return timing.stream(work, tiers, held)
+
+
+def _prefetch(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
+    return timing.prefetch(work, tiers, shares, residency.accuracy, residency.lookahead_layers)
+
+
+def _cpu(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
+    handover = HANDOVER_S["ktransformers"] if residency.handover_s is None else residency.handover_s
+    return timing.cpu(work, tiers, shares, handover, held.copies)
+
+
+def _cpu_layers(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
+    handover = HANDOVER_S["llama.cpp"] if residency.handover_s is None else residency.handover_s
+    return timing.cpu_layers(work, tiers, shares, handover, held.copies, LLAMA_FETCH_TOKENS)
+
+
+POLICIES: dict[str, Policy] = {
+    "all-resident": Policy("uniform", False, False, "roofline", _demand, "every expert in HBM"),
+    "static-hot": Policy("static", False, False, "roofline", _demand, "the hottest experts in HBM, others on demand"),
+    "lru": Policy("lru", True, False, "roofline", _demand, "recently used experts in HBM, others on demand"),
+    "lfu": Policy("lfu", True, False, "roofline", _demand, "often used experts in HBM, others on demand"),
+    "stream": Policy("uniform", False, False, "roofline", _stream, "some layers in HBM, others streamed every step"),
+    "prefetch": Policy("lru", True, False, "roofline", _prefetch, "recently used experts in HBM, others foreseen"),
+    "cpu": Policy("static", False, True, "extrapolated", _cpu, "hot experts in HBM, CPU computes others"),
+    "cpu-layers": Policy(
+        "uniform", False, True, "extrapolated", _cpu_layers, "some layers in HBM, CPU computes others"
+    ),
+}
+"""Name -> policy. `stream` is vLLM's weight offload, `lru` SGLang's paged experts, `prefetch` MoE-Infinity, `cpu`
+KTransformers and Fiddler, `cpu-layers` llama.cpp --n-cpu-moe. `origin` says what the seconds rest on: data-sheet links
+(roofline), or a CPU rate fitted on other machines (extrapolated)."""
