@@ -13,19 +13,21 @@ from dataclasses import replace
 import numpy as np
 
 from planner.cost import StepCost
-from planner.loads import NUM_DRAWS, LoadTable, Question, placement_of, weights_of
+from planner.loads import KNOTS, NUM_DRAWS, LoadTable, Question, nearest_knot, placement_of, weights_of
 from planner.model.precision import stored_bytes
 from planner.placement import Placement, moved, rebalance_seconds
 from planner.routing import Measured
 from planner.routing.drift import Drift
-from planner.routing.experts import Floats
 from planner.scheduler import RankWork
 from planner.timer import CostTimer
 
-_LAYERS = 16
-"""Representative layers of an epoch; factors are ratios to the same layers at rest."""
+_LAYERS = 8
+_KNOTS = (32, 512, 8192)
+"""Representative layers and step sizes of an epoch; factors are ratios to the same layers at rest."""
 HOST_S = 1.0
 """Host work of a rebalance (statistics, placing, maps): about 1 of 1.8 s on SGLang (sgl-project/sglang#6739, #7879)."""
+_DISTINCT = 16
+"""Different epochs of a run, half a half-life apart: more than the correlation of the loads reaches."""
 _PHASES = ("prefill", "decode")
 
 
@@ -47,7 +49,7 @@ class EpochTimer:
         moe = next(layer.moe for layer, _ in cost.model.layer_kinds if layer.moe)
         self._kinds = [(layer, count) for layer, count in cost.model.layer_kinds if layer.stack == "decoder"]
         self._ask = {
-            phase: replace(cost.routed.question(cost.experts.router(moe), phase), num_layers=_LAYERS)
+            phase: replace(cost.routed.question(cost.experts.router(moe), phase), num_layers=_LAYERS, knots=_KNOTS)
             for phase in _PHASES
         }
         self._rest = {phase: cost.routed.drawn_seconds(phase, self._kinds, self._asked) for phase in _PHASES}
@@ -55,7 +57,9 @@ class EpochTimer:
         self._base = weights_of(question.law, question.num_experts, _LAYERS)
         self._path = drift.path(self._base, self._epoch_steps)
         self._placed, self._learned = placement_of(question), Measured("start", self._base)
-        self._seen: list[Floats] = []
+        self._laws: list[Measured] = []
+        self._seen: list[Measured] = []
+        self._windows: dict[tuple[Measured, ...], Measured] = {}
         self._left, self._epoch, self._stalls, self._stall_s = 0, -1, 0, 0.0
         self.num_rebalances, self.stalled_s = 0, 0.0
         self.draw = 0
@@ -76,11 +80,11 @@ class EpochTimer:
     def _advance(self) -> None:
         self._epoch += 1
         self._left = self._epoch_steps * self._groups
-        now = next(self._path)
+        law = self._traffic()
         if self._epochs_between and self._epoch and self._epoch % self._epochs_between == 0:
             self._rebalance()
-        self._seen.append(now)
-        law, factors = Measured(f"epoch {self._epoch}", now), {}
+        self._seen.append(law)
+        factors = {}
 
         def ask(question: Question) -> Question:
             return replace(self._asked(question), law=law, learned=self._learned)
@@ -89,15 +93,26 @@ class EpochTimer:
         for phase in _PHASES:
             seconds = self._cost.routed.drawn_seconds(phase, self._kinds, ask)
             mean = self._rest[phase].mean(axis=1, keepdims=True)
-            factors[phase] = np.asarray(seconds / np.maximum(mean, 1e-300))
+            factors[phase] = (seconds / np.maximum(mean, 1e-300))[nearest_knot(KNOTS, _KNOTS)]
         self._timer.use_factors(factors)
 
+    def _traffic(self) -> Measured:
+        """Popularity of this epoch; a long run walks the path to its end and back, so it is not drawn anew."""
+        turn = self._epoch % (2 * _DISTINCT - 2)
+        index = min(turn, 2 * _DISTINCT - 2 - turn)
+        while len(self._laws) <= index:
+            self._laws.append(Measured(f"epoch {len(self._laws)}", next(self._path)))
+        return self._laws[index]
+
     def _asked(self, question: Question) -> Question:
-        return replace(question, num_layers=_LAYERS)
+        return replace(question, num_layers=_LAYERS, knots=_KNOTS)
 
     def _rebalance(self) -> None:
         """Learn the placement anew from the epochs since the last time."""
-        self._learned, self._seen = Measured("window", np.mean(self._seen, axis=0)), []
+        window = tuple(sorted(self._seen, key=self._laws.index))
+        if window not in self._windows:
+            self._windows[window] = Measured("window", np.mean([law.load for law in window], axis=0))
+        self._learned, self._seen = self._windows[window], []
         placed = placement_of(replace(self._ask["decode"], learned=self._learned))
         stall_s = 0.0 if self._cost.experts.rebalance_async else self._move_s(placed)
         self._placed = placed

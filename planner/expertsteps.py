@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
+from planner.loads import NUM_DRAWS, LoadTable, nearest_knot
 from planner.records import StepTable
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ class ExpertSteps:
 def expert_steps(loads: Sequence[Mapping[str, LoadTable]], steps: StepTable) -> ExpertSteps:
     """Columns for `steps`, whose draws count through the epochs of `loads` (each prefill and decode)."""
     tokens = steps.prefill_tokens + steps.decode_seqs
-    knot, is_prefill = nearest_knot(tokens), (steps.prefill_tokens > 0).astype(int)
+    knot, is_prefill = nearest_knot(tokens, loads[0]["decode"].question.knots), (steps.prefill_tokens > 0).astype(int)
     epoch, draw = np.divmod(steps.draw, NUM_DRAWS)
     at = (epoch, is_prefill, knot, draw)
     tables = [[_summary(epoch[phase]) for phase in ("decode", "prefill")] for epoch in loads]
@@ -47,7 +47,7 @@ def expert_steps(loads: Sequence[Mapping[str, LoadTable]], steps: StepTable) -> 
 def _summary(table: LoadTable) -> dict[str, Floats]:
     """Layer means [knots, draws]."""
     question = table.question
-    even = np.array(KNOTS, dtype=float)[:, None] * question.selection.top_k / question.num_ranks
+    even = np.array(question.knots, dtype=float)[:, None] * question.selection.top_k / question.num_ranks
     return {
         "max_over_mean": table.max_assigned.mean(axis=-1) / even,
         "active_experts": table.max_active.mean(axis=-1),

@@ -42,7 +42,7 @@ class Question:
     `law` is the popularity of mixed traffic, `prompt_spread` how far a single prompt strays from it (None where a
     step mixes many users), `learned` the popularity the placement was made for (None: `law` itself). `num_sources`
     are the attention ranks that route tokens of their own; `limit` is the capacity limit, None for dropless.
-    `num_layers` representative layers are drawn, fewer when there are very many experts.
+    `num_layers` representative layers are drawn, fewer for very many experts, at `knots` tokens per step.
     """
 
     num_experts: int
@@ -57,6 +57,7 @@ class Question:
     limit: CapacityLimit | None = None
     num_sources: int = 1
     num_layers: int = 64
+    knots: tuple[int, ...] = KNOTS
 
     @property
     def local_slots(self) -> int:
@@ -66,10 +67,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadTable:
-    """Draws at `KNOTS`; arrays [knots, draws, layers] of the busiest rank, [knots, draws] of the layer mean.
+    """Draws at the knots of `question`.
 
-    `max_assigned` are token-expert pairs on the busiest rank (rows it computes: padding counts), `max_active` the
-    most experts with a token on any rank; `drop_rate` and `fully_dropped_rate` are shares of assignments and tokens.
+    Arrays are [knots, draws, layers] for the busiest rank and [knots, draws] for means over layers. `max_assigned` are
+    token-expert pairs on the busiest rank (rows it computes: padding counts), `max_active` the most experts with a
+    token on any rank; `drop_rate` and `fully_dropped_rate` are shares of assignments and tokens.
     `mean_over_draws` and `active_over_draws` [knots] are the expectations of busiest over mean and of `max_active`.
     """
 
@@ -84,9 +86,9 @@ class LoadTable:
     def max_over_mean(self, tokens: ArrayLike) -> Floats:
         """Expected load of the busiest rank over the even share of all assignments, shape of `tokens`."""
         excess = np.log(np.maximum(self.mean_over_draws - 1.0, 1e-12))
-        between = np.exp(np.interp(_log(tokens), _log(KNOTS), excess))
+        between = np.exp(np.interp(_log(tokens), _log(self.question.knots), excess))
         # Drops can leave the busiest rank less than an even share of what was asked for.
-        capped = np.interp(_log(tokens), _log(KNOTS), self.mean_over_draws)
+        capped = np.interp(_log(tokens), _log(self.question.knots), self.mean_over_draws)
         return np.asarray(np.where(capped < 1.0, capped, 1.0 + between))
 
     def active(self, tokens: ArrayLike) -> Floats:
@@ -94,12 +96,12 @@ class LoadTable:
         local = self.question.local_slots
         missed = np.maximum(1 - self.active_over_draws / (local * _ALMOST_ALL), 1e-12)
         hits = np.log(-np.log(missed))
-        share = 1 - np.exp(-np.exp(np.interp(_log(tokens), _log(KNOTS), hits)))
+        share = 1 - np.exp(-np.exp(np.interp(_log(tokens), _log(self.question.knots), hits)))
         return np.asarray(np.minimum(np.asarray(tokens, dtype=float), 1.0) * local * _ALMOST_ALL * share)
 
     def dropped(self, tokens: ArrayLike) -> Floats:
         """Expected share of dropped assignments, shape of `tokens`."""
-        return np.asarray(np.interp(_log(tokens), _log(KNOTS), self.drop_rate.mean(axis=1)))
+        return np.asarray(np.interp(_log(tokens), _log(self.question.knots), self.drop_rate.mean(axis=1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +129,9 @@ def rank_load(table: LoadTable, tokens: ArrayLike) -> RankLoad:
     return RankLoad(mean * table.max_over_mean(t), mean, table.active(t))
 
 
-def nearest_knot(tokens: ArrayLike) -> NDArray[np.int64]:
+def nearest_knot(tokens: ArrayLike, knots: tuple[int, ...] = KNOTS) -> NDArray[np.int64]:
     """Index of the knot next to each number of tokens, on a logarithmic scale."""
-    edges = np.sqrt(np.multiply(KNOTS[1:], KNOTS[:-1]))
+    edges = np.sqrt(np.multiply(knots[1:], knots[:-1]))
     return np.asarray(np.searchsorted(edges, np.asarray(tokens)), dtype=np.int64)
 
 
@@ -147,9 +149,11 @@ def traffic(num_experts: int, phase: str, skew: Law | None) -> tuple[Law, LogNor
 def load_table(question: Question) -> LoadTable:
     """Draws of `question`. Raises LayoutError if experts and copies do not divide over the ranks."""
     placed = placement_of(question)
-    small = [size for size in KNOTS if size <= _SMALL]
+    table = _reduced(question, placed, question.knots, 1)
+    small = [size for size in question.knots if size <= _SMALL]
+    if not small or question.prompt_spread is not None:  # prompts are longer than that
+        return table
     noisy = _reduced(question, placed, small, _MORE)
-    table = _reduced(question, placed, KNOTS, 1)
     mean = (table.mean_over_draws, table.active_over_draws)
     for values, better in zip(mean, (noisy.mean_over_draws, noisy.active_over_draws), strict=True):
         values[: len(small)] = better
@@ -158,15 +162,24 @@ def load_table(question: Question) -> LoadTable:
 
 def placement_of(question: Question) -> Placement:
     """Where the experts of the representative layers are put, for the popularity the placement was learned on."""
-    learned = weights_of(question.learned or question.law, question.num_experts, question.num_layers)
-    return place(
+    return _placed(
         question.placement,
-        learned,
+        question.learned or question.law,
+        question.num_experts,
+        question.num_layers,
         question.num_ranks,
-        num_nodes=question.num_nodes,
-        num_groups=question.selection.num_groups,
-        redundant=question.redundant,
+        question.num_nodes,
+        question.selection.num_groups,
+        question.redundant,
     )
+
+
+@lru_cache(maxsize=64)
+def _placed(
+    policy: str, learned: Law, num_experts: int, layers: int, ranks: int, nodes: int, groups: int, redundant: int
+) -> Placement:
+    load = weights_of(learned, num_experts, layers)
+    return place(policy, load, ranks, num_nodes=nodes, num_groups=groups, redundant=redundant)
 
 
 def _reduced(question: Question, placed: Placement, tokens: Sequence[int], more: int) -> LoadTable:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
-from planner.loads import KNOTS, NUM_DRAWS, LoadTable, Question, load_table, rank_load
+from planner.loads import LoadTable, Question, load_table, rank_load
 from planner.measurements import Curve, Origin, Tables
 from planner.model import ModelConfig
 from planner.model.config import Layer, Moe
@@ -62,19 +62,19 @@ class RoutedCost:
 
     def drawn_seconds(self, phase: str, kinds: Kinds, ask: Callable[[Question], Question] = _unchanged) -> Floats:
         """Seconds of `table` in each cached draw [knots, draws], the loads being those of `ask`ed questions."""
-        seconds = np.zeros((len(KNOTS), NUM_DRAWS))
-        tokens = np.array(KNOTS, dtype=float)[:, None, None]
+        seconds: Floats = np.zeros(())
         for layer, count in kinds:
             if layer.moe:
                 moe = self.settings.router(layer.moe)
-                loads = load_table(ask(self.question(moe, phase)))
+                question = ask(self.question(moe, phase))
+                loads, tokens = load_table(question), np.array(question.knots, dtype=float)[:, None, None]
                 drawn, _ = self._seconds(moe, loads.max_assigned, loads.max_active)
                 if self.layout.attention_dp > 1:
                     even = tokens * moe.top_k / self.layout.ep
                     exchange = Sum(loads.max_assigned.shape)
                     self._add_exchange(exchange, moe, 1, phase, loads.max_assigned / even, tokens)
                     drawn = drawn + sum(exchange.terms.values())
-                seconds += drawn.mean(axis=-1) * count
+                seconds = seconds + drawn.mean(axis=-1) * count
         return seconds
 
     def loads(self, ask: Callable[[Question], Question] = _unchanged) -> dict[str, LoadTable]:

@@ -273,7 +273,7 @@ def _experts(facts: Facts) -> Section | None:
 
 def _placed(option: Facts) -> str:
     copies = option["redundant_experts"]
-    return option["placement"] + (f" with {copies} copies" if copies else "")
+    return f"{option['placement']} with {copies} copies" if copies else str(option["placement"])
 
 
 def _losers(facts: Facts) -> Section | None:
@@ -326,6 +326,7 @@ _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     _timeline,
     _step,
     _memory,
+    _experts,
     _losers,
     _model,
     _assumptions,

@@ -38,7 +38,7 @@ class Drift:
     @property
     def epoch_steps(self) -> int:
         """Steps over which popularity may be taken as constant."""
-        parts = [self.half_life_steps / 4 if self.half_life_steps else np.inf, self.switch_steps or np.inf]
+        parts = [self.half_life_steps / 2 if self.half_life_steps else np.inf, self.switch_steps or np.inf]
         return int(max(1.0, min(parts))) if np.isfinite(min(parts)) else 2**31
 
     def path(self, base: Floats, epoch_steps: int) -> Iterator[Floats]:
