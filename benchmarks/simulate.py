@@ -25,6 +25,7 @@ STEP_S = 0.02
 
 class ConstantTimer:
     draw = 0
+    link_s = 0.0
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         return STEP_S

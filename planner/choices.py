@@ -26,6 +26,14 @@ class ExpertChoices:
         Place the experts anew every so many steps.
     rebalance_async
         Ranks do not wait for experts to move.
+    residency
+        Where experts live that do not fit: static-hot, lru, lfu, stream, prefetch, cpu or cpu-layers.
+    dram
+        Host memory that is free for experts, such as 128GB; the profile's otherwise.
+    nvme
+        Drive space that is free for experts, such as 2TB.
+    gpus_per_root
+        GPUs that share one link to the host.
     drift_half_life
         Steps after which the popularity of experts is half forgotten.
     drift_switch
@@ -39,5 +47,9 @@ class ExpertChoices:
     top_k: str | None = None
     rebalance_steps: int | None = None
     rebalance_async: bool = False
+    residency: str | None = None
+    dram: str | None = None
+    nvme: str | None = None
+    gpus_per_root: int = 1
     drift_half_life: float | None = None
     drift_switch: int | None = None

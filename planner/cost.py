@@ -25,6 +25,7 @@ from planner.memory import kv_shards
 from planner.model import ModelConfig
 from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format
+from planner.offload import Offload
 from planner.routedcost import RoutedCost
 from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, StepTime, Sum, bilinear, join
 
@@ -42,7 +43,8 @@ class StepCost:
     """Step times of one layout of one model on one cluster.
 
     `backend` is how attention-DP ranks exchange tokens with experts: `allgather_reducescatter` or `deepep`.
-    `experts` says how popular experts are, where they live, and what limits them.
+    `experts` says how popular experts are, where they live, and what limits them; `offload` which of them lie
+    outside HBM.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class StepCost:
         engine: Engine,
         backend: str = "allgather_reducescatter",
         experts: ExpertSettings = AS_SERVED,
+        offload: Offload | None = None,
     ) -> None:
         self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
         fabric = Fabric(cluster.oversubscription, cluster.rail_optimised)
         self.tables: Tables = open_tables(cluster.system, engine.name, fabric)
-        self.experts = experts
+        self.experts, self.offload = experts, offload
         self._moe_tables: dict[str, Sum] = {}
         gpu = cluster.system.gpu
         self._stream_bytes_per_s = gpu.hbm_bytes_per_s * gpu.hbm_efficiency
@@ -77,7 +80,13 @@ class StepCost:
     @cached_property
     def routed(self) -> RoutedCost:
         """Costs of the routed experts."""
-        return RoutedCost(self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
+        fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
+        return RoutedCost(*fixed, self.offload, self._rest_s)
+
+    def _rest_s(self, tokens: Floats) -> Floats:
+        """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
+        total = np.sum(list(self.token_table.terms.values()), axis=0) / self.model.num_layers
+        return np.asarray(np.interp(tokens, TOKENS, total))
 
     # --- tabulated on TOKENS ---
 

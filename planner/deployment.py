@@ -17,6 +17,8 @@ from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
 from planner.model import ModelConfig
+from planner.offload import Offload, offload
+from planner.residency import Tiers, tiers_of
 from planner.simulation import EngineSpec, Simulation, simulate
 from planner.timer import CostTimer, step_timer
 from planner.units import format_bytes
@@ -51,12 +53,17 @@ class Deployment:
     backend: str
     memory: MemoryUse
     experts: ExpertSettings = AS_SERVED
+    offload: Offload | None = None
 
     @property
     def name(self) -> str:
         """Layout with everything that distinguishes it from its neighbours."""
         parts = [str(self.layout), f"{self.limits.max_num_seqs} seqs", f"{self.limits.max_batched_tokens} tok/step"]
         parts += ["DeepEP"] if self.backend == "deepep" else []
+        parts += [f"{self.experts.placement} placement"] if self.experts.placement != "contiguous" else []
+        if self.offload is not None:
+            held = self.offload.held
+            parts += [f"{held.resident} of {held.num_experts} experts in HBM ({self.offload.residency.policy})"]
         parts += [f"{self.model.kv_format} KV"] if self.model.kv_format != "bf16" else []
         return ", ".join(parts)
 
@@ -68,7 +75,7 @@ class Deployment:
 
     def cost(self) -> StepCost:
         """Step times of this deployment."""
-        return StepCost(self.model, self.layout, self.cluster, self.engine, self.backend, self.experts)
+        return StepCost(self.model, self.layout, self.cluster, self.engine, self.backend, self.experts, self.offload)
 
     def spec(self, replicas: int) -> EngineSpec:
         """What the simulator must know of `replicas` copies.
@@ -85,6 +92,7 @@ class Deployment:
             max_batched_tokens=self.limits.max_batched_tokens,
             policy=self.engine.policy,
             admission_reserve=self.engine.admission_reserve,
+            groups_per_link=max(1, self.experts.gpus_per_root // layout.replica_gpus) if self.offload else 0,
         )
 
 
@@ -116,7 +124,11 @@ def deploy(
         )
     if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
-    memory = Ledger(model, cluster.system, engine).use(layout, limits, backend, context_tokens)
+    ledger = Ledger(model, cluster.system, engine)
+    memory, away = ledger.use(layout, limits, backend, context_tokens), None
+    if experts.residency is not None:
+        away = _offload(model, cluster, layout, limits, memory, context_tokens, experts)
+        memory = ledger.use(layout, limits, backend, context_tokens, away.resident_share)
     if not memory.fits:
         raise DoesNotFit(
             f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(memory.needed_bytes)} before KV "
@@ -124,7 +136,53 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away)
+
+
+def _offload(
+    model: ModelConfig,
+    cluster: Cluster,
+    layout: Layout,
+    limits: Limits,
+    memory: MemoryUse,
+    context_tokens: int,
+    experts: ExpertSettings,
+) -> Offload:
+    """As many experts in HBM as fit beside the caches of all sequences that may run, the others behind it.
+
+    LayoutError where experts or attention are spread over ranks, DoesNotFit when HBM or the tiers are too small.
+    """
+    residency = experts.residency
+    assert residency is not None
+    # Replicas on one node keep their experts apart: no engine shares pinned host memory between servers.
+    per_node = max(1, min(layout.replicas, cluster.gpus_per_node // layout.replica_gpus))
+    dram = cluster.system.host_dram_bytes if experts.dram_bytes is None else experts.dram_bytes
+    if layout.ep > 1 or layout.attention_dp > 1 or layout.pp > 1:
+        raise LayoutError(
+            f"{layout}: experts outside HBM are modelled where every GPU holds a slice of each. "
+            f"Use tp={layout.replica_gpus} alone."
+        )
+    wanted = limits.max_num_seqs * context_tokens * memory.kv_bytes_per_token
+    free = layout.tp * (memory.budget_bytes - (memory.needed_bytes - memory.terms["experts"]) - wanted)
+    if free < 0:
+        raise DoesNotFit(
+            f"{model.name} as {layout} does not fit {cluster.name} even without its experts: "
+            f"{format_bytes(-free / layout.tp)} per GPU are missing for {limits.max_num_seqs} sequences of "
+            f"{context_tokens:,} tokens",
+            ["fewer sequences at once (--max-num-seqs)", "fewer tokens per step", "a lower precision (--weights)"],
+        )
+
+    def tiers(hbm_bytes: float) -> Tiers:
+        return tiers_of(
+            cluster.system,
+            hbm_bytes,
+            num_gpus=layout.tp,
+            dram_bytes=None if dram is None else dram / per_node,
+            nvme_bytes=experts.nvme_bytes / per_node,
+            gpus_per_root=experts.gpus_per_root,
+        )
+
+    return offload(model, residency, free, tiers, experts.skew)
 
 
 @dataclass(frozen=True)
@@ -192,7 +250,7 @@ def run(
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
-    drawn = expert_steps(timer.loads, simulation.steps) if timer.loads else None
+    drawn = expert_steps(timer.loads, timer.misses, simulation.steps) if timer.loads else None
     pauses = (timer.num_rebalances, timer.stalled_s) if isinstance(timer, EpochTimer) else (0, 0.0)
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses)
 

@@ -62,7 +62,7 @@ class EpochTimer:
         self._windows: dict[tuple[Measured, ...], Measured] = {}
         self._left, self._epoch, self._stalls, self._stall_s = 0, -1, 0, 0.0
         self.num_rebalances, self.stalled_s = 0, 0.0
-        self.draw = 0
+        self.draw, self.link_s, self.misses = 0, 0.0, timer.misses
         self.loads: list[dict[str, LoadTable]] = []
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
@@ -71,6 +71,7 @@ class EpochTimer:
             self._advance()
         self._left -= 1
         seconds = self._timer.step_s(ranks)
+        self.link_s = self._timer.link_s
         self.draw = self._epoch * NUM_DRAWS + self._timer.draw
         if self._stalls:
             self._stalls -= 1

@@ -9,6 +9,7 @@ from planner.errors import InputError
 from planner.layout import Layout
 from planner.loads import Question, traffic
 from planner.model.config import Moe
+from planner.residency import Residency
 from planner.routing import Law, Selection
 from planner.routing.drift import Drift
 
@@ -22,7 +23,8 @@ class ExpertSettings:
     capacity limit, None for dropless. `top_k` replaces the model's experts per token, `top_k_spread` lets them vary
     from token to token with this standard deviation (adaptive routing). `drift` moves the popularity over the steps;
     every `rebalance_steps` the experts are placed anew for what was seen since the last time, None for never; the
-    ranks wait for the move unless `rebalance_async`.
+    ranks wait for the move unless `rebalance_async`. With `residency`, what HBM cannot hold lies in `dram_bytes` of
+    host memory (None: the profile's) and `nvme_bytes` of drives; `gpus_per_root` GPUs share a host link.
     """
 
     skew: Law | None = None
@@ -33,6 +35,10 @@ class ExpertSettings:
     drift: Drift | None = None
     rebalance_steps: int | None = None
     rebalance_async: bool = False
+    residency: Residency | None = None
+    dram_bytes: float | None = None
+    nvme_bytes: float = 0.0
+    gpus_per_root: int = 1
 
     def __post_init__(self) -> None:
         if self.rebalance_steps is not None and self.rebalance_steps < 1:

@@ -20,28 +20,44 @@ class ExpertSteps:
 
     `max_over_mean` is the load of the busiest rank over the even share of all assignments, `active_experts` the most
     experts with a token on any rank, `drop_rate` the share of assignments beyond capacity and `fully_dropped_rate`
-    the share of tokens that lost all of theirs.
+    the share of tokens that lost all of theirs. `hit_rate` is the share of needed experts found in HBM, `miss_bytes`
+    what the step fetched of the others (all layers).
     """
 
     max_over_mean: Floats
     active_experts: Floats
     drop_rate: Floats
     fully_dropped_rate: Floats
+    hit_rate: Floats
+    miss_bytes: Floats
 
     def columns(self) -> dict[str, Floats]:
         """The columns by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def expert_steps(loads: Sequence[Mapping[str, LoadTable]], steps: StepTable) -> ExpertSteps:
-    """Columns for `steps`, whose draws count through the epochs of `loads` (each prefill and decode)."""
+def expert_steps(
+    loads: Sequence[Mapping[str, LoadTable]], misses: Mapping[str, Mapping[str, Floats]], steps: StepTable
+) -> ExpertSteps:
+    """Columns for `steps`, whose draws count through the epochs of `loads` (each prefill and decode).
+
+    `misses` are those of `planner.routedcost.RoutedCost.misses`, empty where all experts are in HBM.
+    """
     tokens = steps.prefill_tokens + steps.decode_seqs
     knot, is_prefill = nearest_knot(tokens, loads[0]["decode"].question.knots), (steps.prefill_tokens > 0).astype(int)
     epoch, draw = np.divmod(steps.draw, NUM_DRAWS)
     at = (epoch, is_prefill, knot, draw)
     tables = [[_summary(epoch[phase]) for phase in ("decode", "prefill")] for epoch in loads]
-    stacked = {name: np.array([[t[name] for t in phases] for phases in tables]) for name in ExpertSteps.__slots__}
-    return ExpertSteps(**{name: values[at] for name, values in stacked.items()})
+    stacked = {name: np.array([[t[name] for t in phases] for phases in tables]) for name in tables[0][0]}
+    columns = {name: values[at] for name, values in stacked.items()}
+    columns |= {"hit_rate": np.ones(len(steps)), "miss_bytes": np.zeros(len(steps))}
+    if misses:
+        by_phase = [misses[phase] for phase in ("decode", "prefill")]
+        missed_at = (is_prefill, nearest_knot(tokens), draw)
+        columns |= {
+            name: np.array([found[name] for found in by_phase])[missed_at] for name in ("hit_rate", "miss_bytes")
+        }
+    return ExpertSteps(**columns)
 
 
 def _summary(table: LoadTable) -> dict[str, Floats]:

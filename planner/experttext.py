@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.tables import table
-from planner.units import format_seconds, significant
+from planner.units import format_bytes, format_seconds, significant
 
 Facts = dict[str, Any]
 
@@ -27,6 +27,17 @@ def run_lines(facts: Facts | None) -> list[str]:
             f"{facts['drop_rate']:.2%} of assignments dropped, {facts['drop_rate_worst_step']:.1%} in the worst step, "
             f"{facts['fully_dropped_rate']:.2%} of tokens lost all their experts"
         )
+    if facts["residency"]:
+        away = facts["residency"]
+        where = ", ".join(f"{format_bytes(size)} in {tier}" for tier, size in away["bytes_by_tier"].items() if size)
+        hits = (
+            "" if away["hit_rate_decode"] is None else f", {away['hit_rate_decode']:.0%} of the needed ones found there"
+        )
+        lines.append(
+            f"  Residency ({away['policy']}): {away['resident_experts_per_layer']} of "
+            f"{away['num_experts_per_layer']} experts per layer in HBM{hits}; {where}; "
+            f"{format_bytes(away['miss_bytes_per_output_token'])} from outside per output token"
+        )
     if facts["num_rebalances"]:
         lines.append(
             f"  {facts['num_rebalances']} rebalances per replica, "
@@ -37,6 +48,34 @@ def run_lines(facts: Facts | None) -> list[str]:
 
 def _copies(facts: Facts) -> str:
     return f", {facts['redundant_experts']} copies" if facts["redundant_experts"] else ""
+
+
+def outside_lines(found: list[Facts]) -> list[str]:
+    """Residency policies per cluster, where the experts do not fit in HBM."""
+    lines = []
+    for facts in found:
+        lines.append(
+            f"With experts outside HBM on one node of {facts['cluster']} "
+            f"({facts['batch']} sequences of {facts['context_tokens']:,} tokens, estimates)"
+        )
+        if not facts["policies"]:
+            lines += [f"  {facts['reason']}", ""]
+            continue
+        rows = [
+            (
+                row["policy"],
+                significant(row["decode_tok_per_s"]),
+                significant(row["prefill_tok_per_s"]),
+                f"{row['resident_experts_per_layer']}/{row['num_experts_per_layer']}",
+                f"{row['hit_rate']:.0%}",
+                " + ".join(f"{format_bytes(size)} {tier}" for tier, size in row["bytes_by_tier"].items() if size),
+                row["bound"],
+            )
+            for row in facts["policies"]
+        ]
+        header = ["policy", "output tok/s", "prompt tok/s", "experts in HBM", "hits", "experts lie in", "bound by"]
+        lines += [table(header, rows), ""]
+    return lines
 
 
 def balance_lines(facts: Facts | None) -> list[str]:

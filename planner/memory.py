@@ -106,9 +106,15 @@ class Ledger:
         self.model, self.system, self.engine = model, system, engine
         self._weights = lru_cache(maxsize=None)(self._stage_weights)
 
-    def use(self, layout: Layout, limits: Limits, backend: str, context_tokens: int) -> MemoryUse:
-        """Ledger of `layout`; KV capacity is stated for sequences of `context_tokens` tokens."""
+    def use(
+        self, layout: Layout, limits: Limits, backend: str, context_tokens: int, resident_share: float = 1.0
+    ) -> MemoryUse:
+        """Ledger of `layout`; KV capacity is stated for sequences of `context_tokens` tokens.
+
+        `resident_share` of the routed experts are in HBM, the others elsewhere.
+        """
         weights, kv_per_token = self._weights(replace(layout, replicas=1), context_tokens)
+        weights = weights * np.where(np.array(_WEIGHT_TERMS) == "experts", resident_share, 1.0)
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
         free = np.array([budget - float(w) - self._claimed(fixed) for w in weights.sum(axis=1)])

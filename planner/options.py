@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from planner.hardware import Cluster, parse_cluster
 from planner.model import ModelConfig, load
 from planner.model.precision import override
 from planner.placement import PLACEMENTS
+from planner.residency import Residency
 from planner.routing import Law, Measured, named_skew
 from planner.routing.drift import Drift
 from planner.routing.formats import read_record
 from planner.routing.records import check_model
 from planner.workload import Slo, Workload, load_workload
 
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(TB|GB|MB|TiB|GiB|MiB)\s*", re.IGNORECASE)
+_SCALE = {"tb": 1e12, "gb": 1e9, "mb": 1e6, "tib": 2.0**40, "gib": 2.0**30, "mib": 2.0**20}
 DEFAULT_RATE_PER_S = 1.0
 _TYPICAL_TPOT_S = 0.05
 _GENERATIONS = 5
@@ -90,6 +94,7 @@ def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
     """
     if chosen.placement not in PLACEMENTS:
         raise InputError(f"--placement {chosen.placement}: {nearest(chosen.placement, PLACEMENTS)}")
+    check_positive(gpus_per_root=chosen.gpus_per_root)
     top_k, spread = _experts_per_token(model, chosen.top_k)
     drifts = chosen.drift_half_life is not None or chosen.drift_switch is not None
     return ExpertSettings(
@@ -101,6 +106,10 @@ def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
         drift=Drift(chosen.drift_half_life, chosen.drift_switch) if drifts else None,
         rebalance_steps=chosen.rebalance_steps,
         rebalance_async=chosen.rebalance_async,
+        residency=Residency(chosen.residency) if chosen.residency else None,
+        dram_bytes=None if chosen.dram is None else parse_bytes("--dram", chosen.dram),
+        nvme_bytes=0.0 if chosen.nvme is None else parse_bytes("--nvme", chosen.nvme),
+        gpus_per_root=chosen.gpus_per_root,
     )
 
 
@@ -143,6 +152,14 @@ def _experts_per_token(model: ModelConfig, text: str | None) -> tuple[int | None
         return int(mean), float(spread or 0)
     except ValueError:
         raise InputError(f"--top-k {text}: {spread!r} is not a number") from None
+
+
+def parse_bytes(option: str, text: str) -> float:
+    """Bytes of `128GB`, `1.5 TB` or `64GiB`; InputError naming `option` otherwise."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InputError(f"{option} {text}: give a size with its unit, such as 128GB or 2TB")
+    return float(match[1]) * _SCALE[match[2].lower()]
 
 
 def check_positive(**values: int | None) -> None:

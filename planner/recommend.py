@@ -20,6 +20,7 @@ from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.model import ModelConfig
 from planner.model.precision import override
+from planner.outside import Outside, outside
 from planner.remedies import remedies
 from planner.search import MORE_THAN_NEEDED, Candidate, Search, SearchResult
 from planner.workload import Slo, Workload
@@ -50,7 +51,8 @@ class Recommendation:
     """The answer with its evidence. `winner` is the cheapest run that meets the SLO, else the nearest miss.
 
     `sustained_factor` is the highest tested multiple of the demand at which the winner still meets the SLO (0 when
-    it does not meet it at all); `remedies` say what would make an infeasible question feasible, cheapest first.
+    it does not meet it at all); `outside` are the residency policies that were looked at, if the model does not fit in
+    HBM or the user asked for one; `remedies` say what would make an infeasible question feasible, cheapest first.
     """
 
     model: ModelConfig
@@ -63,14 +65,15 @@ class Recommendation:
     winner: Run | None
     runs: tuple[Run, ...]
     searches: tuple[tuple[str, SearchResult], ...]
+    outside: tuple[Outside, ...]
     sustained_factor: float
     remedies: tuple[str, ...]
     wall_s: float
 
     @property
     def feasible(self) -> bool:
-        """Some layout fits in memory."""
-        return any(search.fitting for _, search in self.searches)
+        """Some layout fits in memory, or experts outside HBM make it fit."""
+        return any(search.fitting for _, search in self.searches) or any(o.deployments for o in self.outside)
 
     @property
     def meets_slo(self) -> bool:
@@ -106,6 +109,8 @@ def recommend(
         found = Search(cluster, engine, workload, slo, experts).run(variants, _part(progress, f"search {cluster.name}"))
         searches.append((cluster.name, found))
         runs += _simulate_finalists(found, trial, workload, _part(progress, f"simulate {cluster.name}"))
+    beyond = _beyond_hbm(model, clusters, searches, workload, engine, experts)
+    runs += [trial(deployment, workload) for found in beyond for deployment in found.deployments]
     runs += _balanced(runs, trial, workload)
     runs.sort(key=_preference)
     winner = runs[0] if runs else None
@@ -121,10 +126,39 @@ def recommend(
         winner,
         tuple(runs),
         tuple(searches),
+        beyond,
         _sustained_factor(winner, trial, workload) if winner and meets else 0.0,
-        () if meets else remedies(model, searches, clusters, workload, engine, winner),
+        _remedies(model, searches, clusters, workload, engine, winner),
         time.perf_counter() - start,
     )
+
+
+def _beyond_hbm(
+    model: ModelConfig,
+    clusters: list[Cluster],
+    searches: list[tuple[str, SearchResult]],
+    workload: Workload,
+    engine: Engine,
+    experts: ExpertSettings,
+) -> tuple[Outside, ...]:
+    """Residency policies where nothing fits in HBM, or where the user asked for one."""
+    if model.moe is None or (any(found.fitting for _, found in searches) and experts.residency is None):
+        return ()
+    return tuple(outside(model, cluster, workload, engine, experts) for cluster in clusters)
+
+
+def _remedies(
+    model: ModelConfig,
+    searches: list[tuple[str, SearchResult]],
+    clusters: list[Cluster],
+    workload: Workload,
+    engine: Engine,
+    winner: Run | None,
+) -> tuple[str, ...]:
+    """What would meet the SLO, or hold in HBM what the winner keeps outside; nothing when all is well."""
+    if winner is not None and winner.meets_slo and winner.deployment.offload is None:
+        return ()
+    return remedies(model, searches, clusters, workload, engine, winner)
 
 
 def default_kv_formats(model: ModelConfig, cluster: Cluster) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from planner.measurements import Curve, Origin, Tables
 from planner.model import ModelConfig
 from planner.model.config import Layer, Moe
 from planner.model.precision import compute_format
+from planner.offload import Offload
+from planner.residency.timing import LayerTime
 from planner.steptime import TOKENS, Floats, Sum
 
 _BF16_BYTES = 2.0
@@ -31,7 +33,11 @@ def _unchanged(question: Question) -> Question:
 
 
 class RoutedCost:
-    """Expert layers of one layout of one model; `backend` as in `planner.cost.StepCost`."""
+    """Expert layers of one layout of one model; `backend` as in `planner.cost.StepCost`.
+
+    With `offload` some experts lie outside HBM; `rest_s` is then the other work of a layer by tokens, behind which
+    fetches may hide.
+    """
 
     def __init__(
         self,
@@ -41,9 +47,12 @@ class RoutedCost:
         tables: Tables,
         backend: str,
         settings: ExpertSettings,
+        offload: Offload | None = None,
+        rest_s: Callable[[Floats], Floats] | None = None,
     ) -> None:
         self.model, self.layout, self.cluster, self.tables = model, layout, cluster, tables
         self.backend, self.settings = backend, settings
+        self.offload, self._rest_s = offload, rest_s
         self._nodes = -(-layout.stage_gpus // cluster.scale_up_gpus)
 
     def table(self, phase: str, kinds: Kinds) -> Sum:
@@ -52,9 +61,15 @@ class RoutedCost:
         for layer, count in kinds:
             if layer.moe:
                 moe = self.settings.router(layer.moe)
-                load = rank_load(load_table(self.question(moe, phase)), TOKENS)
+                loads = load_table(self.question(moe, phase))
+                load = rank_load(loads, TOKENS)
                 seconds, origin = self._seconds(moe, load.max_assignments, load.active_on_busiest)
                 total.add("experts", seconds * count, origin)
+                if self.offload is not None:
+                    knots = np.array(loads.question.knots, dtype=float)
+                    exposed = self.offloaded(moe, phase, loads).exposed_s.mean(axis=(1, 2))
+                    added = np.exp(np.interp(np.log(TOKENS), np.log(knots), np.log(np.maximum(exposed, 1e-12))))
+                    total.add("expert_misses", added * count, self.offload.origin)
                 if self.layout.attention_dp > 1:
                     hottest = load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
                     self._add_exchange(total, moe, count, phase, hottest, TOKENS)
@@ -69,6 +84,8 @@ class RoutedCost:
                 question = ask(self.question(moe, phase))
                 loads, tokens = load_table(question), np.array(question.knots, dtype=float)[:, None, None]
                 drawn, _ = self._seconds(moe, loads.max_assigned, loads.max_active)
+                if self.offload is not None:
+                    drawn = self.offloaded(moe, phase, loads).total_s
                 if self.layout.attention_dp > 1:
                     even = tokens * moe.top_k / self.layout.ep
                     exchange = Sum(loads.max_assigned.shape)
@@ -76,6 +93,33 @@ class RoutedCost:
                     drawn = drawn + sum(exchange.terms.values())
                 seconds = seconds + drawn.mean(axis=-1) * count
         return seconds
+
+    def offloaded(self, moe: Moe, phase: str, loads: LoadTable) -> LayerTime:
+        """Expert part of a layer in every draw of `loads`, arrays [knots, draws, layers]. Only with an offload."""
+        assert self.offload is not None and self._rest_s is not None
+        gpu_s, _ = self._seconds(moe, loads.max_assigned, loads.max_active)
+        rest_s = self._rest_s(np.array(loads.question.knots, dtype=float))
+        times = [
+            self.offload.layer_time(moe, phase, tokens, active, assigned, gpu, float(rest))
+            for tokens, active, assigned, gpu, rest in zip(
+                loads.question.knots, loads.max_active, loads.max_assigned, gpu_s, rest_s, strict=True
+            )
+        ]
+        return LayerTime(**{name: np.stack([getattr(t, name) for t in times]) for name in LayerTime.__slots__})
+
+    def misses(self) -> dict[str, dict[str, Floats]]:
+        """Hit rate, bytes fetched and seconds of the host link of a step by phase, [knots, draws] each."""
+        count, found = self.model.num_moe_layers, {}
+        for phase, loads in self.loads().items():
+            moe = self.settings.router(self.model.moe) if self.model.moe else None
+            assert moe is not None
+            time = self.offloaded(moe, phase, loads)
+            found[phase] = {
+                "hit_rate": time.hit_rate.mean(axis=-1),
+                "miss_bytes": time.miss_bytes.mean(axis=-1) * count,
+                "link_s": time.link_s.mean(axis=-1) * count,
+            }
+        return found
 
     def loads(self, ask: Callable[[Question], Question] = _unchanged) -> dict[str, LoadTable]:
         """Draws of the router in the first kind of MoE layer, by phase. Only for models with experts."""

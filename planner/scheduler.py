@@ -99,7 +99,7 @@ class EngineSpec:
 
     `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
     requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT, between them lies SGLang's
-    new_token_ratio.
+    new_token_ratio. `groups_per_link` neighbouring groups fetch experts over one host link, 0 for no fetching.
     """
 
     num_groups: int
@@ -110,6 +110,7 @@ class EngineSpec:
     max_batched_tokens: int = 8192
     policy: str = "mixed"
     admission_reserve: float = 0.0
+    groups_per_link: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens"):

@@ -34,10 +34,12 @@ _PROGRESS_CALLS = 100
 class StepTimer(Protocol):
     """The cost model, as the simulation sees it.
 
-    `draw` numbers the cached draw of the router that the last step used, 0 where there is none.
+    `draw` numbers the cached draw of the router that the last step used, 0 where there is none; `link_s` is how long
+    the last step's fetches of experts keep the host link busy [s].
     """
 
     draw: int
+    link_s: float
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
@@ -127,6 +129,24 @@ def simulate(
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
 
+class HostLink:
+    """A link over which groups fetch experts, first come first served; a step's fetches are one job.
+
+    Same waits as a `simpy.Resource` of capacity 1, without an event of its own.
+    """
+
+    __slots__ = ("free_s",)
+
+    def __init__(self) -> None:
+        self.free_s = 0.0
+
+    def wait_s(self, now_s: float, busy_s: float) -> float:
+        """How long a job of `busy_s` that comes at `now_s` waits for those before it [s]."""
+        wait_s = max(0.0, self.free_s - now_s)
+        self.free_s = now_s + wait_s + busy_s
+        return wait_s
+
+
 class _Group:
     """Ranks that step together; `wake` is the event it sleeps on while it has no requests."""
 
@@ -158,6 +178,8 @@ class _Run:
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
+        shared = spec.groups_per_link
+        self.links = [HostLink() for _ in range(-(-spec.num_groups // shared))] if shared else []
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.num_steps = self.num_sent = self.num_done = 0
         self.now_s = 0.0
@@ -199,6 +221,7 @@ class _Run:
         """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
         env, ranks, timer = self.env, group.ranks, self.timer
         works = [rank.work for rank in ranks]
+        link = self.links[group.index // self.spec.groups_per_link] if self.links else None
         while True:
             if not group.in_flight:
                 group.wake = env.event()
@@ -208,6 +231,8 @@ class _Run:
             for rank in ranks:
                 rank.plan(start_s)
             step_s = timer.step_s(works)
+            if link is not None:
+                step_s += link.wait_s(start_s, timer.link_s)
             if not 0 < step_s < math.inf:
                 raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
             self.num_steps += 1

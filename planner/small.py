@@ -20,10 +20,10 @@ from planner.layout import Layout, check_layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
 from planner.model.config import Moe
-from planner.model.precision import stored_bytes
-from planner.residency import POLICIES, Residency, Spread, Tiers, layer_seconds, tiers_of
+from planner.offload import Offload, offload
+from planner.residency import POLICIES, Residency, Spread, Tiers, tiers_of
 from planner.residency.hosts import Host
-from planner.residency.timing import LayerTime, LayerWork
+from planner.residency.timing import LayerTime
 from planner.routing import active_experts, popularity, skew_for
 from planner.steptime import StepTime
 from planner.units import format_bytes
@@ -32,7 +32,6 @@ PAST_ERROR = "12 published runs of KTransformers, llama.cpp, MoE-Infinity and vL
 """Predicted over measured decode rate less 1; tests/test_small.py names the runs. Seven of them set the CPU's rate and
 hand-over times; the other five lie -42, -32, -6, -5 and -3 % off. Engines that launch every kernel from Python
 (MoE-Infinity on DeepSeek-V2-Lite) are several times slower than predicted, and so is llama.cpp without a GPU."""
-_BF16_BYTES = 2.0
 _REPRESENTATIVE_LAYERS = 8
 _SEED = 20250711
 
@@ -143,7 +142,7 @@ def compare(
     if failure is not None and not found:
         raise failure
     ranked = sorted(found, key=lambda e: (-e.decode_tok_per_s, e.residency.policy))
-    return Comparison(tuple(ranked), rejected, question.tiers(0.0))
+    return Comparison(tuple(ranked), rejected, question.tiers(question.free_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +175,6 @@ class _Question:
         self.free_bytes = machine.num_gpus * use.budget_bytes - self.other_bytes
         if self.free_bytes < 0:
             raise self._no_room(context)
-        experts = (w for layer in model.layers for w in layer.weights if w.part == "expert")
-        self.layer_bytes = sum(stored_bytes(w, model.format_of(w.part)) for w in experts) / self.moe.num_experts
         cost = StepCost(model, layout, cluster, engine)
         seqs, length = np.array([float(batch)]), np.array([float(context)])
         self.steps = {
@@ -185,12 +182,12 @@ class _Question:
             "prefill": (self.chunk, cost.prefill(np.array([float(self.chunk)]))),
         }
 
-    def tiers(self, reserved_bytes: float) -> Tiers:
-        """Tiers with the HBM that is left for experts."""
+    def tiers(self, hbm_bytes: float) -> Tiers:
+        """Tiers with `hbm_bytes` of HBM left for experts."""
         machine = self.machine
         return tiers_of(
             machine.system,
-            self.free_bytes - reserved_bytes,
+            hbm_bytes,
             num_gpus=machine.num_gpus,
             dram_bytes=machine.dram_bytes,
             nvme_bytes=machine.nvme_bytes,
@@ -201,14 +198,10 @@ class _Question:
 
     def answer(self, residency: Residency) -> Estimate:
         """The estimate under one policy."""
-        layers, total = self.model.num_moe_layers, self.layer_bytes * self.moe.num_experts
-        # A stream lands in two buffers of a layer each, which are no room for resident experts.
-        buffers = min(2.0 * total / layers, self.free_bytes / 2) if residency.policy == "stream" else 0.0
-        tiers = self.tiers(buffers if total > self.free_bytes else 0.0)
-        held = residency.spread(tiers, self.layer_bytes, self.moe.num_experts, f"the experts of {self.model.name}")
-        if held.resident == self.moe.num_experts:
-            residency = replace(residency, policy="all-resident", resident_experts=None)
-        decode, prefill = (self._phase(residency, tiers, held, phase) for phase in ("decode", "prefill"))
+        layers = self.model.num_moe_layers
+        found = offload(self.model, residency, self.free_bytes, self.tiers)
+        residency, tiers, held = found.residency, found.tiers, found.held
+        decode, prefill = (self._phase(found, phase) for phase in ("decode", "prefill"))
         terms, prefill_terms = _terms(decode, layers), _terms(prefill, layers)
         step_s, chunk_s = sum(terms.values()), sum(prefill_terms.values())
         return Estimate(
@@ -220,7 +213,7 @@ class _Question:
             held=held,
             hit_rate=float(decode.layer.hit_rate[0]),
             miss_bytes_per_token=float(decode.layer.miss_bytes[0]) * layers / self.batch,
-            bytes_by_tier=held.bytes_by_tier(tiers, self.layer_bytes),
+            bytes_by_tier=held.bytes_by_tier(tiers, found.layer_bytes),
             other_hbm_bytes=self.other_bytes,
             terms=terms,
             bound=self._bound(terms, decode.slowest_tier),
@@ -228,28 +221,20 @@ class _Question:
             origin_share=_origins(decode, layers, residency.row.origin),
         )
 
-    def _phase(self, residency: Residency, tiers: Tiers, held: Spread, phase: str) -> _Phase:
+    def _phase(self, found: Offload, phase: str) -> _Phase:
         tokens, step = self.steps[phase]
-        moe, layers, ones = self.moe, self.model.num_moe_layers, np.ones(1)
-        picks = max(1, round(moe.active_experts))
-        # One sequence, or one prompt, keeps to its domain; a batch of users mixes them.
+        layers, ones = self.model.num_moe_layers, np.ones(1)
+        moe = replace(self.moe, top_k=max(1, round(self.moe.active_experts)))
         law = skew_for(moe.num_experts, "decode" if phase == "decode" and self.batch > 1 else "prefill")
-        q = popularity(moe.num_experts, picks, law, _REPRESENTATIVE_LAYERS, _SEED) * picks
+        q = popularity(moe.num_experts, moe.top_k, law, _REPRESENTATIVE_LAYERS, _SEED) * moe.top_k
+        active = ones * float(active_experts(tokens, q).mean())
         experts_s = np.asarray(step.terms["experts"]) / layers
-        work = LayerWork(
-            active=ones * float(active_experts(tokens, q).mean()),
-            assigned=ones * tokens * picks,
-            tokens=ones * tokens,
-            gpu_s=experts_s,
-            rest_s=step.total_s / layers - experts_s,
-            expert_bytes=self.layer_bytes / layers,
-            expert_flop=2.0 * moe.num_matrices * moe.expert_hidden * moe.expert_width,
-            hidden_bytes=_BF16_BYTES * moe.expert_hidden,
-        )
-        curve = residency.hits(moe.num_experts, picks, tokens, law, skew_for(moe.num_experts, "decode"))
-        seconds = held.shares(curve)[1:] / np.array([tier.bytes_per_s for tier in tiers.backing])
-        slowest = tiers.backing[int(np.argmax(seconds))].name if len(seconds) else ""
-        return _Phase(step, layer_seconds(residency, tiers, held, curve, work), slowest)
+        rest_s = float(np.sum(step.total_s)) / layers - float(experts_s[0])
+        layer = found.layer_time(moe, phase, tokens, active, ones * tokens * moe.top_k, experts_s, rest_s)
+        backing = found.tiers.backing
+        seconds = found.held.shares(found.hits(moe, phase, tokens))[1:] / np.array([t.bytes_per_s for t in backing])
+        slowest = backing[int(np.argmax(seconds))].name if len(seconds) else ""
+        return _Phase(step, layer, slowest)
 
     def _bound(self, terms: Mapping[str, float], slowest_tier: str) -> str:
         """What most of a step waits for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.experttext import balance_lines, run_lines
+from planner.experttext import balance_lines, outside_lines, run_lines
 from planner.tables import table
 from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
 
@@ -120,6 +120,7 @@ def plan_text(facts: Facts) -> str:
     lines = [facts["headline"], ""]
     if facts["layout"] is not None:
         lines += _winner_lines(facts)
+    lines += outside_lines(facts["residency"])
     lines += ["Why the others lost"]
     nearest = facts["nearest_miss"]
     for reason, count in facts["rejected"].items():

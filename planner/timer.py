@@ -39,7 +39,9 @@ class CostTimer:
         self._moe = {phase: _list(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
         self._knot: list[int] = nearest_knot(grid).tolist()
         self._order = cycle(_draw_order())
-        self.draw = 0
+        self.draw, self.link_s = 0, 0.0
+        self.misses = cost.routed.misses() if cost.offload else {}
+        """Hit rate, bytes fetched and link time of a step by phase and name, [knots, draws]; empty if all is in HBM."""
         self._decode = np.sum(list(cost.decode_table.terms.values()), axis=0)
         self._prefill = np.sum(list(cost.prefill_table.terms.values()), axis=0)
         self._decode_rows: dict[int, list[float]] = {}
@@ -174,8 +176,28 @@ class LoneRankTimer(CostTimer):
         return self._host_s + self._alone[draw][seqs] + low + (row[index + 1] - low) * (position - index)
 
 
+class OffloadTimer(CostTimer):
+    """`CostTimer` that also says how long the fetches of a step keep the host link busy."""
+
+    def __init__(self, cost: StepCost, limits: Limits) -> None:
+        super().__init__(cost, limits)
+        self._link_s: dict[str, list[list[float]]] = {
+            phase: found["link_s"].tolist() for phase, found in self.misses.items()
+        }
+
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one step of the only rank."""
+        rank = ranks[0]
+        seconds = super().step_s(ranks)
+        tokens = rank.decode_seqs + rank.prefill_tokens
+        self.link_s = self._link_s["prefill" if rank.prefill_tokens else "decode"][self._knot[tokens]][self.draw]
+        return seconds
+
+
 def step_timer(cost: StepCost, limits: Limits) -> CostTimer:
     """The fastest timer that is exact for the layout of `cost`."""
+    if cost.offload is not None:
+        return OffloadTimer(cost, limits)
     lone = cost.layout.attention_dp == 1 and cost.layout.pp == 1 and not cost.has_encoder
     return (LoneRankTimer if lone else CostTimer)(cost, limits)
 

@@ -13,6 +13,7 @@ from planner.workload import Arrivals, Lengths, Workload, parse_slo
 
 class ConstantTimer:
     draw = 0
+    link_s = 0.0
 
     def step_s(self, ranks):
         return 0.02
@@ -161,6 +162,7 @@ def test_warmup_removal_removes_the_ramp():
 
     class Growing:
         draw = 0
+        link_s = 0.0
 
         def step_s(self, ranks):
             return 0.005 + 0.0002 * ranks[0].decode_seqs

@@ -21,6 +21,7 @@ class LinearTimer:
         self.calls, self.ranks_seen, self.idle_ranks = 0, set(), 0
 
     draw = 0
+    link_s = 0.0
 
     def step_s(self, ranks):
         self.calls += 1
@@ -44,6 +45,7 @@ class ConstantTimer:
         self.value = step_s
 
     draw = 0
+    link_s = 0.0
 
     def step_s(self, ranks):
         return self.value

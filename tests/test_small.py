@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from planner.cli.experts_residency import parse_bytes, show_residency
+from planner.cli.experts_residency import show_residency
 from planner.errors import DoesNotFit, InputError
 from planner.hardware import Link, System, system
 from planner.model import ModelConfig, load
 from planner.model.config import Moe
 from planner.model.precision import override
+from planner.options import parse_bytes
 from planner.residency import POLICIES, Residency
 from planner.residency.hosts import Host, host
 from planner.small import Estimate, Machine, compare, estimate

@@ -12,6 +12,7 @@ ONE_AT_A_TIME = EngineSpec(1, 1, 10_000, max_num_seqs=1)
 
 class UnitStep:
     draw = 0
+    link_s = 0.0
 
     def step_s(self, ranks):
         return 1.0
@@ -77,6 +78,7 @@ def test_littles_law_between_the_two_tables(arrivals):
 
     class Timer:
         draw = 0
+        link_s = 0.0
 
         def step_s(self, ranks):
             return 0.01 + 0.0005 * ranks[0].decode_seqs + 1e-5 * ranks[0].prefill_tokens

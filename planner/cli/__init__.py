@@ -8,7 +8,7 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
-from planner.cli import commands, experts_drops, experts_inspect, experts_place, experts_variants
+from planner.cli import commands, experts_drops, experts_inspect, experts_place, experts_residency, experts_variants
 from planner.cli import profiles as profile_commands
 from planner.errors import Infeasible, PlannerError
 
@@ -26,6 +26,7 @@ _experts = App(name="experts", help="Routing records, placement, token drops, re
 _experts.command(experts_inspect.inspect_records, name="inspect")
 _experts.command(experts_place.place_experts, name="place")
 _experts.command(experts_drops.count_drops, name="drops")
+_experts.command(experts_residency.show_residency, name="residency")
 _experts.command(experts_variants.show_variants, name="variants")
 app.command(_experts)
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from planner.cli.terminal import show
-from planner.errors import InputError
-
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(TB|GB|MB|TiB|GiB|MiB)\s*", re.IGNORECASE)
-_SCALE = {"tb": 1e12, "gb": 1e9, "mb": 1e6, "tib": 2.0**40, "gib": 2.0**30, "mib": 2.0**20}
 
 
 def show_residency(
@@ -76,9 +71,9 @@ def show_residency(
     machine = Machine(
         load_system(gpu),
         num_gpus,
-        None if dram is None else parse_bytes("--dram", dram),
-        parse_bytes("--nvme", space),
-        parse_bytes("--nvme", rate.lower().removesuffix("/s")) if rate else None,
+        None if dram is None else options.parse_bytes("--dram", dram),
+        options.parse_bytes("--nvme", space),
+        options.parse_bytes("--nvme", rate.lower().removesuffix("/s")) if rate else None,
         named_host(host) if host else None,
     )
     accuracy = PREFETCH_ACCURACY if prefetch_accuracy is None else prefetch_accuracy
@@ -87,14 +82,6 @@ def show_residency(
     chosen = options.precision(model, weights, None)
     found = compare(chosen, machine, asked, context=context, batch=batch, chunk=chunk)
     show(residency_facts(chosen, machine, found, context, batch), json, residency_text)
-
-
-def parse_bytes(option: str, text: str) -> float:
-    """Bytes of `128GB`, `1.5 TB` or `64GiB`; InputError naming `option` otherwise."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise InputError(f"{option} {text}: give a size with its unit, such as 128GB or 2TB")
-    return float(match[1]) * _SCALE[match[2].lower()]
 
 
 def residency_text(facts: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from planner.balance import BalanceOption, Staleness
     from planner.deployment import Run
     from planner.experts import ExpertSettings
+    from planner.outside import Outside
 
 Facts = dict[str, Any]
 
@@ -50,8 +51,26 @@ def expert_facts(run: Run) -> Facts | None:
         "drop_rate": float((drawn.drop_rate * weight).sum()),
         "drop_rate_worst_step": float(drawn.drop_rate.max()),
         "fully_dropped_rate": float((drawn.fully_dropped_rate * weight).sum()),
+        "residency": _residency(run),
         "num_rebalances": run.num_rebalances,
         "rebalance_stall_s": run.rebalance_stall_s,
+    }
+
+
+def _residency(run: Run) -> Facts | None:
+    """Where the experts lie and what fetching them came to; None when all are in HBM."""
+    away, drawn, steps = run.deployment.offload, run.expert_steps, run.simulation.steps
+    if away is None or drawn is None:
+        return None
+    decoding = steps.prefill_tokens == 0
+    generated = max(int(steps.decode_seqs[decoding].sum()), 1)
+    return {
+        "policy": away.residency.policy,
+        "resident_experts_per_layer": away.held.resident,
+        "num_experts_per_layer": away.held.num_experts,
+        "bytes_by_tier": {k: round(v) for k, v in away.held.bytes_by_tier(away.tiers, away.layer_bytes).items()},
+        "hit_rate_decode": float(drawn.hit_rate[decoding].mean()) if decoding.any() else None,
+        "miss_bytes_per_output_token": float(drawn.miss_bytes[decoding].sum()) / generated,
     }
 
 
@@ -62,6 +81,12 @@ def expert_warnings(run: Run) -> list[str]:
     deployment = run.deployment
     doubt = caution(deployment.model, deployment.experts.limit)
     warnings = [f"{doubt.level.upper()}: {doubt.text}."] if doubt else []
+    if deployment.offload is not None:
+        policy = deployment.offload.residency
+        warnings.append(
+            f"Experts outside HBM by {policy.policy} ({policy.row.meaning}) is what {policy.row.engines} offers; the "
+            f"times rest on kernels and memory rule of {deployment.engine.name}."
+        )
     dropped = run.expert_steps is not None and bool(run.expert_steps.drop_rate.max(initial=0.0) > 0)
     return warnings + ([QUALITY_NOTE] if dropped else [])
 
@@ -73,6 +98,32 @@ def _means(drawn: Any, rows: Any) -> dict[str, float]:
 def _local(run: Run) -> int:
     moe, layout = run.deployment.model.moe, run.deployment.layout
     return (moe.num_experts + layout.redundant_experts) // layout.ep if moe else 0
+
+
+def outside_facts(found: Outside) -> Facts:
+    """Residency policies on one cluster, fastest decode first, and why the others are out."""
+    policies = found.comparison.estimates if found.comparison else ()
+    return {
+        "cluster": found.cluster.name,
+        "batch": found.batch,
+        "context_tokens": found.context,
+        "policies": [
+            {
+                "policy": e.residency.policy,
+                "meaning": e.residency.row.meaning,
+                "decode_tok_per_s": e.decode_tok_per_s,
+                "prefill_tok_per_s": e.prefill_tok_per_s,
+                "resident_experts_per_layer": e.held.resident,
+                "num_experts_per_layer": e.held.num_experts,
+                "hit_rate": e.hit_rate,
+                "bytes_by_tier": {name: round(size) for name, size in e.bytes_by_tier.items()},
+                "bound": e.bound,
+            }
+            for e in policies
+        ],
+        "rejected": dict(found.comparison.rejected) if found.comparison else {},
+        "reason": found.reason,
+    }
 
 
 def balance_facts(options: tuple[BalanceOption, ...], stale: Staleness | None) -> Facts | None:

@@ -10,10 +10,11 @@ from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
-from planner.facts.experts import balance_facts, expert_facts, expert_warnings
+from planner.facts.experts import balance_facts, expert_facts, expert_warnings, outside_facts
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
+from planner.small import PAST_ERROR
 from planner.steptime import StepTime
 from planner.units import format_seconds, format_usd, significant
 
@@ -58,6 +59,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "command": command,
         "versions": {"moeplan": __version__, "engine": f"{rec.engine.name} {rec.engine.version}"},
         "assumptions": _assumptions(rec),
+        "residency": [outside_facts(found) for found in rec.outside],
     }
     if rec.winner is None:
         nothing |= dict.fromkeys(("usd_per_mtok_output", "origin_share"))
@@ -155,6 +157,9 @@ def headline(rec: Recommendation, run: Run) -> str:
     if run.usd_per_mtok_output is not None:
         price = f"{format_usd(run.usd_per_mtok_output)}/Mtok output at {rec.workload.arrivals}"
     gpus = f"{run.num_gpus} x {candidate.cluster.system.gpu.name}"
+    if candidate.offload is not None:
+        held = candidate.offload.held
+        gpus += f", {held.resident} of {held.num_experts} experts in HBM ({candidate.offload.residency.policy})"
     return f"{candidate.layout} on {gpus}: {verdict}, {price}"
 
 
@@ -274,6 +279,8 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
             f"{near.num_gpus} GPUs would do if {near.worst_objective} may be {near.worst_ratio:.2f} x its limit "
             f"({near.deployment.name})."
         )
+    if winner.deployment.offload is not None:
+        steps += [f"To hold all experts in HBM: {remedy}." for remedy in rec.remedies[:2]]
     guessed = share["extrapolated"] + share["roofline"]
     if guessed > 0.3:
         steps.append(
@@ -288,6 +295,8 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
 def _past_error(rec: Recommendation, winner: Run) -> str:
     """How far this version was off on measured servers of the same kind, if there were any."""
     layout, system = winner.deployment.layout, winner.deployment.cluster.system
+    if winner.deployment.offload is not None:
+        return f"Experts outside HBM, compared with {PAST_ERROR}. TTFT leaves out the server's own work."
     encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
     if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
         return _NO_COMPARISON

@@ -28,7 +28,7 @@ LLAMA_FETCH_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others, and how long."""
+    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others, and how long; `engines` that offer it."""
 
     choice: Choice
     is_inclusive: bool
@@ -36,6 +36,7 @@ class Policy:
     origin: str
     seconds: Callable[[Residency, LayerWork, Tiers, Spread, Floats], LayerTime] = field(compare=False)
     meaning: str
+    engines: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +135,58 @@ def _cpu_layers(residency: Residency, work: LayerWork, tiers: Tiers, held: Sprea
 
 
 POLICIES: dict[str, Policy] = {
-    "all-resident": Policy("uniform", False, False, "roofline", _demand, "every expert in HBM"),
-    "static-hot": Policy("static", False, False, "roofline", _demand, "the hottest experts in HBM, others on demand"),
-    "lru": Policy("lru", True, False, "roofline", _demand, "recently used experts in HBM, others on demand"),
-    "lfu": Policy("lfu", True, False, "roofline", _demand, "often used experts in HBM, others on demand"),
-    "stream": Policy("uniform", False, False, "roofline", _stream, "some layers in HBM, others streamed every step"),
-    "prefetch": Policy("lru", True, False, "roofline", _prefetch, "recently used experts in HBM, others foreseen"),
-    "cpu": Policy("static", False, True, "extrapolated", _cpu, "hot experts in HBM, CPU computes others"),
+    "all-resident": Policy("uniform", False, False, "roofline", _demand, "every expert in HBM", "every engine"),
+    "static-hot": Policy(
+        "static",
+        False,
+        False,
+        "roofline",
+        _demand,
+        "the hottest experts in HBM, others on demand",
+        "KTransformers and SGLang (kt_num_gpu_experts, without its CPU part)",
+    ),
+    "lru": Policy(
+        "lru",
+        True,
+        False,
+        "roofline",
+        _demand,
+        "recently used experts in HBM, others on demand",
+        "SGLang's paged experts",
+    ),
+    "lfu": Policy(
+        "lfu", True, False, "roofline", _demand, "often used experts in HBM, others on demand", "research systems"
+    ),
+    "stream": Policy(
+        "uniform",
+        False,
+        False,
+        "roofline",
+        _stream,
+        "some layers in HBM, others streamed every step",
+        "vLLM's weight offload (cpu_offload_gb, prefetch offload)",
+    ),
+    "prefetch": Policy(
+        "lru", True, False, "roofline", _prefetch, "recently used experts in HBM, others foreseen", "MoE-Infinity"
+    ),
+    "cpu": Policy(
+        "static",
+        False,
+        True,
+        "extrapolated",
+        _cpu,
+        "hot experts in HBM, CPU computes others",
+        "KTransformers, SGLang's kt mode and Fiddler",
+    ),
     "cpu-layers": Policy(
-        "uniform", False, True, "extrapolated", _cpu_layers, "some layers in HBM, CPU computes others"
+        "uniform",
+        False,
+        True,
+        "extrapolated",
+        _cpu_layers,
+        "some layers in HBM, CPU computes others",
+        "llama.cpp (--n-cpu-moe)",
     ),
 }
-"""Name -> policy. `stream` is vLLM's weight offload, `lru` SGLang's paged experts, `prefetch` MoE-Infinity, `cpu`
-KTransformers and Fiddler, `cpu-layers` llama.cpp --n-cpu-moe. `origin` says what the seconds rest on: data-sheet links
-(roofline), or a CPU rate fitted on other machines (extrapolated)."""
+"""Name -> policy. `origin` says what the seconds rest on: data-sheet links (roofline), or a CPU rate fitted on other
+machines (extrapolated). Engines: handbook serving 5B.1."""

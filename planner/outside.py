@@ -1,0 +1,83 @@
+"""When a model does not fit in HBM: every residency policy on every offered cluster, and deployments of the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from planner.deployment import Deployment, deploy
+from planner.engine import Engine, Limits
+from planner.errors import PlannerError
+from planner.experts import ExpertSettings
+from planner.hardware import Cluster
+from planner.layout import Layout
+from planner.model import ModelConfig
+from planner.residency import POLICIES, Residency
+from planner.small import Comparison, Machine, compare
+from planner.workload import Workload
+
+_TRIED = 2
+"""Policies per cluster, the fastest in decode first, that are worth a simulation."""
+_MOST_SEQUENCES = 16
+"""Sequences at once: experts from outside HBM serve few users, and their caches take the room of experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What residency policies give on one node of `cluster`, and why none works where `comparison` is None."""
+
+    cluster: Cluster
+    batch: int
+    context: int
+    comparison: Comparison | None
+    reason: str
+    deployments: tuple[Deployment, ...]
+
+
+def outside(
+    model: ModelConfig, cluster: Cluster, workload: Workload, engine: Engine, experts: ExpertSettings
+) -> Outside:
+    """Policies for `model` on the GPUs of one node, one replica per node.
+
+    The policy of `experts` alone if it names one. A context is the mean prompt and answer of `workload`.
+    """
+    gpus = cluster.gpus_per_node
+    context = max(1, int(workload.mean_prompt_tokens + workload.mean_output_tokens))
+    batch = min(_MOST_SEQUENCES, -(-workload.arrivals.concurrency // cluster.nodes) or _MOST_SEQUENCES)
+    machine = Machine(
+        cluster.system,
+        gpus,
+        experts.dram_bytes,
+        experts.nvme_bytes,
+        gpus_per_root=experts.gpus_per_root,
+    )
+    asked = [experts.residency] if experts.residency else [Residency(name) for name in POLICIES]
+    try:
+        found = compare(model, machine, asked, context=context, batch=batch, engine=engine)
+    except PlannerError as error:
+        return Outside(cluster, batch, context, None, str(error), ())
+    ranked = [e.residency for e in found.estimates][:_TRIED]
+    deployments = (
+        _deployed(model, cluster, workload, engine, replace(experts, residency=r), batch, context) for r in ranked
+    )
+    return Outside(cluster, batch, context, found, "", tuple(d for d in deployments if d is not None))
+
+
+def _deployed(
+    model: ModelConfig,
+    cluster: Cluster,
+    workload: Workload,
+    engine: Engine,
+    experts: ExpertSettings,
+    batch: int,
+    context: int,
+) -> Deployment | None:
+    gpus, gpu = cluster.gpus_per_node, cluster.system.gpu
+    budget = engine.budget(gpu.hbm_bytes, gpu.arch).max_batched_tokens
+    # One request must fit the cache whole, however few run at once.
+    longest = workload.max_prompt_tokens + workload.max_output_tokens
+    room = max(context, -(-longest // batch))
+    layout = Layout(tp=gpus, moe_tp=gpus, replicas=cluster.nodes)
+    try:
+        return deploy(model, cluster, layout, engine, Limits(batch, max(budget, batch)), "all_reduce", room, experts)
+    except PlannerError:
+        return None
