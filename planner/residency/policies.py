@@ -28,7 +28,10 @@ LLAMA_FETCH_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others, and how long; `engines` that offer it."""
+    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others, and how long.
+
+    `engines` are those that offer it.
+    """
 
     choice: Choice
     is_inclusive: bool
