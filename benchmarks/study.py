@@ -109,38 +109,39 @@ def _steps(name: str, ep: int, law: str, key: str) -> Iterator[dict[str, object]
                 "step_s": float(step.total_s[i]),
                 "max_over_mean": float(table.max_over_mean(size * ep)),
                 "kv_tokens_per_gpu": use.kv_tokens,
+                "fits": use.kv_tokens >= size * (CONTEXT if phase == "decode" else 1),
                 "measured_share": 1 - float(rest[i] / step.total_s[i]),
             }
 
 
 def stale_rows(name: str, ep: int, seqs: int = DECODE[-1]) -> pd.DataFrame:
-    """Placements learned on mixed traffic while a single task is served, decode with `seqs` sequences per GPU."""
-    rows = []
-    for key, (policy, copies) in placements(ep).items():
-        found = cost(name, ep, copies, ExpertSettings(skew=SKEWS["mixed"], placement=policy))
-        kinds = [(layer, count) for layer, count in found.model.layer_kinds if layer.stack == "decoder"]
-        fresh = replace(_question(found, "decode"), knots=(seqs * ep,))
-        mixed = weights_of(fresh.law, fresh.num_experts, fresh.num_layers)
-        task: Law = Measured(
-            "task", mixed * PROMPT_SPREAD.weights(mixed.shape[1], len(mixed), np.random.default_rng(_SEED))
-        )
-        fresh = replace(fresh, law=task)
-        for learned in ("task",) if key == "contiguous" else ("mixed", "task"):
-            asked = fresh if learned == "task" else replace(fresh, learned=SKEWS["mixed"])
-            seconds = found.routed.drawn_seconds("decode", kinds, lambda _, q=asked: q)
-            rows.append(
-                {
-                    "ep": ep,
-                    "placement": key,
-                    "learned": learned,
-                    "routed_s": float(seconds.mean()),
-                    "max_over_mean": float(load_table(asked).mean_over_draws[0]),
-                    "pause_s": rebalance_s(
-                        found, placement_of(replace(fresh, learned=SKEWS["mixed"])), placement_of(fresh)
-                    ),
-                }
-            )
-    return pd.DataFrame(rows)
+    """One task is served under placements learned on other traffic, decode with `seqs` sequences per GPU."""
+    return pd.DataFrame([row for key in placements(ep) for row in _stale(name, ep, key, seqs)])
+
+
+def _stale(name: str, ep: int, key: str, seqs: int) -> Iterator[dict[str, object]]:
+    policy, copies = placements(ep)[key]
+    found = cost(name, ep, copies, ExpertSettings(skew=SKEWS["mixed"], placement=policy))
+    kinds = [(layer, count) for layer, count in found.model.layer_kinds if layer.stack == "decoder"]
+    asked = replace(_question(found, "decode"), knots=(seqs * ep,))
+    served = replace(asked, law=_task(asked, 0))
+    for source, learned in {"mixed": SKEWS["mixed"], "other": _task(asked, 1), "itself": served.law}.items():
+        now = replace(served, learned=learned)
+        yield {
+            "ep": ep,
+            "placement": key,
+            "learned": source,
+            "routed_s": float(found.routed.drawn_seconds("decode", kinds, lambda _, now=now: now).mean()),
+            "max_over_mean": float(load_table(now).mean_over_draws[0]),
+            "pause_s": rebalance_s(found, placement_of(now), placement_of(served)),
+        }
+
+
+def _task(asked: Question, number: int) -> Law:
+    """A single task: mixed traffic, strayed from as far as a prompt strays."""
+    mixed = weights_of(SKEWS["mixed"], asked.num_experts, asked.num_layers)
+    rng = np.random.default_rng([_SEED, number])
+    return Measured(f"task {number}", mixed * PROMPT_SPREAD.weights(mixed.shape[1], len(mixed), rng))
 
 
 def record_rows() -> pd.DataFrame:
@@ -158,13 +159,15 @@ def record_rows() -> pd.DataFrame:
 
 
 def _seen(law: str, counts: Sequence[np.ndarray], pooled: np.ndarray, ep: int) -> dict[str, float]:
-    drawn = weights_of(SKEWS[law], pooled.shape[1], _LAW_LAYERS)
+    drawn = SKEWS[law].weights(pooled.shape[1], _LAW_LAYERS, np.random.default_rng(_SEED))
+    elsewhere = [place("greedy", a, ep).max_over_mean(b) for a in counts for b in counts if a is not b]
     return {
         "record": float(np.mean([contiguous_max_over_mean(c, ep) for c in counts])),
         "law": float(contiguous_max_over_mean(drawn, ep).mean()),
         "record_greedy": float(np.mean([place("greedy", c, ep).max_over_mean(c) for c in counts])),
         "law_greedy": float(place("greedy", drawn, ep).max_over_mean(drawn).mean()),
-        "record_learned_on_mix": float(np.mean([place("greedy", pooled, ep).max_over_mean(c) for c in counts])),
+        "on_mix": float(np.mean([place("greedy", pooled, ep).max_over_mean(c) for c in counts])),
+        "elsewhere": float(np.mean(elsewhere)) if elsewhere else float("nan"),
     }
 
 

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,9 +18,16 @@ from matplotlib.figure import Figure
 
 from planner.units import format_bytes, format_seconds, significant
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 INK, MUTED, LINE, ACCENT, WARN, SLO_AREA = "#1b1f24", "#5b6570", "#d5dae0", "#0b5cad", "#b4530a", "#e9f3e6"
 PALETTE = ("#0b5cad", "#5b9bd5", "#2f7d6b", "#8cc2a8", "#b4530a", "#e3a857", "#7a5195", "#b9a3c9", "#5b6570", "#a9b2bb")
 """Segments of a bar in order: hues in dark and light pairs, so that neighbours differ in print too."""
+
+_LINES = (PALETTE[0], PALETTE[4], PALETTE[2], PALETTE[6], PALETTE[5], PALETTE[8])
+_FEW_POINTS = 12
+"""Points of a line up to which each is marked."""
 
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans", "sans-serif"],
@@ -202,6 +209,40 @@ def timeline(series: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
+def line_grid(
+    points: pd.DataFrame, x_label: str, ticks: Mapping[float, str], *, is_log_x: bool = True, is_log_y: bool = False
+) -> Figure:
+    """Lines of a table in a panel per `row` and `column`, which name its y axis and its title; rows share their scale.
+
+    `points` has row, column, series, x, y and is_dashed, which tells what is shown but cannot be had: a line is dashed
+    to there and from there, and a dot marks where a long one turns. `ticks` are positions and names on the x axis.
+    """
+    rows, columns = (list(dict.fromkeys(points[name])) for name in ("row", "column"))
+    colours = dict(zip(dict.fromkeys(points["series"]), _LINES, strict=False))
+    height = 0.8 + 1.7 * len(rows) + 0.2 * (len(colours) > 4)
+    with _axes(height, len(rows), len(columns), sharex=True, sharey="row") as (figure, panels):
+        for number, axes in enumerate(panels):
+            row, column = divmod(number, len(columns))
+            shown = points[(points["row"] == rows[row]) & (points["column"] == columns[column])]
+            for series, line in shown.groupby("series", sort=False):
+                _line(axes, line, str(series), colours[series])
+            if is_log_x:
+                axes.set_xscale("log")
+            axes.set_xticks(list(ticks), list(ticks.values()), minor=False)
+            axes.set_xticks([], minor=True)
+            axes.set_title(columns[column] if row == 0 else "", fontsize=8.5)
+            axes.set_xlabel(x_label if row == len(rows) - 1 and column == len(columns) // 2 else "")
+            axes.set_ylabel(rows[row] if column == 0 else "", fontsize=8.5)
+            axes.grid(True)
+            if is_log_y:
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=min(6, len(colours)), fontsize=8, handlelength=1.6)
+    return figure
+
+
 def layout_name(row: Mapping[str, Any]) -> str:
     """What a row of layouts is called: its `name` where layouts alone would repeat, else its `layout`."""
     return str(row.get("name") or row.get("layout") or "")
@@ -225,12 +266,22 @@ def largest_first(parts: Mapping[str, float], top: int) -> list[tuple[str, float
 
 @contextmanager
 def _axes(
-    height_in: float, rows: int = 1, columns: int = 1, sharex: bool = False
+    height_in: float, rows: int = 1, columns: int = 1, sharex: bool = False, sharey: Literal["row"] | bool = False
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
         yield figure, list(grid.ravel())
+
+
+def _line(axes: Axes, line: pd.DataFrame, name: str, colour: str) -> None:
+    x, y, dashed = (line[column].to_numpy() for column in ("x", "y", "is_dashed"))
+    solid, marker = np.where(dashed, np.nan, y), "o" if len(line) <= _FEW_POINTS else None
+    if dashed.any():
+        axes.plot(x, y, color=colour, lw=1.0, ls=(0, (3, 2)), alpha=0.8)
+    axes.plot(x, solid, color=colour, lw=1.4, marker=marker, ms=3, label=name)
+    turns = np.flatnonzero(~dashed[:-1] & dashed[1:])
+    axes.plot(x[turns], y[turns], "o", color=colour, ms=4)
 
 
 def _name_points(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: int | None, right: float) -> None:

@@ -17,6 +17,7 @@ from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.loads import LoadTable, Question, load_table, rank_load
 from planner.measurements import Curve, Origin, Tables
+from planner.measurements.formats import FORMATS, canonical
 from planner.model import ModelConfig
 from planner.model.config import Layer, Moe
 from planner.model.precision import compute_format
@@ -145,7 +146,15 @@ class RoutedCost:
         covered = np.minimum(assigned, local)
         seconds = curve.seconds(active) + curve.seconds(assigned) - curve.seconds(covered)
         least = Origin.EXTRAPOLATED if substituted else Origin.MEASURED
-        return seconds, np.maximum(curve.origin(assigned), np.int8(least))
+        origin = np.maximum(curve.origin(assigned), np.int8(least))
+        # A table timed on weights that stayed in the cache of the GPU beats its memory; in a server they do not stay.
+        floor = active * self._expert_bytes(moe) / self.cluster.system.gpu.hbm_bytes_per_s
+        return np.maximum(seconds, floor), np.where(seconds < floor, np.int8(Origin.ROOFLINE), origin)
+
+    def _expert_bytes(self, moe: Moe) -> float:
+        """Bytes of the slice of one expert that a GPU holds."""
+        values = moe.num_matrices * moe.expert_hidden * moe.expert_width / self.layout.moe_tp
+        return values * FORMATS[canonical(compute_format(self.model.format_of("expert")))].weight_bytes
 
     def _curve(self, moe: Moe, local: int) -> tuple[Curve, bool]:
         """Fused experts in the checkpoint's format; other 8-bit ones through block-scaled kernels where faster.

@@ -292,3 +292,13 @@ def test_a_mixed_step_is_longer_than_either_part() -> None:
     mixed = cost.mixed(tokens, np.array(0.0), np.array(1.0), seqs, context).total_s
     assert mixed > cost.decode(seqs, context).total_s
     assert mixed > cost.prefill(tokens, 0.0, 1.0).total_s
+
+
+def test_expert_weights_are_not_read_faster_than_the_memory_allows() -> None:
+    """The L40S table was timed with Mixtral's weights in a 96 MB cache; a server reads them from memory."""
+    cost = StepCost(load("mixtral-8x7b"), Layout(tp=8, moe_tp=8), parse_cluster("l40s:1x8"), engine("vllm"))
+    gpu = cost.cluster.system.gpu
+    slice_bytes = 3 * 4096 * 14336 * 2 / 8
+    assert float(cost.decode(np.array(1.0), np.array(1024.0)).terms["experts"]) >= (
+        32 * 2 * slice_bytes / gpu.hbm_bytes_per_s * 0.999
+    )
