@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -19,16 +19,13 @@ from planner.model import load
 from planner.small import PAST_ERROR
 from planner.units import significant
 
+sys.path.insert(0, str(Path(__file__).parent))
+from study_facts import LOADS, drop_facts, percent, placement_facts, residency_facts
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent / "docs"
 TITLES = {"h200-sxm": "H200", "gb200-nvl72": "GB200"}
-LOADS = {
-    ("decode", 32): "decode, 32 sequences",
-    ("decode", 128): "decode, 128 sequences",
-    ("prefill", 4096): "prefill, 4,096 tokens",
-    ("prefill", 16384): "prefill, 16,384 tokens",
-}
-_OFF, _PLACED = 8.0, 16.0
+_OFF, _PLACED = 9.0, 28.0
 """Where the figure of drops puts serving every token, and doing so with experts placed."""
 
 
@@ -46,13 +43,13 @@ def write(
         f"{engine('vllm').version} rules; all numbers are moeplan's own. {read['page']['intro']}",
         "",
         *(f"- {read[part]['finding']}" for part in ("placement", "staleness", "capacity", "residency")),
-        "- Of five common claims about MoE economics two hold in part and none as said (part d).",
+        f"- {read['claims']['finding']}",
         "",
         *placement_section(steps, read["placement"]),
         *stale_section(stale, records, read["staleness"]),
         *drop_section(drops, read["capacity"]),
         *residency_section(rates, read["residency"]),
-        *claims_section(),
+        *claims_section(read["claims"]),
     ]
     ROOT.joinpath("study.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -63,7 +60,7 @@ def placement_section(steps: pd.DataFrame, read: Mapping[str, str]) -> list[str]
     lines += [f"{read['setting']} EP72 and EP144 cannot run without copies: `{problem}`", ""]
     for phase in ("decode", "prefill"):
         lines += [figure(f"study_{phase}", placement_points(steps, phase), f"Experts and exchange, {phase}")]
-        lines += [f"*{read[phase]}*", ""]
+        lines += [read[phase], ""]
     for name in TITLES:
         lines += [f"**{TITLES[name]}, experts + exchange [ms]:** {read['cells']}", ""]
         lines += [*placement_table(steps[steps["system"] == name]), ""]
@@ -72,8 +69,8 @@ def placement_section(steps: pd.DataFrame, read: Mapping[str, str]) -> list[str]
 
 
 def placement_points(steps: pd.DataFrame, phase: str) -> pd.DataFrame:
-    """Points of a figure: a row per system and load."""
-    shown = steps[steps["phase"] == phase]
+    """Points of a figure: a row per system and load; long prompts stand for all, whose curves have the same shape."""
+    shown = steps[(steps["phase"] == phase) & (steps["tokens_per_gpu"] != 4096)]
     unit = "seqs" if phase == "decode" else "tokens"
     row = [f"{TITLES[s]}, {n:,} {unit} [ms]" for s, n in zip(shown["system"], shown["tokens_per_gpu"], strict=True)]
     y = 1e3 * (shown["experts_s"] + shown["exchange_s"])
@@ -99,21 +96,22 @@ def placement_table(steps: pd.DataFrame) -> list[str]:
 
 def gain_table(steps: pd.DataFrame) -> list[str]:
     """Whole step under contiguous placement and what greedy saves of it."""
-    head = ["GPU", "EP", "traffic", *(f"{name}: step, greedy saves" for name in LOADS.values()), "measured"]
+    head = ["GPU", "EP", "traffic", *LOADS.values(), "measured"]
     rows = []
     for (name, ep, law), part in steps[steps["traffic"] != "uniform"].groupby(["system", "ep", "traffic"], sort=False):
         cells = []
         for phase, size in LOADS:
             at = part[(part["phase"] == phase) & (part["tokens_per_gpu"] == size)].set_index("placement")["step_s"]
             saved = at["contiguous"] - at["greedy"]
-            cells.append(f"{significant(at['contiguous'] * 1e3)} ms, {significant(saved * 1e3, 2)} ({saved / at['contiguous']:.0%})")
+            gain = f"{significant(saved * 1e3, 2)} ({saved / at['contiguous']:.0%})"
+            cells.append(f"{significant(at['contiguous'] * 1e3)} ms, {gain}")
         rows.append([TITLES[name], ep, law, *cells, f"{part['measured_share'].mean():.0%}"])
     return table(head, rows)
 
 
 def copy_table(steps: pd.DataFrame) -> list[str]:
     """Cache per GPU and mixed steps without and with one more copy per rank."""
-    head = ["GPU", "EP", "copies", "KV tokens per GPU", "KV lost", *(f"{name}" for name in LOADS.values())]
+    head = ["GPU", "EP", "copies", "KV tokens per GPU", "KV lost", *LOADS.values()]
     rows = []
     for (name, ep), part in steps[steps["traffic"] == "mixed"].groupby(["system", "ep"], sort=False):
         few, more = (part[part["placement"] == key] for key in ("greedy", "greedy + 1"))
@@ -128,11 +126,22 @@ def copy_table(steps: pd.DataFrame) -> list[str]:
 
 
 def stale_section(stale: pd.DataFrame, records: pd.DataFrame, read: Mapping[str, str]) -> list[str]:
-    head = ["EP", "placement", "learned on mixed", "on another task", "on the task itself", "rebalance pause", "pays after"]
+    head = [
+        "EP",
+        "placement",
+        "learned on mixed",
+        "on another task",
+        "on the task itself",
+        "rebalance pause",
+        "pays after",
+    ]
     rows = []
     for (ep, key), part in stale.groupby(["ep", "placement"], sort=False):
         at = part.set_index("learned")
-        cells = [f"{significant(at['routed_s'][s] * 1e3)} ms ({at['max_over_mean'][s]:.2f})" for s in ("mixed", "other", "itself")]
+        cells = [
+            f"{significant(at['routed_s'][s] * 1e3)} ms ({at['max_over_mean'][s]:.2f})"
+            for s in ("mixed", "other", "itself")
+        ]
         gain, pause_s = at["routed_s"]["mixed"] - at["routed_s"]["itself"], at["pause_s"]["mixed"]
         after = [f"{pause_s:.1f} s", f"{pause_s / gain:,.0f} steps"] if gain > 0 else ["-", "-"]
         rows.append([ep, key, *cells, *after])
@@ -143,9 +152,21 @@ def stale_section(stale: pd.DataFrame, records: pd.DataFrame, read: Mapping[str,
 
 
 def record_table(records: pd.DataFrame) -> list[str]:
-    head = ["EP", "traffic", "contiguous: records", "law", "greedy: records", "law", "learned on the mix", "on another task"]
+    head = [
+        "EP",
+        "traffic",
+        "contiguous: records",
+        "law",
+        "greedy: records",
+        "law",
+        "learned on the mix",
+        "on another task",
+    ]
     columns = ("record", "law", "record_greedy", "law_greedy", "on_mix", "elsewhere")
-    rows = [[row["ep"], row["traffic"], *("-" if np.isnan(row[c]) else f"{row[c]:.2f}" for c in columns)] for _, row in records.iterrows()]
+    rows = [
+        [row["ep"], row["traffic"], *("-" if np.isnan(row[c]) else f"{row[c]:.2f}" for c in columns)]
+        for _, row in records.iterrows()
+    ]
     return table(head, rows)
 
 
@@ -155,16 +176,29 @@ def drop_section(drops: pd.DataFrame, read: Mapping[str, str]) -> list[str]:
     known = published(switch)
     assert own is not None and warned is not None and known is not None
     lines = ["## (b) Capacity factor, drops and step time", "", f"**{read['finding']}**", "", read["setting"], ""]
-    lines += [figure("study_drops", drop_points(drops), "Drops and step time by capacity factor", DROP_TICKS, "Capacity factor")]
-    lines += [f"*{read['figure']}*", "", read["cells"], ""]
+    lines += [
+        figure(
+            "study_drops", drop_points(drops), "Drops and step time by capacity factor", DROP_TICKS, "Capacity factor"
+        )
+    ]
+    lines += [read["figure"], "", read["cells"], ""]
     for (model, tokens), part in drops.groupby(["model", "tokens"], sort=False):
         if (model, tokens) != ("switch, groups of 1,024", 1024):
-            lines += [f"**{DROP_TITLES[model].replace(chr(10), ' ')}, {tokens:,} tokens per step**", "", *drop_table(part), ""]
+            lines += [
+                f"**{DROP_TITLES[model].replace(chr(10), ' ')}, {tokens:,} tokens per step**",
+                "",
+                *drop_table(part),
+                "",
+            ]
     lines += [f"Switch-C is served at factor {own.factor:g} unless told otherwise ({known.source}). {warned.text}.", ""]
     return [*lines, f"*Risk.* {QUALITY_NOTE}", "", advice(read)]
 
 
-DROP_TITLES = {"switch": "Switch-C, one group", "switch, groups of 1,024": "Switch-C, groups of 1,024", "v3": "DeepSeek-V3"}
+DROP_TITLES = {
+    "switch": "Switch-C, one group",
+    "switch, groups of 1,024": "Switch-C, groups of 1,024",
+    "v3": "DeepSeek-V3",
+}
 DROP_TICKS = {0.5: "0.5", 1.0: "1", 2.0: "2", 4.0: "4", _OFF: "off", _PLACED: "placed"}
 
 
@@ -179,18 +213,30 @@ def drop_points(drops: pd.DataFrame) -> pd.DataFrame:
     each = {"column": column, "series": shown["traffic"], "x": x, "is_dashed": x >= _OFF}
     parts = {"Dropped assignments [%]": 100 * shown["drop_rate"], "Step / step without drops": shown["step_s"] / base}
     points = pd.concat([pd.DataFrame({"row": row, **each, "y": y}) for row, y in parts.items()])
-    return points.sort_values("x", kind="stable").sort_values("column", kind="stable", ascending=False)
+    return points.sort_values(["row", "column", "x"], kind="stable")
 
 
 def drop_table(part: pd.DataFrame) -> list[str]:
-    head = ["factor", "slots", "dropped [%]", "tokens that lost all [%]", "busiest rank / even share", "experts [ms]", "step [ms]"]
+    """Factors with the same slots share a row."""
+    head = [
+        "factor",
+        "slots",
+        "dropped [%]",
+        "tokens that lost all [%]",
+        "busiest rank / even share",
+        "experts [ms]",
+        "step [ms]",
+    ]
     rows = []
-    for (placement, factor), group in part.groupby(["placement", "factor"], sort=False):
-        name = f"{factor:g}" if np.isfinite(factor) else "off" if placement == "contiguous" else "off, placed"
-        slots = str(group["slots"].iloc[0]) if np.isfinite(factor) else "-"
-        rates = [three(100 * group[key], percent) for key in ("drop_rate", "fully_dropped_rate")]
-        times = [three(1e3 * group[key], significant) for key in ("experts_s", "step_s")]
-        rows.append([name, slots, *rates, three(group["rows_over_assignments"], lambda v: f"{v:.2f}"), *times])
+    for (placement, slots), group in part.groupby(["placement", "slots"], sort=False):
+        factors = sorted({f"{factor:g}" for factor in group["factor"]}, key=float)
+        name = " to ".join(dict.fromkeys([factors[0], factors[-1]]))
+        name = name.replace("inf", "off" if placement == "contiguous" else "off, placed")
+        one = group[group["factor"] == group["factor"].iloc[0]]
+        rates = [three(100 * one[key], percent) for key in ("drop_rate", "fully_dropped_rate")]
+        times = [three(1e3 * one[key], significant) for key in ("experts_s", "step_s")]
+        busiest = three(one["rows_over_assignments"], lambda value: f"{value:.2f}")
+        rows.append([name, "-" if slots < 0 else slots, *rates, busiest, *times])
     return table(head, rows)
 
 
@@ -198,8 +244,10 @@ def residency_section(rates: pd.DataFrame, read: Mapping[str, str]) -> list[str]
     lines = ["## (c) Resident share against tokens per second", "", f"**{read['finding']}**", "", read["setting"], ""]
     text = {0.0: "0", 0.25: "25", 0.5: "50", 0.75: "75", 1.0: "100"}
     points = residency_points(rates)
-    lines += [figure("study_residency", points, "Decode rate by resident share", text, "Experts in HBM [%]", False, True)]
-    lines += [f"*{read['figure']}*", "", read["cells"], ""]
+    lines += [
+        figure("study_residency", points, "Decode rate by resident share", text, "Experts in HBM [%]", False, True)
+    ]
+    lines += [read["figure"], "", read["cells"], ""]
     lines += [*residency_table(rates), "", f"*Past error.* {PAST_ERROR}.", ""]
     return [*lines, advice(read)]
 
@@ -225,77 +273,20 @@ def residency_table(rates: pd.DataFrame) -> list[str]:
     return table(head, rows)
 
 
-def claims_section() -> list[str]:
+def claims_section(read: Mapping[str, str]) -> list[str]:
     from claims import CLAIMS
 
     verdicts = tomllib.loads((HERE / "claims_reading.toml").read_text("utf-8"))
     return [
         "## (d) Five common claims",
         "",
+        f"**{read['finding']}**",
+        "",
         "Tables, figures, where each fails and what to do: [study_claims.md](study_claims.md), written by",
         "`python benchmarks/claims.py`.",
         "",
-        *table(["claim", "verdict"], [[claim.saying, verdicts[claim.key]["verdict"]] for claim in CLAIMS], "||"),
+        *table(["claim", "verdict"], [[claim.saying, verdicts[claim.key]["verdict"]] for claim in CLAIMS]),
     ]
-
-
-def placement_facts(steps: pd.DataFrame, stale: pd.DataFrame) -> dict[str, str]:
-    """Numbers the judgements of part (a) name."""
-    at = steps.set_index(["system", "ep", "traffic", "placement", "phase", "tokens_per_gpu"]).sort_index()
-    facts = {}
-    for ep in (8, 16, 32, 72, 144):
-        for short, law in (("mixed", "mixed"), ("single", "single-domain")):
-            key = ("h200-sxm", ep, law)
-            facts[f"mm_{short}_{ep}"] = f"{at.loc[(*key, 'contiguous', 'decode', 128), 'max_over_mean']:.2f}"
-            for phase, size in LOADS:
-                plain, greedy = (at.loc[(*key, name, phase, size), "step_s"] for name in ("contiguous", "greedy"))
-                facts[f"gain_{short}_{ep}_{phase}{size}"] = f"{1 - greedy / plain:.0%}"
-    learned = stale.set_index(["ep", "placement", "learned"])["routed_s"].unstack()
-    for ep in (8, 32, 144):
-        plain, greedy = learned.loc[(ep, "contiguous"), "mixed"], learned.loc[(ep, "greedy")]
-        facts[f"kept_{ep}"] = f"{(plain - greedy['mixed']) / (plain - greedy['itself']):.0%}"
-        facts[f"other_{ep}"] = f"{greedy['other'] / plain - 1:+.0%}"
-    return facts
-
-
-def drop_facts(drops: pd.DataFrame) -> dict[str, str]:
-    """Numbers the judgements of part (b) name."""
-    at = drops.set_index(["model", "tokens", "traffic", "placement", "factor"]).sort_index()
-    facts = {}
-    for model, tokens, law, factor in (
-        ("v3", 16384, "mixed", 1.25),
-        ("v3", 16384, "single-domain", 1.25),
-        ("v3", 1024, "uniform", 1.0),
-        ("v3", 1024, "mixed", 1.25),
-        ("switch", 16384, "mixed", 1.25),
-        ("switch", 16384, "mixed", 2.0),
-        ("switch", 16384, "single-domain", 2.0),
-        ("switch", 1024, "mixed", 1.25),
-        ("switch, groups of 1,024", 16384, "mixed", 1.25),
-    ):
-        key = (model, tokens, law)
-        limited, free = at.loc[(*key, "contiguous", factor)], at.loc[(*key, "contiguous", np.inf)]
-        name = "_".join([model.replace(", groups of 1,024", "_grouped"), str(tokens), law[:6], f"{factor:g}".replace(".", "")])
-        facts[f"drop_{name}"] = f"{percent(100 * limited['drop_rate'])} %"
-        facts[f"step_{name}"] = f"{limited['step_s'] / free['step_s'] - 1:+.0%}"
-        facts[f"placed_{name}"] = f"{at.loc[(*key, 'greedy', np.inf), 'step_s'] / free['step_s'] - 1:+.0%}"
-    return facts
-
-
-def residency_facts(rates: pd.DataFrame) -> dict[str, str]:
-    """Numbers the judgements of part (c) name, by the first letters of the machine and the policy."""
-    facts = {}
-    for (machine, policy), part in rates.groupby(["machine", "policy"]):
-        name = f"{machine[:4].lower()}_{policy.replace('-', '_')}".replace("-", "")
-        whole = part["tok_per_s"].iloc[-1]
-        for mark in (0.0, 0.5, 0.9):
-            value = part.iloc[(part["share"] - mark).abs().argmin()]["tok_per_s"]
-            facts[f"{name}_{mark * 100:.0f}"] = significant(value)
-            facts[f"{name}_{mark * 100:.0f}_of_whole"] = f"{value / whole:.0%}"
-        most = part[part["is_most"]].iloc[0]
-        facts |= {f"{name}_most": significant(most["tok_per_s"]), f"{name}_share": f"{most['share']:.0%}"}
-        facts[f"{name}_whole"] = significant(whole)
-    return facts
 
 
 def figure(
@@ -315,18 +306,14 @@ def figure(
     return f"![{label}](figures/{name}.svg)\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], align: str | None = None) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """Markdown lines; the first two columns are left-aligned."""
     rule = "|".join("---" if i < 2 else "--:" for i in range(len(head)))
     return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
 
 
-def three(values: Iterable[float], text: object) -> str:
+def three(values: Iterable[float], text: Callable[[float], str]) -> str:
     return " / ".join(map(text, values))
-
-
-def percent(value: float) -> str:
-    return "0" if value < 0.005 else significant(value, 2) if value < 10 else f"{value:.0f}"
 
 
 def advice(read: Mapping[str, str]) -> str:

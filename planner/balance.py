@@ -17,7 +17,7 @@ from planner.errors import Infeasible, LayoutError
 from planner.experts import ExpertSettings
 from planner.layout import Layout
 from planner.loads import KNOTS, load_table, placement_of, weights_of
-from planner.routing import PROMPT_SPREAD, Measured
+from planner.routing import PROMPT_SPREAD, UNIFORM, Measured
 from planner.steady import steady_state
 from planner.workload import Workload
 
@@ -73,6 +73,14 @@ def balance_options(run: Run) -> tuple[BalanceOption, ...]:
         if (experts, layout) != (deployment.experts, deployment.layout):
             tried += _deployable(deployment, layout, experts, run.workload)
     return tuple(_option(d, run) for d in tried)
+
+
+def uneven_s(run: Run) -> float:
+    """Seconds of a decode step of `run` that uneven experts cost: its step less that of uniform popularity."""
+    deployment = run.deployment
+    level = replace(deployment, experts=replace(deployment.experts, skew=UNIFORM))
+    at = (np.array(_batch(run)), np.array(_context(run.workload)))
+    return float(deployment.cost().decode(*at).total_s - level.cost().decode(*at).total_s)
 
 
 def staleness(run: Run) -> Staleness | None:

@@ -101,4 +101,9 @@ def balance_lines(facts: Facts | None) -> list[str]:
     )
     steps = stale["break_even_steps"]
     text += f" and has paid after {steps:,} steps." if steps else " and gains nothing at this batch."
-    return ["Where experts live (estimates)", table(header, rows), text, ""]
+    own = facts["options"][0]
+    cost = "  Uneven experts cost nothing here: the step waits for weights, and fewer of them are read."
+    if facts["uneven_s"] > 0:
+        cost = f"  Uneven experts cost {format_seconds(facts['uneven_s'])} of the decode step of "
+        cost += f"{format_seconds(own['decode_s'])}."
+    return ["Where experts live (estimates)", table(header, rows), cost, text, ""]

@@ -219,25 +219,23 @@ def line_grid(
     """
     rows, columns = (list(dict.fromkeys(points[name])) for name in ("row", "column"))
     colours = dict(zip(dict.fromkeys(points["series"]), _LINES, strict=False))
-    height = 0.8 + 1.7 * len(rows) + 0.2 * (len(colours) > 4)
+    height = 0.85 + max(1.75 * len(rows), 2.7)
     with _axes(height, len(rows), len(columns), sharex=True, sharey="row") as (figure, panels):
         for number, axes in enumerate(panels):
             row, column = divmod(number, len(columns))
-            shown = points[(points["row"] == rows[row]) & (points["column"] == columns[column])]
-            for series, line in shown.groupby("series", sort=False):
+            in_row = points[points["row"] == rows[row]]
+            for series, line in in_row[in_row["column"] == columns[column]].groupby("series", sort=False):
                 _line(axes, line, str(series), colours[series])
-            if is_log_x:
-                axes.set_xscale("log")
-            axes.set_xticks(list(ticks), list(ticks.values()), minor=False)
+            axes.set_xscale("log" if is_log_x else "linear")
+            axes.set_yscale("log" if is_log_y else "linear")
+            axes.set_ylim(*((None, None) if is_log_y else (0, 1.08 * in_row["y"].max())))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axes.set_xticks(list(ticks), list(ticks.values()))
             axes.set_xticks([], minor=True)
             axes.set_title(columns[column] if row == 0 else "", fontsize=8.5)
-            axes.set_xlabel(x_label if row == len(rows) - 1 and column == len(columns) // 2 else "")
             axes.set_ylabel(rows[row] if column == 0 else "", fontsize=8.5)
             axes.grid(True)
-            if is_log_y:
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0)
+        figure.supxlabel(x_label, fontsize=9)
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=min(6, len(colours)), fontsize=8, handlelength=1.6)
     return figure
@@ -276,12 +274,13 @@ def _axes(
 
 def _line(axes: Axes, line: pd.DataFrame, name: str, colour: str) -> None:
     x, y, dashed = (line[column].to_numpy() for column in ("x", "y", "is_dashed"))
-    solid, marker = np.where(dashed, np.nan, y), "o" if len(line) <= _FEW_POINTS else None
+    marker = "o" if len(line) <= _FEW_POINTS else None
     if dashed.any():
-        axes.plot(x, y, color=colour, lw=1.0, ls=(0, (3, 2)), alpha=0.8)
-    axes.plot(x, solid, color=colour, lw=1.4, marker=marker, ms=3, label=name)
-    turns = np.flatnonzero(~dashed[:-1] & dashed[1:])
-    axes.plot(x[turns], y[turns], "o", color=colour, ms=4)
+        axes.plot(x, y, color=colour, lw=1.0, ls=(0, (3, 2)), marker=marker, ms=3, mfc="white", mew=0.8)
+    axes.plot(x, np.where(dashed, np.nan, y), color=colour, lw=1.4, marker=marker, ms=3, label=name)
+    if marker is None:
+        turns = np.flatnonzero(~dashed[:-1] & dashed[1:])
+        axes.plot(x[turns], y[turns], "o", color=colour, ms=4)
 
 
 def _name_points(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: int | None, right: float) -> None:

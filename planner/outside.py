@@ -12,11 +12,11 @@ from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.model import ModelConfig
 from planner.residency import POLICIES, Residency
-from planner.small import Comparison, Machine, compare
+from planner.small import Comparison, Estimate, Machine, compare
 from planner.workload import Workload
 
 _TRIED = 2
-"""Policies per cluster, the fastest in decode first, that are worth a simulation."""
+"""Policies per cluster that are simulated: the fastest in decode of those that keep up with the demand."""
 _MOST_SEQUENCES = 16
 """Sequences at once: experts from outside HBM serve few users, and their caches take the room of experts."""
 
@@ -55,11 +55,18 @@ def outside(
         found = compare(model, machine, asked, context=context, batch=batch, engine=engine)
     except PlannerError as error:
         return Outside(cluster, batch, context, None, str(error), ())
-    ranked = [e.residency for e in found.estimates][:_TRIED]
+    ranked = [e.residency for e in found.estimates if _keeps_up(e, workload, cluster.nodes)][:_TRIED]
     deployments = (
         _deployed(model, cluster, workload, engine, replace(experts, residency=r), batch, context) for r in ranked
     )
     return Outside(cluster, batch, context, found, "", tuple(d for d in deployments if d is not None))
+
+
+def _keeps_up(answer: Estimate, workload: Workload, nodes: int) -> bool:
+    """The estimate serves the demanded rate when prompts and answers take turns; users in a closed loop wait."""
+    prompt_s = workload.mean_prompt_tokens / answer.prefill_tok_per_s
+    answer_s = workload.mean_output_tokens / answer.decode_tok_per_s
+    return workload.arrivals.concurrency > 0 or workload.arrivals.rate_per_s * (prompt_s + answer_s) <= nodes
 
 
 def _deployed(

@@ -149,6 +149,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         ),
         f"  {significant(facts['output_tok_per_s'])} output tok/s, "
         f"{significant(facts['output_tok_per_s_per_gpu'])} per GPU at the demanded load",
+        *run_lines(facts["experts"]),
         "",
         "Best layouts",
         table(

@@ -123,7 +123,7 @@ def test_same_question_same_facts(answer: Recommendation, mixtral: ModelConfig, 
 
 
 def test_what_cannot_fit_lists_remedies_by_price(deepseek: ModelConfig, vllm: Engine) -> None:
-    demand = load_workload("fixed:512/64", rate=1, num_requests=50)
+    demand = load_workload("fixed:512/64", rate=20, num_requests=50)
     refused = recommend(deepseek, [parse_cluster("h100-sxm:1x8")], demand, SLO, vllm)
     assert not refused.feasible and not refused.meets_slo and refused.winner is None
     assert any("16 GPUs of h100-sxm" in r for r in refused.remedies)

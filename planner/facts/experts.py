@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from planner.balance import BalanceOption, Staleness
     from planner.deployment import Run
     from planner.experts import ExpertSettings
     from planner.outside import Outside
@@ -126,15 +125,19 @@ def outside_facts(found: Outside) -> Facts:
     }
 
 
-def balance_facts(options: tuple[BalanceOption, ...], stale: Staleness | None) -> Facts | None:
-    """Placements around the winner, and what a change of traffic does to a learned one; None where all is on one rank.
+def balance_facts(run: Run) -> Facts | None:
+    """Placements around `run`, and what a change of traffic does to a learned one; None where all is on one rank.
 
-    `gain` is the capacity over that of the winner's own placement, less 1.
+    `uneven_s` is what uneven experts cost of a decode step, `gain` the capacity over that of the own placement, less 1.
     """
+    from planner.balance import balance_options, staleness, uneven_s
+
+    options, stale = balance_options(run), staleness(run)
     if not options or stale is None:
         return None
     own = options[0]
     return {
+        "uneven_s": uneven_s(run),
         "options": [
             {
                 "placement": option.deployment.experts.placement,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from planner import __version__
-from planner.balance import balance_options, staleness
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
@@ -105,7 +104,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "origin_share": share,
         "past_error": _past_error(rec, winner),
         "experts": expert_facts(winner),
-        "balance": balance_facts(balance_options(winner), staleness(winner)),
+        "balance": balance_facts(winner),
         "top": [_run_row(run) for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),

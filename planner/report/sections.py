@@ -244,7 +244,10 @@ def _experts(facts: Facts) -> Section | None:
     options = balance["options"]
     best = max(options, key=lambda option: option["gain"])
     own = options[0]
-    finding = f"The busiest rank of a decode step carries {own['max_over_mean']:.2f} x the even share."
+    finding = (
+        f"The busiest rank of a decode step carries {own['max_over_mean']:.2f} x the even share, which costs "
+        f"{duration(max(0.0, balance['uneven_s']))} of {duration(own['decode_s'])}."
+    )
     if best["gain"] > _WORTHWHILE:
         finding += f" {_placed(best)} would serve {best['gain']:.0%} more (estimate)."
     else:
