@@ -228,7 +228,8 @@ def line_grid(
                 _line(axes, line, str(series), colours[series])
             axes.set_xscale("log" if is_log_x else "linear")
             axes.set_yscale("log" if is_log_y else "linear")
-            axes.set_ylim(*((None, None) if is_log_y else (0, 1.08 * in_row["y"].max())))
+            if not is_log_y:
+                axes.set_ylim(0, 1.08 * in_row["y"].max())
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.set_xticks(list(ticks), list(ticks.values()))
             axes.set_xticks([], minor=True)
@@ -237,7 +238,7 @@ def line_grid(
             axes.grid(True)
         figure.supxlabel(x_label, fontsize=9)
         handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=min(6, len(colours)), fontsize=8, handlelength=1.6)
+        figure.legend(*handles, loc="outside upper center", ncols=min(6, len(colours)), fontsize=8, handlelength=1.6)
     return figure
 
 
