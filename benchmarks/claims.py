@@ -27,15 +27,11 @@ from planner.model.custom import from_toml
 from planner.search import BATCHED_TOKENS, layouts
 from planner.steady import steady_state
 from planner.variants import (
-    DecodePoint,
-    Mix,
     Variant,
     decode_points,
     dense_of_active,
-    expert_bytes_read,
     most_seqs,
     placed,
-    ranked_picks,
 )
 from planner.workload import load_workload
 
@@ -110,26 +106,11 @@ BY_KEY = {claim.key: claim for claim in CLAIMS}
 
 
 def step_seconds(model: ModelConfig, cluster: Cluster) -> list[float]:
-    """Decode step at BATCHES sequences over all GPUs; NaN without room, infinite where it is no reading of memory."""
+    """Decode step at BATCHES sequences over all GPUs; NaN without room."""
     limits = limits_for(ENGINE, cluster.system)
     choices = list(layouts(model, cluster, ENGINE))
     points = decode_points(Variant("", model), cluster, ENGINE, limits, choices, BATCHES, CONTEXT)
-    seconds = [point.step_s if point else float("nan") for point in points]
-    cached = [point is not None and is_from_cache(model, cluster, point) for point in points]
-    return [float("inf") if hot else step_s for step_s, hot in zip(seconds, cached, strict=True)]
-
-
-def is_from_cache(model: ModelConfig, cluster: Cluster, point: DecodePoint) -> bool:
-    """True when the experts take less than their bytes at the data sheet's bandwidth: timed in a warm cache."""
-    if model.moe is None:
-        return False
-    layout, stored = point.layout, model.format_of("expert")
-    seqs = np.ceil([point.batch / (layout.replicas * layout.attention_dp * layout.pp)])
-    step = StepCost(model, layout, cluster, ENGINE, point.backend).decode(seqs, np.full_like(seqs, CONTEXT))
-    whole, picks = Mix(model.num_experts, stored, stored), ranked_picks(model.moe)
-    tokens = int(seqs[0]) * layout.attention_dp
-    bytes_ = expert_bytes_read(model, whole, picks, [tokens])[0] / layout.stage_gpus
-    return float(step.terms["experts"][0]) < bytes_ / cluster.system.gpu.hbm_bytes_per_s
+    return [point.step_s if point else float("nan") for point in points]
 
 
 def prompt_tok_per_s(model: ModelConfig, cluster: Cluster) -> float:

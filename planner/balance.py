@@ -12,7 +12,7 @@ import numpy as np
 
 from planner.cost import StepCost
 from planner.deployment import Deployment, Run, deploy
-from planner.epochs import rebalance_s
+from planner.epochs import rebalance
 from planner.errors import Infeasible, LayoutError
 from planner.experts import ExpertSettings
 from planner.layout import Layout
@@ -96,7 +96,7 @@ def staleness(run: Run) -> Staleness | None:
     task = PROMPT_SPREAD.weights(base.shape[1], base.shape[0], np.random.default_rng(_SHIFT_SEED))
     other = Measured("another task", base * task)
     stale = replace(fresh, learned=other)
-    pause_s = rebalance_s(cost, placement_of(stale), placement_of(fresh))
+    pause_s, _ = rebalance(cost, placement_of(stale), placement_of(fresh))
     lost_s = _routed_s(cost, tokens, other) - _routed_s(cost, tokens, None)
     decode_s = float(cost.decode(np.array(_batch(run)), np.array(_context(run.workload))).total_s)
     return Staleness(

@@ -205,6 +205,7 @@ class Run:
     expert_steps: ExpertSteps | None
     num_rebalances: int
     rebalance_stall_s: float
+    rebalance_moved_bytes: float
 
     @property
     def meets_slo(self) -> bool:
@@ -251,7 +252,9 @@ def run(
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
     drawn = expert_steps(timer.loads, timer.misses, simulation.steps) if timer.loads else None
-    pauses = (timer.num_rebalances, timer.stalled_s) if isinstance(timer, EpochTimer) else (0, 0.0)
+    pauses = (0, 0.0, 0.0)
+    if isinstance(timer, EpochTimer):
+        pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses)
 
 

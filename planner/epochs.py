@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from planner.cost import StepCost
-from planner.loads import KNOTS, NUM_DRAWS, LoadTable, Question, nearest_knot, placement_of, weights_of
+from planner.loads import NUM_DRAWS, LoadTable, Question, on_knots, placement_of, weights_of
 from planner.model.precision import stored_bytes
 from planner.placement import Placement, moved, rebalance_seconds
 from planner.routing import Measured
@@ -22,7 +22,7 @@ from planner.scheduler import RankWork
 from planner.timer import CostTimer
 
 _LAYERS = 8
-_KNOTS = (32, 512, 8192)
+_KNOTS = (1, 4, 32, 512, 8192)
 """Representative layers and step sizes of an epoch; factors are ratios to the same layers at rest."""
 HOST_S = 1.0
 """Host work of a rebalance (statistics, placing, maps): about 1 of 1.8 s on SGLang (sgl-project/sglang#6739, #7879)."""
@@ -35,7 +35,8 @@ class EpochTimer:
     """A `StepTimer` that changes the expert part of `timer` from epoch to epoch.
 
     `num_groups` step in turn, so an epoch of n steps is n steps of each; `num_rebalances` and `stalled_s` add up what
-    rebalancing cost every group so far.
+    rebalancing cost every group so far, `moved_bytes` what the ranks of a replica fetched. Asynchronous moves take no
+    time here: the link they share with the exchange is not contended.
     """
 
     def __init__(self, timer: CostTimer, cost: StepCost, num_groups: int) -> None:
@@ -60,8 +61,9 @@ class EpochTimer:
         self._laws: list[Measured] = []
         self._seen: list[Measured] = []
         self._windows: dict[tuple[Measured, ...], Measured] = {}
-        self._left, self._epoch, self._stalls, self._stall_s = 0, -1, 0, 0.0
-        self.num_rebalances, self.stalled_s = 0, 0.0
+        self._left, self._epoch = 0, -1
+        self._paid_s: dict[int, float] = {}
+        self.num_rebalances, self.stalled_s, self.moved_bytes = 0, 0.0, 0.0
         self.draw, self.link_s, self.misses = 0, 0.0, timer.misses
         self.loads: list[dict[str, LoadTable]] = []
 
@@ -73,10 +75,10 @@ class EpochTimer:
         seconds = self._timer.step_s(ranks)
         self.link_s = self._timer.link_s
         self.draw = self._epoch * NUM_DRAWS + self._timer.draw
-        if self._stalls:
-            self._stalls -= 1
-            return seconds + self._stall_s
-        return seconds
+        # Every group waits once for a rebalance, in its next step; the loop hands over the same list each time.
+        owed_s = self.stalled_s - self._paid_s.get(id(ranks), 0.0)
+        self._paid_s[id(ranks)] = self.stalled_s
+        return seconds + owed_s
 
     def _advance(self) -> None:
         self._epoch += 1
@@ -94,7 +96,7 @@ class EpochTimer:
         for phase in _PHASES:
             seconds = self._cost.routed.drawn_seconds(phase, self._kinds, ask)
             mean = self._rest[phase].mean(axis=1, keepdims=True)
-            factors[phase] = (seconds / np.maximum(mean, 1e-300))[nearest_knot(KNOTS, _KNOTS)]
+            factors[phase] = on_knots(seconds / np.maximum(mean, 1e-300), _KNOTS)
         self._timer.use_factors(factors)
 
     def _traffic(self) -> Measured:
@@ -115,20 +117,18 @@ class EpochTimer:
             self._windows[window] = Measured("window", np.mean([law.load for law in window], axis=0))
         self._learned, self._seen = self._windows[window], []
         placed = placement_of(replace(self._ask["decode"], learned=self._learned))
-        stall_s = 0.0 if self._cost.experts.rebalance_async else self._move_s(placed)
+        stall_s, moved_bytes = rebalance(self._cost, self._placed, placed)
         self._placed = placed
-        self._stalls, self._stall_s = self._groups, stall_s
         self.num_rebalances += 1
-        self.stalled_s += stall_s
-
-    def _move_s(self, placed: Placement) -> float:
-        return rebalance_s(self._cost, self._placed, placed)
+        self.moved_bytes += moved_bytes
+        self.stalled_s += 0.0 if self._cost.experts.rebalance_async else stall_s
 
 
-def rebalance_s(cost: StepCost, before: Placement, after: Placement) -> float:
-    """Seconds that ranks wait while the experts of all layers move from `before` to `after`, host work included [s].
+def rebalance(cost: StepCost, before: Placement, after: Placement) -> tuple[float, float]:
+    """Seconds that ranks wait while experts of all layers move from `before` to `after`, host work included, and bytes.
 
-    The placements are of representative layers. Only for models with experts.
+    The placements are of representative layers; bytes are those of all ranks of one replica. Only for models with
+    experts.
     """
     system, layout, model = cost.cluster.system, cost.layout, cost.model
     layer = next(layer for layer, _ in model.layer_kinds if layer.moe)
@@ -136,5 +136,6 @@ def rebalance_s(cost: StepCost, before: Placement, after: Placement) -> float:
     stored = sum(stored_bytes(w, model.format_of(w.part)) for w in layer.weights if w.shard == "expert")
     expert_bytes = stored / (layer.moe.num_experts * layout.moe_tp)
     cross = (system.scale_out or system.scale_up).bytes_per_s
-    seconds = rebalance_seconds(moved(before, after), expert_bytes, system.scale_up.bytes_per_s, cross)
-    return HOST_S + seconds * model.num_moe_layers / after.num_layers
+    moves, layers = moved(before, after), model.num_moe_layers / after.num_layers
+    seconds = rebalance_seconds(moves, expert_bytes, system.scale_up.bytes_per_s, cross)
+    return HOST_S + seconds * layers, moves.num_bytes(expert_bytes) * layers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.loads import NUM_DRAWS, LoadTable, nearest_knot
+from planner.loads import NUM_DRAWS, LoadTable, nearest_knot, on_knots
 from planner.records import StepTable
 
 Floats = NDArray[np.float64]
@@ -44,7 +44,7 @@ def expert_steps(
     `misses` are those of `planner.routedcost.RoutedCost.misses`, empty where all experts are in HBM.
     """
     tokens = steps.prefill_tokens + steps.decode_seqs
-    knot, is_prefill = nearest_knot(tokens, loads[0]["decode"].question.knots), (steps.prefill_tokens > 0).astype(int)
+    knot, is_prefill = nearest_knot(tokens), (steps.prefill_tokens > 0).astype(int)
     epoch, draw = np.divmod(steps.draw, NUM_DRAWS)
     at = (epoch, is_prefill, knot, draw)
     tables = [[_summary(epoch[phase]) for phase in ("decode", "prefill")] for epoch in loads]
@@ -61,12 +61,13 @@ def expert_steps(
 
 
 def _summary(table: LoadTable) -> dict[str, Floats]:
-    """Layer means [knots, draws]."""
+    """Layer means [KNOTS, draws]."""
     question = table.question
     even = np.array(question.knots, dtype=float)[:, None] * question.selection.top_k / question.num_ranks
-    return {
+    found = {
         "max_over_mean": table.max_assigned.mean(axis=-1) / even,
         "active_experts": table.max_active.mean(axis=-1),
         "drop_rate": table.drop_rate,
         "fully_dropped_rate": table.fully_dropped_rate,
     }
+    return {name: on_knots(values, question.knots) for name, values in found.items()}

@@ -14,13 +14,14 @@ def run_lines(facts: Facts | None) -> list[str]:
     """How even the ranks of a run were and what was dropped; nothing for dense models."""
     if facts is None:
         return []
-    loads = [
-        f"{phase} busiest rank {facts[f'max_over_mean_{phase}']:.2f} x the even share with "
-        f"{facts[f'active_experts_{phase}']:.1f} of {facts['experts_per_rank']} experts active"
-        for phase in ("decode", "prefill")
-        if f"max_over_mean_{phase}" in facts
-    ]
-    lines = [f"  Experts ({facts['placement']}{_copies(facts)}): " + "; ".join(loads)]
+    loads = []
+    for phase in ("decode", "prefill"):
+        if f"max_over_mean_{phase}" in facts:
+            active = f"{facts[f'active_experts_{phase}']:.1f} of {facts['experts_per_rank']} experts active"
+            busiest = f"busiest rank {facts[f'max_over_mean_{phase}']:.2f} x the even share with "
+            loads.append(f"{phase} {busiest if facts['ep'] > 1 else ''}{active}")
+    where = f"{facts['placement']}{_copies(facts)}" if facts["ep"] > 1 else "a slice of each on every GPU"
+    lines = [f"  Experts ({where}): " + "; ".join(loads)]
     if facts["capacity_rule"]:
         lines.append(
             f"  Capacity {facts['capacity_factor']:g} ({facts['capacity_rule']}): "
@@ -41,7 +42,8 @@ def run_lines(facts: Facts | None) -> list[str]:
     if facts["num_rebalances"]:
         lines.append(
             f"  {facts['num_rebalances']} rebalances per replica, "
-            f"{format_seconds(facts['rebalance_stall_s'])} of waiting"
+            f"{format_seconds(facts['rebalance_stall_s'])} of waiting, "
+            f"{format_bytes(facts['rebalance_moved_bytes'])} moved"
         )
     return lines
 

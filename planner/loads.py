@@ -129,10 +129,18 @@ def rank_load(table: LoadTable, tokens: ArrayLike) -> RankLoad:
     return RankLoad(mean * table.max_over_mean(t), mean, table.active(t))
 
 
-def nearest_knot(tokens: ArrayLike, knots: tuple[int, ...] = KNOTS) -> NDArray[np.int64]:
+def nearest_knot(tokens: ArrayLike) -> NDArray[np.int64]:
     """Index of the knot next to each number of tokens, on a logarithmic scale."""
-    edges = np.sqrt(np.multiply(knots[1:], knots[:-1]))
+    edges = np.sqrt(np.multiply(KNOTS[1:], KNOTS[:-1]))
     return np.asarray(np.searchsorted(edges, np.asarray(tokens)), dtype=np.int64)
+
+
+def on_knots(values: Floats, knots: tuple[int, ...]) -> Floats:
+    """`values` [knots, ...] of other knots at `KNOTS`, linear in the logarithm of tokens, constant beyond the ends."""
+    position = np.interp(_log(KNOTS), _log(knots), np.arange(len(knots)))
+    low = np.minimum(position.astype(int), len(knots) - 2)
+    share = (position - low).reshape(-1, *(1,) * (values.ndim - 1))
+    return np.asarray(values[low] * (1 - share) + values[low + 1] * share)
 
 
 def traffic(num_experts: int, phase: str, skew: Law | None) -> tuple[Law, LogNormal | None]:
@@ -189,9 +197,11 @@ def _reduced(question: Question, placed: Placement, tokens: Sequence[int], more:
     padded = np.zeros(len(tokens))
     if question.limit is not None:
         counts, drops, padded = _limited(counts, question, tokens)
-    slots = counts if _is_plain(question) else placed.slot_loads(counts)
+    slots = counts if _is_plain(question) else _split(placed, counts)
     assigned = np.maximum(_busiest(slots, question.local_slots), padded[:, None, None])
     active = _busiest(np.minimum(slots, 1.0), question.local_slots)
+    # Padded experts compute all their slots, so the weights of every one are read.
+    active = np.where(padded[:, None, None] > 0, question.local_slots, active)
     even = np.array(tokens) * question.selection.top_k / question.num_ranks
     return LoadTable(
         question,
@@ -206,6 +216,16 @@ def _reduced(question: Question, placed: Placement, tokens: Sequence[int], more:
 
 def _is_plain(question: Question) -> bool:
     return question.placement == "contiguous" and not question.redundant
+
+
+def _split(placed: Placement, counts: Floats) -> Floats:
+    """Assignments per slot; each token of an expert with copies takes one of them at random."""
+    slots = placed.slot_loads(counts)
+    if not placed.num_redundant:
+        return slots
+    share = np.take_along_axis(1.0 / placed.copies, placed.physical_to_logical, axis=1)
+    z = np.random.default_rng(_SEED).standard_normal(slots.shape[1:], dtype=np.float32)
+    return np.asarray(np.maximum(slots + np.sqrt(slots * (1 - share)) * z, 0.0))
 
 
 def _busiest(slots: Floats, width: int) -> Floats:

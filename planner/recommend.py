@@ -141,10 +141,14 @@ def _beyond_hbm(
     engine: Engine,
     experts: ExpertSettings,
 ) -> tuple[Outside, ...]:
-    """Residency policies where nothing fits in HBM, or where the user asked for one."""
-    if model.moe is None or (any(found.fitting for _, found in searches) and experts.residency is None):
+    """Residency policies on clusters whose HBM is too small, or on all if the user asked for a policy."""
+    if model.moe is None:
         return ()
-    return tuple(outside(model, cluster, workload, engine, experts) for cluster in clusters)
+    return tuple(
+        outside(model, cluster, workload, engine, experts)
+        for cluster, (_, found) in zip(clusters, searches, strict=True)
+        if not found.fitting or experts.residency is not None
+    )
 
 
 def _remedies(

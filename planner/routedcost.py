@@ -6,6 +6,7 @@ never as a multiplier of the step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -148,8 +149,10 @@ class RoutedCost:
         least = Origin.EXTRAPOLATED if substituted else Origin.MEASURED
         origin = np.maximum(curve.origin(assigned), np.int8(least))
         # A table timed on weights that stayed in the cache of the GPU beats its memory; in a server they do not stay.
-        floor = active * self._expert_bytes(moe) / self.cluster.system.gpu.hbm_bytes_per_s
-        return np.maximum(seconds, floor), np.where(seconds < floor, np.int8(Origin.ROOFLINE), origin)
+        gpu, read = self.cluster.system.gpu, active * self._expert_bytes(moe)
+        cached = seconds < read / gpu.hbm_bytes_per_s
+        streamed = read / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
+        return np.where(cached, streamed, seconds), np.where(cached, np.int8(Origin.ROOFLINE), origin)
 
     def _expert_bytes(self, moe: Moe) -> float:
         """Bytes of the slice of one expert that a GPU holds."""
@@ -179,8 +182,10 @@ class RoutedCost:
             mode: Literal["normal", "low_latency"] = "low_latency" if phase == "decode" else "normal"
             per_gpu = tokens / gpus * (hottest if mode == "low_latency" else self._distinct(moe, hottest))
             shape = (gpus, self._nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
-            total.curve("dispatch", self.tables.dispatch(mode, *shape, self._dispatch_format()), per_gpu, count)
-            total.curve("combine", self.tables.combine(mode, *shape, "bf16"), per_gpu, count)
+            limit, fmt = self._node_limit(moe), self._dispatch_format()
+            dispatch = self.tables.dispatch(mode, *shape, fmt, node_limit=limit)
+            total.curve("dispatch", dispatch, per_gpu, count)
+            total.curve("combine", self.tables.combine(mode, *shape, "bf16", node_limit=limit), per_gpu, count)
             return
         bytes_ = tokens * np.ones_like(hottest) * moe.expert_hidden * _BF16_BYTES
         total.curve("dispatch", self.tables.all_gather(gpus), bytes_, count)
@@ -189,10 +194,23 @@ class RoutedCost:
     def _distinct(self, moe: Moe, hottest: Floats) -> Floats:
         """Tokens of the busiest receiver over the mean when a token with several experts there is sent once.
 
-        With picks independent, a rank that gets a picks of each token sees 1 - exp(-a) of the tokens.
+        With independent picks a rank that gets a share s of them sees 1 - (1 - s)^k of the tokens.
         """
-        even = moe.top_k / self.layout.ep
-        return np.asarray(np.expm1(-even * hottest) / np.expm1(-even))
+        even = 1.0 / self.layout.ep
+        share = np.minimum(even * hottest, 1.0)
+        return np.asarray((1 - (1 - share) ** moe.top_k) / (1 - (1 - even) ** moe.top_k))
+
+    def _node_limit(self, moe: Moe) -> int:
+        """Most scale-up domains that a token of a group-limited router visits, 0 for no limit.
+
+        Groups are whole runs of experts; a placement that tears them apart (greedy, EPLB over nodes that do not divide
+        the groups) loses the limit.
+        """
+        keeps_groups = self.settings.placement in ("contiguous", "node-limited", "eplb")
+        torn = self.settings.placement == "eplb" and moe.num_groups % self._nodes
+        if moe.top_groups >= moe.num_groups or not keeps_groups or torn:
+            return 0
+        return min(self._nodes, math.ceil(moe.top_groups * max(1.0, self._nodes / moe.num_groups)))
 
     def _dispatch_format(self) -> str:
         fmt = compute_format(self.model.format_of("expert"))

@@ -28,6 +28,10 @@ def settings_facts(settings: ExpertSettings) -> Facts:
         "drift": asdict(settings.drift) if settings.drift else None,
         "rebalance_steps": settings.rebalance_steps,
         "rebalance_async": settings.rebalance_async,
+        "residency_policy": settings.residency.policy if settings.residency else None,
+        "dram_bytes": settings.dram_bytes,
+        "nvme_bytes": settings.nvme_bytes,
+        "gpus_per_root": settings.gpus_per_root,
     }
 
 
@@ -45,6 +49,7 @@ def expert_facts(run: Run) -> Facts | None:
     weight = tokens / max(int(tokens.sum()), 1)
     return settings_facts(run.deployment.experts) | {
         "redundant_experts": run.deployment.layout.redundant_experts,
+        "ep": run.deployment.layout.ep,
         "experts_per_rank": _local(run),
         **{f"{key}_{phase}": value for phase, values in mean.items() for key, value in values.items()},
         "drop_rate": float((drawn.drop_rate * weight).sum()),
@@ -53,6 +58,7 @@ def expert_facts(run: Run) -> Facts | None:
         "residency": _residency(run),
         "num_rebalances": run.num_rebalances,
         "rebalance_stall_s": run.rebalance_stall_s,
+        "rebalance_moved_bytes": run.rebalance_moved_bytes,
     }
 
 

@@ -256,22 +256,50 @@ class Tables:
         return curve
 
     def dispatch(
-        self, mode: Mode, num_gpus: int, nodes: int, hidden: int, top_k: int, num_experts: int, fmt: str
+        self,
+        mode: Mode,
+        num_gpus: int,
+        nodes: int,
+        hidden: int,
+        top_k: int,
+        num_experts: int,
+        fmt: str,
+        node_limit: int = 0,
     ) -> Curve:
-        """Tokens to their experts over `num_gpus` ranks in `nodes` scale-up domains; x tokens per rank."""
-        return self._exchange("dispatch", mode, num_gpus, nodes, hidden, top_k, num_experts, fmt)
+        """Tokens to their experts over `num_gpus` ranks in `nodes` scale-up domains; x tokens per rank.
+
+        `node_limit` is the most domains a token visits (group-limited routing), 0 for no limit.
+        """
+        return self._exchange("dispatch", mode, num_gpus, nodes, hidden, top_k, num_experts, fmt, node_limit)
 
     def combine(
-        self, mode: Mode, num_gpus: int, nodes: int, hidden: int, top_k: int, num_experts: int, fmt: str
+        self,
+        mode: Mode,
+        num_gpus: int,
+        nodes: int,
+        hidden: int,
+        top_k: int,
+        num_experts: int,
+        fmt: str,
+        node_limit: int = 0,
     ) -> Curve:
         """Expert outputs back to their tokens, as `dispatch`."""
-        return self._exchange("combine", mode, num_gpus, nodes, hidden, top_k, num_experts, fmt)
+        return self._exchange("combine", mode, num_gpus, nodes, hidden, top_k, num_experts, fmt, node_limit)
 
     @_memoised
     def _exchange(
-        self, step: str, mode: Mode, num_gpus: int, nodes: int, hidden: int, top_k: int, num_experts: int, fmt: str
+        self,
+        step: str,
+        mode: Mode,
+        num_gpus: int,
+        nodes: int,
+        hidden: int,
+        top_k: int,
+        num_experts: int,
+        fmt: str,
+        node_limit: int,
     ) -> Curve:
-        what = Exchange(step, mode, num_gpus, nodes, hidden, top_k, num_experts, fmt)
+        what = Exchange(step, mode, num_gpus, nodes, hidden, top_k, num_experts, fmt, node_limit)
         curve, source = exchange_curve(self.library.table("dispatch"), self.ceilings, self.engine, what)
         self.sources[step] = source
         return curve

@@ -274,6 +274,35 @@ def _experts(facts: Facts) -> Section | None:
     return Section("Where the experts live", finding, (Table(header, tuple(rows)),))
 
 
+def _residency(facts: Facts) -> Section | None:
+    """Residency policies where the experts do not fit in the GPUs' memory."""
+    tables, said = [], []
+    for found in facts.get("residency") or ():
+        if not found["policies"]:
+            said.append(f"{found['cluster']}: {found['reason']}.")
+            continue
+        best = found["policies"][0]
+        said.append(
+            f"On one node of {found['cluster']} {best['policy']} gives {number(best['decode_tok_per_s'])} output tok/s "
+            f"with {found['batch']} sequences, bound by the {best['bound']} (estimate)."
+        )
+        rows = [
+            (
+                row["policy"],
+                number(row["decode_tok_per_s"]),
+                number(row["prefill_tok_per_s"]),
+                f"{row['resident_experts_per_layer']}/{row['num_experts_per_layer']}",
+                f"{row['hit_rate']:.0%}",
+                " + ".join(f"{format_bytes(size)} {tier}" for tier, size in row["bytes_by_tier"].items() if size),
+                row["bound"],
+            )
+            for row in found["policies"]
+        ]
+        header = ("Policy", "Output tok/s", "Prompt tok/s", "Experts in HBM", "Hits", "Experts lie in", "Bound by")
+        tables.append(Table(header, tuple(rows), frozenset({0, 5, 6})))
+    return Section("Experts outside GPU memory", " ".join(said), tuple(tables)) if said else None
+
+
 def _placed(option: Facts) -> str:
     copies = option["redundant_experts"]
     return f"{option['placement']} with {copies} copies" if copies else str(option["placement"])
@@ -330,6 +359,7 @@ _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     _step,
     _memory,
     _experts,
+    _residency,
     _losers,
     _model,
     _assumptions,

@@ -196,7 +196,8 @@ def _layer_work(
 def _num_kernels(layer: Layer, adapter: Adapter, cost: StepCost) -> int:
     """Launches of one layer: shrink and expand for every fused projection (q, k, v share one)."""
     labels = {"attention": "attention_projections", "shared_expert": "shared_experts"}
-    wanted = {labels.get(part, part) for part in adapter.parts}
+    adapted = {weight.part for weight in _adapted(layer, adapter)}
+    wanted = {labels.get(part, part) for part in adapted}
     fused = sum(1 for gemm in layer_gemms(cost.model, layer, cost.layout) if gemm.label in wanted)
     experts = _EXPERT_PROJECTIONS if layer.moe and adapter.num_experts else 0
     return _KERNELS * (fused + experts)

@@ -6,6 +6,7 @@ often. Each layer then runs two grouped GEMMs, one per format, which small batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,9 +48,9 @@ def parse_mix(text: str, model: ModelConfig) -> Mix:
         value = float(number)
     except ValueError:
         value = float("nan")
-    if value >= 1 and value != int(value):
+    if 1 <= value < math.inf and value != int(value):
         raise InputError(f"hot experts {text!r}: {number} is no whole number; give a share below 1 or a count")
-    num_hot = int(value) if value >= 1 else round(value * moe.num_experts) if value > 0 else 0
+    num_hot = int(value) if 1 <= value < math.inf else round(value * moe.num_experts) if 0 < value < 1 else 0
     if not 1 <= num_hot < moe.num_experts:
         raise InputError(
             f"hot experts {text!r}: give a share between 0 and 1 or 1 to {moe.num_experts - 1} of the "
