@@ -19,7 +19,7 @@ import pandas as pd
 from planner.capacity import CapacityLimit
 from planner.cost import StepCost
 from planner.engine import engine
-from planner.epochs import rebalance_s
+from planner.epochs import rebalance
 from planner.experts import ExpertSettings
 from planner.fit import limits_for
 from planner.hardware import parse_cluster, system
@@ -133,7 +133,7 @@ def _stale(name: str, ep: int, key: str, seqs: int) -> Iterator[dict[str, object
             "learned": source,
             "routed_s": float(found.routed.drawn_seconds("decode", kinds, lambda _, now=now: now).mean()),
             "max_over_mean": float(load_table(now).mean_over_draws[0]),
-            "pause_s": rebalance_s(found, placement_of(now), placement_of(served)),
+            "pause_s": rebalance(found, placement_of(now), placement_of(served))[0],
         }
 
 

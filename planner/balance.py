@@ -18,6 +18,7 @@ from planner.experts import ExpertSettings
 from planner.layout import Layout
 from planner.loads import KNOTS, load_table, placement_of, weights_of
 from planner.routing import PROMPT_SPREAD, UNIFORM, Measured
+from planner.routing.drift import Drift
 from planner.steady import steady_state
 from planner.workload import Workload
 
@@ -50,12 +51,14 @@ class Staleness:
 
     `stale_max_over_mean` is its busiest rank then, against `fresh_max_over_mean` learned anew; a rebalance pauses the
     ranks for `rebalance_s` and has paid after `break_even_steps` decode steps (None when nothing is gained).
+    `interval_steps` is how often to place anew under the drift of the run, None for never, or without a drift.
     """
 
     fresh_max_over_mean: float
     stale_max_over_mean: float
     rebalance_s: float
     break_even_steps: int | None
+    interval_steps: int | None
 
 
 def balance_options(run: Run) -> tuple[BalanceOption, ...]:
@@ -104,7 +107,28 @@ def staleness(run: Run) -> Staleness | None:
         float(load_table(stale).max_over_mean(tokens)),
         pause_s,
         int(np.ceil(pause_s / lost_s)) if lost_s > _NOTICEABLE * decode_s else None,
+        _interval(deployment.experts.drift, pause_s, lost_s) if lost_s > _NOTICEABLE * decode_s else None,
     )
+
+
+def _interval(drift: Drift | None, pause_s: float, lost_s: float) -> int | None:
+    """Steps between rebalances with the least mean loss: the pause spread over them, and growing staleness.
+
+    A placement of age t has lost 1 - 2^(-t / half-life) of its gain; where tasks last N steps, one of interval I is
+    wrong for I / (2 N) of the time.
+    """
+    if drift is None:
+        return None
+    steps = np.unique(np.geomspace(10, 1e7, 121).round())
+    kept = np.ones_like(steps)
+    if drift.half_life_steps:
+        ages = np.log(2) * steps / drift.half_life_steps
+        kept = -np.expm1(-ages) / ages
+    if drift.switch_steps:
+        kept = kept * np.maximum(0.0, 1 - steps / (2 * drift.switch_steps))
+    loss = pause_s / steps + lost_s * (1 - kept)
+    best = int(np.argmin(loss))
+    return int(steps[best]) if loss[best] < lost_s else None
 
 
 def _routed_s(cost: StepCost, tokens: float, learned: Measured | None) -> float:

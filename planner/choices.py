@@ -27,11 +27,22 @@ class ExpertChoices:
     rebalance_async
         Ranks do not wait for experts to move.
     residency
-        Where experts live that do not fit: static-hot, lru, lfu, stream, prefetch, cpu or cpu-layers.
+        Where experts live that do not fit: lru (SGLang), stream (vLLM), prefetch (MoE-Infinity), cpu (KTransformers),
+        cpu-layers (llama.cpp); static-hot, lfu or cpu-or-fetch, which no serving engine has.
+    resident
+        Experts per layer to keep in GPU memory; as many as fit otherwise. With residency.
+    reuse
+        How routing repeats itself while generating: records (of prompts, cautious), decode-reports (what caches
+        counted), or a routing record with token ids (.npz).
     dram
-        Host memory that is free for experts, such as 128GB; the profile's otherwise.
+        Host memory of a node that is free for experts, such as 128GB; the profile's otherwise.
     nvme
-        Drive space that is free for experts, such as 2TB.
+        Drive space of a node that is free for experts, and its rate, such as 2TB or 2TB@7GB/s.
+    peer
+        Memory of other GPUs on the scale-up link that is free for experts, such as 40GB per node.
+    host
+        Host whose memory rate and cores count: desktop-ddr5, xeon-ddr5-1s, xeon-ddr5-2s, epyc-ddr5-2s; the profile's
+        otherwise, else a desktop up to 256 GB and a one-socket server beyond.
     gpus_per_root
         GPUs that share one link to the host.
     drift_half_life
@@ -48,8 +59,12 @@ class ExpertChoices:
     rebalance_steps: int | None = None
     rebalance_async: bool = False
     residency: str | None = None
+    resident: int | None = None
+    reuse: str = "records"
     dram: str | None = None
     nvme: str | None = None
+    peer: str | None = None
+    host: str | None = None
     gpus_per_root: int = 1
     drift_half_life: float | None = None
     drift_switch: int | None = None

@@ -17,8 +17,8 @@ from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
 from planner.model import ModelConfig
-from planner.offload import Offload, offload
-from planner.residency import Tiers, tiers_of
+from planner.offload import Offload, offload_layout, replicas_per_node
+from planner.residency import REUSES
 from planner.simulation import EngineSpec, Simulation, simulate
 from planner.timer import CostTimer, step_timer
 from planner.units import format_bytes
@@ -92,8 +92,18 @@ class Deployment:
             max_batched_tokens=self.limits.max_batched_tokens,
             policy=self.engine.policy,
             admission_reserve=self.engine.admission_reserve,
-            groups_per_link=max(1, self.experts.gpus_per_root // layout.replica_gpus) if self.offload else 0,
+            frontend_s=self.engine.overheads.frontend_s,
+            frontend_s_per_token=self.engine.overheads.frontend_s_per_token,
+            receive_interval=self.engine.receive_interval,
+            groups_per_link=self.replicas_per_root if self.offload else 0,
+            groups_per_node=replicas_per_node(layout, self.cluster),
         )
+
+    @property
+    def replicas_per_root(self) -> int:
+        """Replicas of a node that share one link to the host, a replica wider than the root having its own."""
+        wanted = max(1, self.experts.gpus_per_root // self.layout.replica_gpus)
+        return min(wanted, replicas_per_node(self.layout, self.cluster))
 
 
 def deploy(
@@ -127,8 +137,8 @@ def deploy(
     ledger = Ledger(model, cluster.system, engine)
     memory, away = ledger.use(layout, limits, backend, context_tokens), None
     if experts.residency is not None:
-        away = _offload(model, cluster, layout, limits, memory, context_tokens, experts)
-        memory = ledger.use(layout, limits, backend, context_tokens, away.resident_share)
+        away = offload_layout(model, cluster, layout, limits, memory, context_tokens, experts)
+        memory = ledger.use(layout, limits, backend, context_tokens, away.hbm_share)
     if not memory.fits:
         raise DoesNotFit(
             f"{model.name} as {layout} does not fit {cluster.name}: {format_bytes(memory.needed_bytes)} before KV "
@@ -137,52 +147,6 @@ def deploy(
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
     return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away)
-
-
-def _offload(
-    model: ModelConfig,
-    cluster: Cluster,
-    layout: Layout,
-    limits: Limits,
-    memory: MemoryUse,
-    context_tokens: int,
-    experts: ExpertSettings,
-) -> Offload:
-    """As many experts in HBM as fit beside the caches of all sequences that may run, the others behind it.
-
-    LayoutError where experts or attention are spread over ranks, DoesNotFit when HBM or the tiers are too small.
-    """
-    residency = experts.residency
-    assert residency is not None
-    # Replicas on one node keep their experts apart: no engine shares pinned host memory between servers.
-    per_node = max(1, min(layout.replicas, cluster.gpus_per_node // layout.replica_gpus))
-    dram = cluster.system.host_dram_bytes if experts.dram_bytes is None else experts.dram_bytes
-    if layout.ep > 1 or layout.attention_dp > 1 or layout.pp > 1:
-        raise LayoutError(
-            f"{layout}: experts outside HBM are modelled where every GPU holds a slice of each. "
-            f"Use tp={layout.replica_gpus} alone."
-        )
-    wanted = limits.max_num_seqs * context_tokens * memory.kv_bytes_per_token
-    free = layout.tp * (memory.budget_bytes - (memory.needed_bytes - memory.terms["experts"]) - wanted)
-    if free < 0:
-        raise DoesNotFit(
-            f"{model.name} as {layout} does not fit {cluster.name} even without its experts: "
-            f"{format_bytes(-free / layout.tp)} per GPU are missing for {limits.max_num_seqs} sequences of "
-            f"{context_tokens:,} tokens",
-            ["fewer sequences at once (--max-num-seqs)", "fewer tokens per step", "a lower precision (--weights)"],
-        )
-
-    def tiers(hbm_bytes: float) -> Tiers:
-        return tiers_of(
-            cluster.system,
-            hbm_bytes,
-            num_gpus=layout.tp,
-            dram_bytes=None if dram is None else dram / per_node,
-            nvme_bytes=experts.nvme_bytes / per_node,
-            gpus_per_root=experts.gpus_per_root,
-        )
-
-    return offload(model, residency, free, tiers, experts.skew)
 
 
 @dataclass(frozen=True)
@@ -229,10 +193,13 @@ def run(
 ) -> Run:
     """Simulate `deployment` under `workload` and judge it against `slo`.
 
-    `max_replicas` replicas at most are simulated, at their share of the load; two, or one of many ranks, by default.
+    `max_replicas` replicas at most are simulated, at their share of the load; by default two, or one of many ranks, or
+    all that fetch experts over one host link.
     """
     check_context(deployment.model, workload)
-    replicas = min(deployment.layout.replicas, max_replicas or simulated_replicas(deployment.layout))
+    # Replicas on one link to the host slow each other down: they are simulated together.
+    least = deployment.replicas_per_root if deployment.offload else 1
+    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment.layout)))
     users = workload.arrivals.concurrency
     replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
@@ -251,7 +218,9 @@ def run(
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
-    drawn = expert_steps(timer.loads, timer.misses, simulation.steps) if timer.loads else None
+    drawn = None
+    if timer.loads:
+        drawn = expert_steps(timer.loads, timer.misses, simulation.steps, _encoder_share(deployment.model))
     pauses = (0, 0.0, 0.0)
     if isinstance(timer, EpochTimer):
         pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
@@ -265,6 +234,12 @@ def _timer(deployment: Deployment, replicas: int) -> CostTimer | EpochTimer:
     if deployment.model.moe is None or not (experts.drift or experts.rebalance_steps):
         return timer
     return EpochTimer(timer, cost, replicas * deployment.layout.pp)
+
+
+def _encoder_share(model: ModelConfig) -> float:
+    """Share of the MoE layers that are in an encoder."""
+    stacks = [layer.stack for layer in model.layers if layer.moe]
+    return stacks.count("encoder") / len(stacks)
 
 
 def check_context(model: ModelConfig, workload: Workload) -> None:
@@ -331,8 +306,31 @@ def simulate_layout(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
-    """Deploy and simulate one layout, all replicas of it."""
+    """Deploy and simulate one layout, all replicas of it.
+
+    Raises what `deploy` raises, and InputError where the host is described but nothing lies outside HBM.
+    """
+    _check_host_used(experts)
+    users = workload.arrivals.concurrency
+    if experts.residency is not None and users:
+        # So few users never fill more of the cache, and what is not reserved for it holds experts.
+        limits = replace(limits, max_num_seqs=min(limits.max_num_seqs, -(-users // layout.replicas)))
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
     deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts)
     return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress)
+
+
+def _check_host_used(experts: ExpertSettings) -> None:
+    """InputError naming an option of the host that does nothing without a residency policy."""
+    given = {
+        "--dram": experts.dram_bytes is not None,
+        "--nvme": experts.nvme_bytes > 0,
+        "--peer": experts.peer_bytes > 0,
+        "--host": experts.host is not None,
+        "--gpus-per-root": experts.gpus_per_root > 1,
+        "--reuse": experts.reuse != REUSES["records"],
+    }
+    unused = next((option for option, is_given in given.items() if is_given), None)
+    if experts.residency is None and unused:
+        raise InputError(f"{unused} is used only with --residency, such as --residency lru")

@@ -39,6 +39,8 @@ class Overheads:
     deepep_normal_bytes: float
     low_latency_tokens: int
     host_s_per_step: float
+    frontend_s: float
+    frontend_s_per_token: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Engine:
 
     `kv_fraction_of` says what `kv_fraction` multiplies: `total` device memory minus all other uses (vLLM),
     memory `free` after weights and activations (TensorRT-LLM), or a `static` reserve formula (SGLang).
+    `receive_interval` is after how many decode steps the scheduler looks for new requests.
     `admission_reserve` is the share of the KV that running requests have yet to write that admission keeps free.
     """
 
@@ -66,6 +69,7 @@ class Engine:
     overheads: Overheads
     admission_reserve: float
     divides_prefill_by_attention_dp: bool = False
+    receive_interval: int = 1
 
     def budget(self, hbm_bytes: float, arch: str = "") -> Budget:
         """Default budget on a device of `arch` with `hbm_bytes` of memory."""

@@ -138,4 +138,4 @@ def rebalance(cost: StepCost, before: Placement, after: Placement) -> tuple[floa
     cross = (system.scale_out or system.scale_up).bytes_per_s
     moves, layers = moved(before, after), model.num_moe_layers / after.num_layers
     seconds = rebalance_seconds(moves, expert_bytes, system.scale_up.bytes_per_s, cross)
-    return HOST_S + seconds * layers, moves.num_bytes(expert_bytes) * layers
+    return HOST_S + seconds * layers / layout.pp, moves.num_bytes(expert_bytes) * layers

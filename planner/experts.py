@@ -9,7 +9,8 @@ from planner.errors import InputError
 from planner.layout import Layout
 from planner.loads import Question, traffic
 from planner.model.config import Moe
-from planner.residency import Residency
+from planner.residency import REUSES, Residency, Reuse
+from planner.residency.hosts import Host
 from planner.routing import Law, Selection
 from planner.routing.drift import Drift
 
@@ -24,7 +25,9 @@ class ExpertSettings:
     from token to token with this standard deviation (adaptive routing). `drift` moves the popularity over the steps;
     every `rebalance_steps` the experts are placed anew for what was seen since the last time, None for never; the
     ranks wait for the move unless `rebalance_async`. With `residency`, what HBM cannot hold lies in `dram_bytes` of
-    host memory (None: the profile's) and `nvme_bytes` of drives; `gpus_per_root` GPUs share a host link.
+    host memory (None: the profile's), `nvme_bytes` of drives of `nvme_bytes_per_s` (None: the profile's or one drive),
+    and `peer_bytes` in the HBM of other GPUs, all of a node; `gpus_per_root` GPUs share a link to `host` (None: the
+    profile's or a usual one). `reuse` is how routing repeats itself under policies that no `residency` names.
     """
 
     skew: Law | None = None
@@ -38,7 +41,11 @@ class ExpertSettings:
     residency: Residency | None = None
     dram_bytes: float | None = None
     nvme_bytes: float = 0.0
+    nvme_bytes_per_s: float | None = None
+    peer_bytes: float = 0.0
     gpus_per_root: int = 1
+    host: Host | None = None
+    reuse: Reuse = REUSES["records"]
 
     def __post_init__(self) -> None:
         if self.rebalance_steps is not None and self.rebalance_steps < 1:

@@ -25,7 +25,10 @@ def run_lines(facts: Facts | None) -> list[str]:
     if facts["capacity_rule"]:
         lines.append(
             f"  Capacity {facts['capacity_factor']:g} ({facts['capacity_rule']}): "
-            f"{facts['drop_rate']:.2%} of assignments dropped, {facts['drop_rate_worst_step']:.1%} in the worst step, "
+            f"{facts['drop_rate']:.2%} of assignments dropped, "
+            f"{facts['drop_rate_worst_step']:.1%} in the worst step and "
+            f"{facts['drop_rate_worst_layer']:.1%} in the worst layer, "
+            f"{facts['slot_utilisation']:.0%} of slots used, "
             f"{facts['fully_dropped_rate']:.2%} of tokens lost all their experts"
         )
     if facts["residency"]:
@@ -37,7 +40,8 @@ def run_lines(facts: Facts | None) -> list[str]:
         lines.append(
             f"  Residency ({away['policy']}): {away['resident_experts_per_layer']} of "
             f"{away['num_experts_per_layer']} experts per layer in HBM{hits}; {where}; "
-            f"{format_bytes(away['miss_bytes_per_output_token'])} from outside per output token"
+            f"per output token {format_bytes(away['miss_bytes_per_output_token'])} fetched and "
+            f"{format_bytes(away['cpu_bytes_per_output_token'])} read by the CPU"
         )
     if facts["num_rebalances"]:
         lines.append(
@@ -72,10 +76,12 @@ def outside_lines(found: list[Facts]) -> list[str]:
                 f"{row['hit_rate']:.0%}",
                 " + ".join(f"{format_bytes(size)} {tier}" for tier, size in row["bytes_by_tier"].items() if size),
                 row["bound"],
+                row["offered_by"],
             )
             for row in facts["policies"]
         ]
         header = ["policy", "output tok/s", "prompt tok/s", "experts in HBM", "hits", "experts lie in", "bound by"]
+        header.append("offered by")
         lines += [table(header, rows), ""]
     return lines
 
@@ -108,4 +114,6 @@ def balance_lines(facts: Facts | None) -> list[str]:
     if facts["uneven_s"] > 0:
         cost = f"  Uneven experts cost {format_seconds(facts['uneven_s'])} of the decode step of "
         cost += f"{format_seconds(own['decode_s'])}."
+    if stale["interval_steps"]:
+        text += f" Under the given drift place anew every {stale['interval_steps']:,} steps (--rebalance-steps)."
     return ["Where experts live (estimates)", table(header, rows), cost, text, ""]

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from planner.capacity.limit import CapacityLimit
 from planner.errors import WorkloadError
 from planner.placement import Placement, place
-from planner.routing import PROMPT_SPREAD, Law, LogNormal, Selection, fast_counts, skew_for
+from planner.routing import PROMPT_SPREAD, Law, LogNormal, Measured, Selection, fast_counts, skew_for
 from planner.routing.experts import inclusion_from_load
+from planner.routing.laws import Hashed, PowerLaw
 
 Floats = NDArray[np.float64]
 
@@ -30,6 +31,8 @@ _SMALL, _MORE = 8, 4
 """Steps of up to `_SMALL` tokens are noisy: their means rest on `_MORE` times the draws."""
 _LEAST_LAYERS, _NUMBERS = 16, 2**17
 """Fewer layers are drawn, `_LEAST_LAYERS` at least, when draws x layers x experts would exceed `_NUMBERS`."""
+_MOST_PROMPTS = 16
+"""Prompts of a step that are told apart; more are as even as these."""
 _SEED = 20250711
 _ALMOST_ALL = 1 + 1e-9
 """Keeps the logarithm finite when every local expert is active."""
@@ -69,22 +72,25 @@ class Question:
 class LoadTable:
     """Draws at the knots of `question`.
 
-    Arrays are [knots, draws, layers] for the busiest rank and [knots, draws] for means over layers. `max_assigned` are
-    token-expert pairs on the busiest rank (rows it computes: padding counts), `max_active` the most experts with a
-    token on any rank; `drop_rate` and `fully_dropped_rate` are shares of assignments and tokens.
-    `mean_over_draws` and `active_over_draws` [knots] are the expectations of busiest over mean and of `max_active`.
+    Arrays are [knots, draws, layers]. `max_load` are the token-expert pairs served by the busiest rank, `max_assigned`
+    the rows it computes (padding counts), `max_active` the most experts of a rank whose weights are read; `drop_rate`
+    and `fully_dropped_rate` are shares of assignments and tokens, `slot_utilisation` the used share of the slots of a
+    limit (1 without). `mean_over_draws` and `active_over_draws` [knots] are the expectations of `max_assigned` over the
+    even share of all assignments and of `max_active`.
     """
 
     question: Question
+    max_load: Floats
     max_assigned: Floats
     max_active: Floats
     drop_rate: Floats
     fully_dropped_rate: Floats
+    slot_utilisation: Floats
     mean_over_draws: Floats
     active_over_draws: Floats
 
     def max_over_mean(self, tokens: ArrayLike) -> Floats:
-        """Expected load of the busiest rank over the even share of all assignments, shape of `tokens`."""
+        """Expected rows of the busiest rank over the even share of all assignments, shape of `tokens`."""
         excess = np.log(np.maximum(self.mean_over_draws - 1.0, 1e-12))
         between = np.exp(np.interp(_log(tokens), _log(self.question.knots), excess))
         # Drops can leave the busiest rank less than an even share of what was asked for.
@@ -101,7 +107,7 @@ class LoadTable:
 
     def dropped(self, tokens: ArrayLike) -> Floats:
         """Expected share of dropped assignments, shape of `tokens`."""
-        return np.asarray(np.interp(_log(tokens), _log(self.question.knots), self.drop_rate.mean(axis=1)))
+        return np.asarray(np.interp(_log(tokens), _log(self.question.knots), self.drop_rate.mean(axis=(1, 2))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +152,16 @@ def on_knots(values: Floats, knots: tuple[int, ...]) -> Floats:
 def traffic(num_experts: int, phase: str, skew: Law | None) -> tuple[Law, LogNormal | None]:
     """Popularity of a step in `phase` and the spread of its prompts: `skew` as given, or what real records suggest.
 
-    A prefill step works on one prompt per rank, whose domain the placement does not know; decode mixes many users.
+    A prefill step works on one prompt per attention rank, each of a domain that the placement does not know; decode
+    mixes many users. Laws that are one domain already, level, or copied from another tool have no spread of their own.
     """
-    if skew is not None:
-        return skew, None
-    return skew_for(num_experts, "decode"), PROMPT_SPREAD if phase == "prefill" and num_experts > 8 else None
+    law = skew or skew_for(num_experts, "decode")
+    if phase != "prefill" or num_experts <= 8:
+        return law, None
+    if isinstance(law, Measured) and law.prompt_spread is not None:
+        return law, law.prompt_spread
+    whole = isinstance(law, PowerLaw | Hashed) or law.name in ("uniform", "single-domain", "aux-balanced-8-experts")
+    return law, None if whole else PROMPT_SPREAD
 
 
 @lru_cache(maxsize=512)
@@ -191,26 +202,42 @@ def _placed(
 
 
 def _reduced(question: Question, placed: Placement, tokens: Sequence[int], more: int) -> LoadTable:
-    router = (question.num_experts, question.selection, question.law, question.prompt_spread)
+    prompts = min(question.num_sources, _MOST_PROMPTS) if question.prompt_spread is not None else 1
+    router = (question.num_experts, question.selection, question.law, question.prompt_spread, prompts)
     counts = _counts(*router, question.num_layers, tuple(tokens), more)
-    drops = np.zeros((2, *counts.shape[:3]))
+    rates = [np.zeros(counts.shape[:3]), np.zeros(counts.shape[:3]), np.ones(counts.shape[:3])]
     padded = np.zeros(len(tokens))
-    if question.limit is not None:
-        counts, drops, padded = _limited(counts, question, tokens)
+    # A budget per device counts what its slots get; the other limits cap an expert before its copies share it.
+    by_device = question.limit is not None and question.limit.rule_for(question.selection.top_k).scope == "device"
+    if question.limit is not None and not by_device:
+        counts, rates, padded = _limited(counts, question, tokens, question.num_sources)
     slots = counts if _is_plain(question) else _split(placed, counts)
-    assigned = np.maximum(_busiest(slots, question.local_slots), padded[:, None, None])
-    active = _busiest(np.minimum(slots, 1.0), question.local_slots)
+    if by_device:
+        slots, rates, padded = _limited(slots, question, tokens, question.num_ranks)
+    served = _busiest(slots, question.local_slots)
+    active = np.maximum(_busiest(np.minimum(slots, 1.0), question.local_slots), 1.0)
     # Padded experts compute all their slots, so the weights of every one are read.
     active = np.where(padded[:, None, None] > 0, question.local_slots, active)
+    rows = np.maximum(served, padded[:, None, None])
     even = np.array(tokens) * question.selection.top_k / question.num_ranks
-    return LoadTable(
-        question,
-        assigned,
-        np.maximum(active, 1.0),
-        drops[0].mean(axis=-1),
-        drops[1].mean(axis=-1),
-        assigned.mean(axis=(1, 2)) / even,
-        np.maximum(active.mean(axis=(1, 2)), 1.0),
+    busiest, most = rows.mean(axis=(1, 2)) / even, active.mean(axis=(1, 2))
+    return LoadTable(question, served, rows, active, rates[0], rates[1], rates[2], busiest, most)
+
+
+def _limited(
+    counts: Floats, question: Question, tokens: Sequence[int], num_sources: int
+) -> tuple[Floats, list[Floats], Floats]:
+    """Served counts; drop rate, share of tokens without any expert, used slots [knots, draws, layers]; padded rows."""
+    limit, top_k = question.limit, question.selection.top_k
+    assert limit is not None
+    results = [limit.apply(counts[i], size, top_k, num_sources) for i, size in enumerate(tokens)]
+    names = ("drop_rate", "fully_dropped_rate", "slot_utilisation")
+    rates = [np.stack([getattr(result, name) for result in results]) for name in names]
+    rows = np.array([float(result.processed_rows.max()) for result in results]) / question.num_ranks
+    return (
+        np.stack([result.kept for result in results]),
+        rates,
+        rows if limit.is_padded(top_k) else np.zeros(len(tokens)),
     )
 
 
@@ -236,36 +263,28 @@ def _busiest(slots: Floats, width: int) -> Floats:
     return np.asarray(ranks.max(axis=-1))
 
 
-def _limited(counts: Floats, question: Question, tokens: Sequence[int]) -> tuple[Floats, Floats, Floats]:
-    """Served counts, drop rates [2, knots, draws, layers] (assignments, whole tokens), and padded rows per rank."""
-    limit, top_k = question.limit, question.selection.top_k
-    assert limit is not None
-    results = [limit.apply(counts[i], size, top_k, question.num_sources) for i, size in enumerate(tokens)]
-    served = np.stack([r.kept for r in results])
-    rates = np.stack([[r.drop_rate for r in results], [r.fully_dropped_rate for r in results]])
-    rows = np.array([float(r.processed_rows.max()) for r in results]) / question.num_ranks
-    return served, rates, rows if limit.is_padded(top_k) else np.zeros(len(tokens))
-
-
 @lru_cache(maxsize=4)
 def _counts(
     num_experts: int,
     selection: Selection,
     law: Law,
     prompt_spread: LogNormal | None,
+    prompts: int,
     num_layers: int,
     tokens: tuple[int, ...],
     more: int,
 ) -> Floats:
-    """Assignments [knots, draws, layers, experts] of `more` times `NUM_DRAWS` draws."""
+    """Assignments [knots, draws, layers, experts] of `more` times `NUM_DRAWS` draws, `prompts` prompts in each."""
     rng, draws = np.random.default_rng(_SEED), NUM_DRAWS * more
     weights = weights_of(law, num_experts, num_layers)
     if prompt_spread is None:
         q = inclusion_from_load(weights, selection.top_k)
         return _single(fast_counts(q, selection, tokens, draws, rng))
     layers = len(weights)
-    strayed = np.concatenate([prompt_spread.weights(num_experts, layers, rng) for _ in range(draws)])
-    q = inclusion_from_load(np.tile(weights, (draws, 1)) * strayed, selection.top_k)
+    base, q = np.tile(weights, (draws, 1)), np.zeros((draws * layers, num_experts))
+    for _ in range(prompts):
+        strayed = np.concatenate([prompt_spread.weights(num_experts, layers, rng) for _ in range(draws)])
+        q += inclusion_from_load(base * strayed, selection.top_k) / prompts
     counts = fast_counts(q, selection, tokens, 1, rng)
     return _single(counts).reshape(len(tokens), draws, layers, num_experts)
 

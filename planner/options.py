@@ -6,7 +6,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from planner.capacity import CapacityLimit, default_limit
+from planner.capacity import rule as capacity_rule
 from planner.choices import ExpertChoices
 from planner.deployment import MIN_REQUESTS
 from planner.errors import InputError, nearest
@@ -15,11 +18,15 @@ from planner.hardware import Cluster, parse_cluster
 from planner.model import ModelConfig, load
 from planner.model.precision import override
 from planner.placement import PLACEMENTS
-from planner.residency import Residency
-from planner.routing import Law, Measured, named_skew
+from planner.residency import REUSES, Residency, Reuse, calibrate
+from planner.residency.hosts import Host
+from planner.residency.hosts import host as named_host
+from planner.routing import Law, LogNormal, Measured, named_skew
 from planner.routing.drift import Drift
 from planner.routing.formats import read_record
-from planner.routing.records import check_model
+from planner.routing.records import Record, check_model
+from planner.routing.statistics import request_concentration
+from planner.units import format_bytes
 from planner.workload import Slo, Workload, load_workload
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(TB|GB|MB|TiB|GiB|MiB)\s*", re.IGNORECASE)
@@ -96,6 +103,8 @@ def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
         raise InputError(f"--placement {chosen.placement}: {nearest(chosen.placement, PLACEMENTS)}")
     check_positive(gpus_per_root=chosen.gpus_per_root)
     top_k, spread = _experts_per_token(model, chosen.top_k)
+    reuse, dram = _reuse(model, chosen.reuse), None if chosen.dram is None else parse_bytes("--dram", chosen.dram)
+    drive_bytes, drive_rate = (0.0, None) if chosen.nvme is None else parse_drives(chosen.nvme)
     drifts = chosen.drift_half_life is not None or chosen.drift_switch is not None
     return ExpertSettings(
         skew=_skew(model, chosen.skew),
@@ -106,11 +115,53 @@ def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
         drift=Drift(chosen.drift_half_life, chosen.drift_switch) if drifts else None,
         rebalance_steps=chosen.rebalance_steps,
         rebalance_async=chosen.rebalance_async,
-        residency=Residency(chosen.residency) if chosen.residency else None,
-        dram_bytes=None if chosen.dram is None else parse_bytes("--dram", chosen.dram),
-        nvme_bytes=0.0 if chosen.nvme is None else parse_bytes("--nvme", chosen.nvme),
+        residency=_residency(model, chosen, reuse),
+        dram_bytes=dram,
+        nvme_bytes=drive_bytes,
+        nvme_bytes_per_s=drive_rate,
+        peer_bytes=0.0 if chosen.peer is None else parse_bytes("--peer", chosen.peer),
         gpus_per_root=chosen.gpus_per_root,
+        host=_host(chosen.host, dram),
+        reuse=reuse,
     )
+
+
+def _residency(model: ModelConfig, chosen: ExpertChoices, reuse: Reuse) -> Residency | None:
+    if chosen.residency is None:
+        if chosen.resident is not None:
+            raise InputError(f"--resident {chosen.resident} needs --residency, such as lru")
+        return None
+    if model.moe is None:
+        raise InputError(f"--residency {chosen.residency}: {model.name} is dense and has no experts to keep elsewhere")
+    return Residency(chosen.residency, chosen.resident, reuse)
+
+
+def _reuse(model: ModelConfig, text: str) -> Reuse:
+    """A preset, or the reuse of a routing record of `model` with token ids."""
+    if not Path(text).suffix:
+        if text not in REUSES:
+            raise InputError(f"--reuse {text}: {nearest(text, REUSES)} Or give a routing record with token ids.")
+        return REUSES[text]
+    if model.moe is None:
+        raise InputError(f"--reuse {text}: {model.name} is dense and routes nothing")
+    record = _record(model, text)
+    if record.expert_ids is None:
+        raise InputError(f"--reuse {text}: the record has counts only; give one with token ids, such as an .npz")
+    lengths = [record.expert_ids.shape[1]] if record.sequence_lengths is None else record.sequence_lengths
+    return calibrate(record.expert_ids, lengths, record.num_experts)
+
+
+def _host(text: str | None, dram_bytes: float | None) -> Host | None:
+    """The bundled host of that name; InputError where it cannot take `dram_bytes`."""
+    if text is None:
+        return None
+    found = named_host(text)
+    if dram_bytes is not None and dram_bytes > found.dram_max_bytes:
+        raise InputError(
+            f"--host {text} takes at most {format_bytes(found.dram_max_bytes)} of memory, --dram asks for "
+            f"{format_bytes(dram_bytes)}: use a larger host"
+        )
+    return found
 
 
 def _skew(model: ModelConfig, text: str | None) -> Law | None:
@@ -119,9 +170,29 @@ def _skew(model: ModelConfig, text: str | None) -> Law | None:
         return None if text is None else named_skew(text)
     if model.moe is None:
         raise InputError(f"--skew {text}: {model.name} is dense and routes nothing")
+    record = _record(model, text)
+    return Measured(text, record.counts + _UNSEEN, _prompt_spread(record))
+
+
+def _record(model: ModelConfig, text: str) -> Record:
+    """The routing record of that file, which must be of `model`."""
+    assert model.moe is not None
     record = read_record(Path(text), num_experts=model.moe.num_experts)
     check_model(record, model.moe.num_experts, model.num_moe_layers, model.moe.top_k, model.name)
-    return Measured(text, record.counts + _UNSEEN)
+    return record
+
+
+def _prompt_spread(record: Record) -> LogNormal | None:
+    """How far prompts stray from their record, None if it has counts only.
+
+    Prompts with Dirichlet popularity of concentration kappa scatter with CV^2 = E / kappa around the mean expert.
+    """
+    concentration = request_concentration(record)
+    if concentration is None:
+        return None
+    spread = np.sqrt(np.log1p(record.num_experts / concentration))
+    low, high = np.clip(np.quantile(spread, (0.05, 0.95)), 0.0, 3.0)
+    return LogNormal("prompts of the record", float(low), float(high))
 
 
 def _capacity_limit(model: ModelConfig, factor: str | None, rule: str | None) -> CapacityLimit | None:
@@ -138,7 +209,11 @@ def _capacity_limit(model: ModelConfig, factor: str | None, rule: str | None) ->
         raise InputError(f"--capacity-factor {factor}: a number such as 1.25, or off") from None
     if model.moe is None:
         raise InputError(f"--capacity-factor {factor}: {model.name} is dense and has no experts to limit")
-    return CapacityLimit(rule or (own.rule if own else "mesh-tf"), number)
+    if own is not None and rule in (None, own.rule):
+        return replace(own, factor=number)
+    # Factors of Megatron count slots over the even share of all picks, which is what users of top-k models mean.
+    name = rule or "megatron"
+    return CapacityLimit(name, number, group_tokens=capacity_rule(name, model.moe.top_k).group_tokens)
 
 
 def _experts_per_token(model: ModelConfig, text: str | None) -> tuple[int | None, float]:
@@ -160,6 +235,19 @@ def parse_bytes(option: str, text: str) -> float:
     if match is None:
         raise InputError(f"{option} {text}: give a size with its unit, such as 128GB or 2TB")
     return float(match[1]) * _SCALE[match[2].lower()]
+
+
+def parse_drives(text: str) -> tuple[float, float | None]:
+    """Bytes and bytes per second of `2TB@7GB/s`, None for a rate that is not given; InputError otherwise."""
+    space, at, rate = text.partition("@")
+    if not at:
+        return parse_bytes("--nvme", space), None
+    if not rate.lower().endswith("/s"):
+        raise InputError(f"--nvme {text}: give a rate after the @, such as 2TB@7GB/s")
+    bytes_per_s = parse_bytes("--nvme", rate[:-2])
+    if bytes_per_s <= 0:
+        raise InputError(f"--nvme {text}: drives need a rate above 0, such as 2TB@7GB/s")
+    return parse_bytes("--nvme", space), bytes_per_s
 
 
 def check_positive(**values: int | None) -> None:

@@ -16,7 +16,7 @@ from planner.small import Comparison, Estimate, Machine, compare
 from planner.workload import Workload
 
 _TRIED = 2
-"""Policies per cluster that are simulated: the fastest in decode of those that keep up with the demand."""
+"""Policies per cluster that are simulated: the fastest in decode of those that an engine offers and that keep up."""
 _MOST_SEQUENCES = 16
 """Sequences at once: experts from outside HBM serve few users, and their caches take the room of experts."""
 
@@ -38,24 +38,20 @@ def outside(
 ) -> Outside:
     """Policies for `model` on the GPUs of one node, one replica per node.
 
-    The policy of `experts` alone if it names one. A context is the mean prompt and answer of `workload`.
+    The policy of `experts` alone if it names one. A context is the mean prompt and answer of `workload`. Only what an
+    engine offers becomes a deployment, unless the user named it.
     """
-    gpus = cluster.gpus_per_node
     context = max(1, int(workload.mean_prompt_tokens + workload.mean_output_tokens))
     batch = min(_MOST_SEQUENCES, -(-workload.arrivals.concurrency // cluster.nodes) or _MOST_SEQUENCES)
-    machine = Machine(
-        cluster.system,
-        gpus,
-        experts.dram_bytes,
-        experts.nvme_bytes,
-        gpus_per_root=experts.gpus_per_root,
-    )
-    asked = [experts.residency] if experts.residency else [Residency(name) for name in POLICIES]
+    machine = Machine.of(cluster.system, cluster.gpus_per_node, experts)
+    named = experts.residency
+    asked = [named] if named else [Residency(name, reuse=experts.reuse) for name in POLICIES]
     try:
-        found = compare(model, machine, asked, context=context, batch=batch, engine=engine)
+        found = compare(model, machine, asked, context=context, batch=batch, engine=engine, experts=experts)
     except PlannerError as error:
         return Outside(cluster, batch, context, None, str(error), ())
-    ranked = [e.residency for e in found.estimates if _keeps_up(e, workload, cluster.nodes)][:_TRIED]
+    usable = [e for e in found.estimates if e.residency.row.is_offered or named is not None]
+    ranked = [e.residency for e in usable if _keeps_up(e, workload, cluster.nodes)][:_TRIED]
     deployments = (
         _deployed(model, cluster, workload, engine, replace(experts, residency=r), batch, context) for r in ranked
     )

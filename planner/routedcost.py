@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from planner.measurements.formats import FORMATS, canonical
 from planner.model import ModelConfig
 from planner.model.config import Layer, Moe
 from planner.model.precision import compute_format
-from planner.offload import Offload
+from planner.offload import Offload, moe_layers
 from planner.residency.timing import LayerTime
 from planner.steptime import TOKENS, Floats, Sum
 
@@ -66,16 +67,22 @@ class RoutedCost:
                 loads = load_table(self.question(moe, phase))
                 load = rank_load(loads, TOKENS)
                 seconds, origin = self._seconds(moe, load.max_assignments, load.active_on_busiest)
-                total.add("experts", seconds * count, origin)
                 if self.offload is not None:
-                    knots = np.array(loads.question.knots, dtype=float)
-                    exposed = self.offloaded(moe, phase, loads).exposed_s.mean(axis=(1, 2))
-                    added = np.exp(np.interp(np.log(TOKENS), np.log(knots), np.log(np.maximum(exposed, 1e-12))))
-                    total.add("expert_misses", added * count, self.offload.origin)
+                    share, exposed = self._beside(moe, phase, loads)
+                    seconds = seconds * share
+                    total.add("expert_misses", exposed * count, self.offload.origin)
+                total.add("experts", seconds * count, origin)
                 if self.layout.attention_dp > 1:
                     hottest = load.max_assignments / np.maximum(load.mean_assignments, 1e-12)
                     self._add_exchange(total, moe, count, phase, hottest, TOKENS)
         return total
+
+    def _beside(self, moe: Moe, phase: str, loads: LoadTable) -> tuple[Floats, Floats]:
+        """On TOKENS: share of its work that the GPU keeps when a CPU helps, and the seconds it waits besides."""
+        time, knots = self.offloaded(moe, phase, loads), np.log(np.array(loads.question.knots, dtype=float))
+        kept = (time.total_s - time.exposed_s).mean(axis=(1, 2)) / self._gpu_s(moe, loads).mean(axis=(1, 2))
+        exposed = np.log(np.maximum(time.exposed_s.mean(axis=(1, 2)), 1e-12))
+        return np.interp(np.log(TOKENS), knots, kept), np.exp(np.interp(np.log(TOKENS), knots, exposed))
 
     def drawn_seconds(self, phase: str, kinds: Kinds, ask: Callable[[Question], Question] = _unchanged) -> Floats:
         """Seconds of `table` in each cached draw [knots, draws], the loads being those of `ask`ed questions."""
@@ -99,29 +106,43 @@ class RoutedCost:
     def offloaded(self, moe: Moe, phase: str, loads: LoadTable) -> LayerTime:
         """Expert part of a layer in every draw of `loads`, arrays [knots, draws, layers]. Only with an offload."""
         assert self.offload is not None and self._rest_s is not None
-        gpu_s, _ = self._seconds(moe, loads.max_assigned, loads.max_active)
         rest_s = self._rest_s(np.array(loads.question.knots, dtype=float))
+        # Slots that padding fills on a GPU are no work for others: no more experts than tokens that came to them.
+        needed = np.minimum(loads.max_active, np.maximum(loads.max_load, 1.0))
         times = [
-            self.offload.layer_time(moe, phase, tokens, active, assigned, gpu, float(rest))
-            for tokens, active, assigned, gpu, rest in zip(
-                loads.question.knots, loads.max_active, loads.max_assigned, gpu_s, rest_s, strict=True
+            self.offload.layer_time(moe, phase, tokens, active, served, gpu, float(rest))
+            for tokens, active, served, gpu, rest in zip(
+                loads.question.knots, needed, loads.max_load, self._gpu_s(moe, loads), rest_s, strict=True
             )
         ]
         return LayerTime(**{name: np.stack([getattr(t, name) for t in times]) for name in LayerTime.__slots__})
 
+    def layer(self, phase: str, tokens: int) -> LayerTime:
+        """Expert part of a layer in a step of `tokens` tokens, arrays [draws, layers]. Only with an offload."""
+        assert self.model.moe is not None
+        moe = self.settings.router(self.model.moe)
+        loads = load_table(replace(self.question(moe, phase), knots=(tokens,)))
+        found = self.offloaded(moe, phase, loads)
+        return LayerTime(**{name: getattr(found, name)[0] for name in LayerTime.__slots__})
+
     def misses(self) -> dict[str, dict[str, Floats]]:
-        """Hit rate, bytes fetched and seconds of the host link of a step by phase, [knots, draws] each."""
-        count, found = self.model.num_moe_layers, {}
+        """What lay outside HBM in a step by phase, [knots, draws] each; over all layers but for the hit rate.
+
+        Hit rate, bytes fetched, bytes of experts computed on the CPU, and seconds of the host link.
+        """
+        assert self.model.moe is not None
+        moe, found = self.settings.router(self.model.moe), {}
         for phase, loads in self.loads().items():
-            moe = self.settings.router(self.model.moe) if self.model.moe else None
-            assert moe is not None
-            time = self.offloaded(moe, phase, loads)
+            time, count = self.offloaded(moe, phase, loads), moe_layers(self.model, phase)
             found[phase] = {
                 "hit_rate": time.hit_rate.mean(axis=-1),
-                "miss_bytes": time.miss_bytes.mean(axis=-1) * count,
-                "link_s": time.link_s.mean(axis=-1) * count,
+                **{name: getattr(time, name).mean(axis=-1) * count for name in ("miss_bytes", "cpu_bytes", "link_s")},
             }
         return found
+
+    def _gpu_s(self, moe: Moe, loads: LoadTable) -> Floats:
+        """Seconds of an expert layer with all experts in HBM, [knots, draws, layers]."""
+        return self._seconds(moe, loads.max_assigned, loads.max_active)[0]
 
     def loads(self, ask: Callable[[Question], Question] = _unchanged) -> dict[str, LoadTable]:
         """Draws of the router in the first kind of MoE layer, by phase. Only for models with experts."""

@@ -99,7 +99,11 @@ class EngineSpec:
 
     `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
     requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT, between them lies SGLang's
-    new_token_ratio. `groups_per_link` neighbouring groups fetch experts over one host link, 0 for no fetching.
+    new_token_ratio. Of the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host
+    link, 0 for no fetching.
+
+    A request reaches its queue `frontend_s` + `frontend_s_per_token` x prompt tokens after it was sent (HTTP,
+    tokenising, handing over), and the scheduler looks for new ones every `receive_interval` decode steps.
     """
 
     num_groups: int
@@ -111,9 +115,14 @@ class EngineSpec:
     policy: str = "mixed"
     admission_reserve: float = 0.0
     groups_per_link: int = 0
+    groups_per_node: int = 1
+    frontend_s: float = 0.0
+    frontend_s_per_token: float = 0.0
+    receive_interval: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens"):
+        counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")
+        for name in (*counts, "receive_interval"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine: {name} = {getattr(self, name)} must be at least 1.")
         if self.kv_tokens_per_rank < self.block_tokens:

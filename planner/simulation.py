@@ -147,13 +147,28 @@ class HostLink:
         return wait_s
 
 
-class _Group:
-    """Ranks that step together; `wake` is the event it sleeps on while it has no requests."""
+def _host_links(spec: EngineSpec) -> list[HostLink]:
+    """Link of each group; empty without fetching. Neighbours share one, groups of two nodes never do."""
+    if not spec.groups_per_link:
+        return []
+    places = [divmod(group, spec.groups_per_node) for group in range(spec.num_groups)]
+    roots = [(node, place // spec.groups_per_link) for node, place in places]
+    links = {root: HostLink() for root in roots}
+    return [links[root] for root in roots]
 
-    __slots__ = ("in_flight", "index", "ranks", "wake")
+
+class _Group:
+    """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
+
+    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    """
+
+    __slots__ = ("in_flight", "index", "mail", "ranks", "unheard", "wake")
 
     def __init__(self, index: int, spec: EngineSpec) -> None:
         self.index = index
+        self.mail: list[tuple[Rank, Request]] = []
+        self.unheard = spec.receive_interval
         self.ranks = [Rank(spec) for _ in range(spec.ranks_per_group)]
         self.in_flight = 0
         self.wake: simpy.Event | None = None
@@ -178,8 +193,7 @@ class _Run:
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
-        shared = spec.groups_per_link
-        self.links = [HostLink() for _ in range(-(-spec.num_groups // shared))] if shared else []
+        self.links = _host_links(spec)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.num_steps = self.num_sent = self.num_done = 0
         self.now_s = 0.0
@@ -221,13 +235,16 @@ class _Run:
         """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
         env, ranks, timer = self.env, group.ranks, self.timer
         works = [rank.work for rank in ranks]
-        link = self.links[group.index // self.spec.groups_per_link] if self.links else None
+        link = self.links[group.index] if self.links else None
+        interval = self.spec.receive_interval
         while True:
             if not group.in_flight:
                 group.wake = env.event()
                 yield group.wake
                 group.wake = None
             start_s = env.now
+            if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
+                self._deliver(group)
             for rank in ranks:
                 rank.plan(start_s)
             step_s = timer.step_s(works)
@@ -238,6 +255,10 @@ class _Run:
             self.num_steps += 1
             if self.record_steps:
                 self._record_step(group, start_s, step_s)
+            if interval > 1:
+                # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
+                busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
+                group.unheard = group.unheard + 1 if busy else interval
             yield env.timeout(step_s)
             self.now_s = env.now
             for position, rank in enumerate(ranks):
@@ -278,15 +299,34 @@ class _Run:
             self.status[index] = REJECTED
             self._count_done()
             return False
+        delay_s = self.spec.frontend_s + self.spec.frontend_s_per_token * request.prompt_tokens
+        if delay_s > 0:
+            arrival = self.env.timeout(delay_s)
+            arrival.callbacks.append(lambda _: self._accept(request))
+        else:
+            self._accept(request)
+        return True
+
+    def _accept(self, request: Request) -> None:
+        """The request reaches the rank that the router chooses."""
         chosen = self.router(self.in_flight)
         group = self.groups[chosen // self.spec.ranks_per_group]
-        group.ranks[chosen % self.spec.ranks_per_group].enqueue(request)
+        rank = group.ranks[chosen % self.spec.ranks_per_group]
+        if self.spec.receive_interval > 1:
+            group.mail.append((rank, request))
+        else:
+            rank.enqueue(request)
         self.in_flight[chosen] += 1
-        self.rank[index] = chosen
+        self.rank[request.index] = chosen
         group.in_flight += 1
         if group.wake is not None and not group.wake.triggered:
             group.wake.succeed()
-        return True
+
+    def _deliver(self, group: _Group) -> None:
+        for rank, request in group.mail:
+            rank.enqueue(request)
+        group.mail.clear()
+        group.unheard = 0
 
     def _send_next(self) -> None:
         """Closed loop: a user sends until one of its requests is accepted or none is left."""

@@ -1,7 +1,7 @@
 """Small machines: tokens per second of a model whose experts do not all fit HBM, under every residency policy.
 
-The GPU's own work comes from `cost.StepCost`, memory from `memory.Ledger`; what lies behind HBM and who computes it
-from `planner.residency`. One step is the sum over MoE layers of the policy's layer time plus everything else.
+The GPU's own work comes from `cost.StepCost`, the expert layers from its `RoutedCost` as in the event loop, memory from
+`memory.Ledger`. One step is the sum over MoE layers of the policy's layer time plus everything else.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from planner.cost import StepCost
 from planner.engine import Engine, Limits
 from planner.engine import engine as load_engine
 from planner.errors import DoesNotFit, InputError, PlannerError
+from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster, System
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
 from planner.model.config import Moe
-from planner.offload import Offload, offload
-from planner.residency import POLICIES, Residency, Spread, Tiers, tiers_of
+from planner.offload import Offload, moe_layers, offload
+from planner.residency import POLICIES, REUSES, Residency, Spread, Tiers, tiers_of
 from planner.residency.hosts import Host
 from planner.residency.timing import LayerTime
-from planner.routing import active_experts, popularity, skew_for
 from planner.steptime import StepTime
 from planner.units import format_bytes
 
-PAST_ERROR = "12 published runs of KTransformers, llama.cpp, MoE-Infinity and vLLM: -42 to +21 %, half within 6 %"
-"""Predicted over measured decode rate less 1; tests/test_small.py names the runs. Seven of them set the CPU's rate and
-hand-over times; the other five lie -42, -32, -6, -5 and -3 % off. Engines that launch every kernel from Python
-(MoE-Infinity on DeepSeek-V2-Lite) are several times slower than predicted, and so is llama.cpp without a GPU."""
-_REPRESENTATIVE_LAYERS = 8
-_SEED = 20250711
+PAST_ERROR = (
+    "13 published runs of KTransformers, llama.cpp, MoE-Infinity and vLLM: -42 to +25 %, half within 6 %; eight of "
+    "them set the CPU's rates and hand-over time, the other five lie -42, -32, -6, -5 and -3 % off"
+)
+"""Predicted over measured decode rate less 1; tests/test_small.py names the runs. Engines that launch every kernel from
+Python (MoE-Infinity on DeepSeek-V2-Lite) are several times slower than predicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """GPUs of one system and what lies behind them: host DRAM and NVMe that are free for experts [bytes].
+    """GPUs of one node and what lies behind them: DRAM, NVMe and HBM of other GPUs that are free for experts [bytes].
 
-    `dram_bytes` None takes the profile's. `gpus_per_root` GPUs share one host link.
+    `dram_bytes` and `host` None take the profile's. `gpus_per_root` GPUs share one host link.
     """
 
     system: System
@@ -50,15 +50,33 @@ class Machine:
     nvme_bytes_per_s: float | None = None
     host: Host | None = None
     gpus_per_root: int = 1
+    peer_bytes: float = 0.0
+
+    @classmethod
+    def of(cls, system: System, num_gpus: int, experts: ExpertSettings) -> Machine:
+        """`num_gpus` GPUs with what `experts` says of the host."""
+        return cls(
+            system,
+            num_gpus,
+            experts.dram_bytes,
+            experts.nvme_bytes,
+            experts.nvme_bytes_per_s,
+            experts.host,
+            experts.gpus_per_root,
+            experts.peer_bytes,
+        )
 
     @property
     def cluster(self) -> Cluster:
-        """The GPUs as nodes of the system."""
+        """The GPUs as nodes of the system: one, or several where there is no host to share."""
         per_node = min(self.num_gpus, self.system.gpus_per_node)
-        if self.num_gpus < 1 or self.num_gpus % per_node:
+        if self.num_gpus < 1 or (self.num_gpus > per_node and self.system.pcie is not None):
             raise InputError(
-                f"{self.num_gpus} GPUs of {self.system.name}: use 1 to {self.system.gpus_per_node}, or whole nodes"
+                f"{self.num_gpus} GPUs of {self.system.name}: experts outside HBM are modelled on one node and its "
+                f"host. Use 1 to {self.system.gpus_per_node}."
             )
+        if self.num_gpus % per_node:
+            raise InputError(f"{self.num_gpus} GPUs of {self.system.name}: use whole nodes of {per_node}")
         return Cluster(self.system, self.num_gpus // per_node, per_node)
 
 
@@ -66,6 +84,9 @@ class Machine:
 class Estimate:
     """What one policy gives. Rates are tokens per second of all sequences together; `terms` are seconds of a decode
     step that add up to it, `bytes_by_tier` experts only, `other_hbm_bytes` everything else in HBM.
+
+    `miss_bytes_per_token` are fetched, experts of `cpu_bytes_per_token` computed on the CPU. `tok_per_s_by_reuse` is
+    the decode rate under every preset of reuse, empty where the past does not decide what HBM holds.
     """
 
     residency: Residency
@@ -76,12 +97,14 @@ class Estimate:
     held: Spread
     hit_rate: float
     miss_bytes_per_token: float
+    cpu_bytes_per_token: float
     bytes_by_tier: Mapping[str, float]
     other_hbm_bytes: float
     terms: Mapping[str, float]
     bound: str
     prefill_bound: str
     origin_share: Mapping[str, float]
+    tok_per_s_by_reuse: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +125,16 @@ def estimate(
     batch: int = 1,
     chunk: int | None = None,
     engine: Engine | None = None,
+    experts: ExpertSettings = AS_SERVED,
 ) -> Estimate:
     """Tokens per second of `model` on `machine` with `batch` sequences of `context` tokens under `residency`.
 
-    Prompts are read in chunks of `chunk` tokens, the engine's budget when None (llama.cpp calls it ubatch).
-    Experts are cut over the GPUs, each fetches its slice. Raises InputError for a dense model or a system that
-    cannot do what the policy asks, DoesNotFit when HBM cannot hold the rest of the model or the tiers the experts.
+    Prompts are read in chunks of `chunk` tokens, the engine's budget when None (llama.cpp calls it ubatch). Of
+    `experts` popularity, experts per token and capacity limit count. Experts are cut over the GPUs, each fetches its
+    slice. Raises InputError for a dense model or a system that cannot do what the policy asks, DoesNotFit when HBM
+    cannot hold the rest of the model or the tiers the experts.
     """
-    return _Question(model, machine, context, batch, chunk, engine or load_engine("vllm")).answer(residency)
+    return _Question(model, machine, context, batch, chunk, engine or load_engine("vllm"), experts).answer(residency)
 
 
 def compare(
@@ -121,12 +146,13 @@ def compare(
     batch: int = 1,
     chunk: int | None = None,
     engine: Engine | None = None,
+    experts: ExpertSettings = AS_SERVED,
 ) -> Comparison:
     """All `policies` (every policy with its defaults when None), fastest decode first.
 
     Where everything fits HBM only `all-resident` is answered. Raises what `estimate` raises when no policy works.
     """
-    question = _Question(model, machine, context, batch, chunk, engine or load_engine("vllm"))
+    question = _Question(model, machine, context, batch, chunk, engine or load_engine("vllm"), experts)
     wanted = [Residency(name) for name in POLICIES] if policies is None else list(policies)
     found: list[Estimate] = []
     rejected: dict[str, str] = {}
@@ -147,10 +173,11 @@ def compare(
 
 @dataclass(frozen=True, slots=True)
 class _Phase:
-    """A decode step or a prefill chunk: the GPU's own time, the experts of a layer, the tier that fetches longest."""
+    """A decode step or a prefill chunk: the GPU's own time, the experts of each of `layers`, the slowest tier."""
 
     step: StepTime
     layer: LayerTime
+    layers: int
     slowest_tier: str
 
 
@@ -158,13 +185,21 @@ class _Question:
     """One model on one machine: what every policy needs is computed once."""
 
     def __init__(
-        self, model: ModelConfig, machine: Machine, context: int, batch: int, chunk: int | None, engine: Engine
+        self,
+        model: ModelConfig,
+        machine: Machine,
+        context: int,
+        batch: int,
+        chunk: int | None,
+        engine: Engine,
+        experts: ExpertSettings,
     ) -> None:
         if model.moe is None:
             raise InputError(f"{model.name} is dense: it has no experts to keep elsewhere")
         if context < 1 or batch < 1 or (chunk is not None and chunk < 1):
             raise InputError(f"context {context}, batch {batch}, chunk {chunk}: positive whole numbers are needed")
-        self.model, self.machine, self.moe, self.batch = model, machine, model.moe, batch
+        self.model, self.machine, self.batch, self.experts = model, machine, batch, experts
+        self.moe = experts.router(model.moe)
         cluster, gpu = machine.cluster, machine.system.gpu
         layout = _layout(model, machine.num_gpus)
         self.chunk = min(context, chunk or engine.budget(gpu.hbm_bytes, gpu.arch).max_batched_tokens)
@@ -175,8 +210,8 @@ class _Question:
         self.free_bytes = machine.num_gpus * use.budget_bytes - self.other_bytes
         if self.free_bytes < 0:
             raise self._no_room(context)
-        cost = StepCost(model, layout, cluster, engine)
-        seqs, length = np.array([float(batch)]), np.array([float(context)])
+        self._cost = (model, layout, cluster, engine, "allgather_reducescatter", experts)
+        cost, seqs, length = StepCost(*self._cost), np.array([float(batch)]), np.array([float(context)])
         self.steps = {
             "decode": (batch, cost.decode(seqs, length)),
             "prefill": (self.chunk, cost.prefill(np.array([float(self.chunk)]))),
@@ -192,49 +227,56 @@ class _Question:
             dram_bytes=machine.dram_bytes,
             nvme_bytes=machine.nvme_bytes,
             nvme_bytes_per_s=machine.nvme_bytes_per_s,
+            peer_bytes=machine.peer_bytes,
             gpus_per_root=machine.gpus_per_root,
             host=machine.host,
         )
 
     def answer(self, residency: Residency) -> Estimate:
         """The estimate under one policy."""
-        layers = self.model.num_moe_layers
-        found = offload(self.model, residency, self.free_bytes, self.tiers)
-        residency, tiers, held = found.residency, found.tiers, found.held
+        found = offload(self.model, residency, self.free_bytes, self.tiers, self.experts.skew)
         decode, prefill = (self._phase(found, phase) for phase in ("decode", "prefill"))
-        terms, prefill_terms = _terms(decode, layers), _terms(prefill, layers)
+        terms, prefill_terms = _terms(decode), _terms(prefill)
         step_s, chunk_s = sum(terms.values()), sum(prefill_terms.values())
+        miss_bytes, cpu_bytes = (
+            float(values.mean()) * decode.layers / self.batch
+            for values in (decode.layer.miss_bytes, decode.layer.cpu_bytes)
+        )
         return Estimate(
-            residency=residency,
+            residency=found.residency,
             decode_tok_per_s=self.batch / step_s,
             prefill_tok_per_s=self.chunk / chunk_s,
             decode_s=step_s,
             prefill_s=chunk_s,
-            held=held,
-            hit_rate=float(decode.layer.hit_rate[0]),
-            miss_bytes_per_token=float(decode.layer.miss_bytes[0]) * layers / self.batch,
-            bytes_by_tier=held.bytes_by_tier(tiers, found.layer_bytes),
+            held=found.held,
+            hit_rate=float(decode.layer.hit_rate.mean()),
+            miss_bytes_per_token=miss_bytes,
+            cpu_bytes_per_token=cpu_bytes,
+            bytes_by_tier=found.bytes_by_tier(),
             other_hbm_bytes=self.other_bytes,
             terms=terms,
             bound=self._bound(terms, decode.slowest_tier),
             prefill_bound=self._bound(prefill_terms, prefill.slowest_tier),
-            origin_share=_origins(decode, layers, residency.row.origin),
+            origin_share=_origins(decode, found.residency.row.origin),
+            tok_per_s_by_reuse=self._by_reuse(found),
         )
+
+    def _by_reuse(self, found: Offload) -> dict[str, float]:
+        """Decode rate under every preset of reuse that was counted somewhere."""
+        if found.residency.row.choice != "lru":
+            return {}
+        presets = {name: replace(found, residency=replace(found.residency, reuse=REUSES[name])) for name in _COUNTED}
+        return {n: self.batch / sum(_terms(self._phase(f, "decode")).values()) for n, f in presets.items()}
 
     def _phase(self, found: Offload, phase: str) -> _Phase:
         tokens, step = self.steps[phase]
-        layers, ones = self.model.num_moe_layers, np.ones(1)
-        moe = replace(self.moe, top_k=max(1, round(self.moe.active_experts)))
-        law = skew_for(moe.num_experts, "decode" if phase == "decode" and self.batch > 1 else "prefill")
-        q = popularity(moe.num_experts, moe.top_k, law, _REPRESENTATIVE_LAYERS, _SEED) * moe.top_k
-        active = ones * float(active_experts(tokens, q).mean())
-        experts_s = np.asarray(step.terms["experts"]) / layers
-        rest_s = float(np.sum(step.total_s)) / layers - float(experts_s[0])
-        layer = found.layer_time(moe, phase, tokens, active, ones * tokens * moe.top_k, experts_s, rest_s)
+        layer = StepCost(*self._cost, found).routed.layer(phase, tokens)
         backing = found.tiers.backing
-        seconds = found.held.shares(found.hits(moe, phase, tokens))[1:] / np.array([t.bytes_per_s for t in backing])
+        seconds = found.held.shares(found.hits(self.moe, phase, tokens))[1:] / np.array(
+            [t.bytes_per_s for t in backing]
+        )
         slowest = backing[int(np.argmax(seconds))].name if len(seconds) else ""
-        return _Phase(step, layer, slowest)
+        return _Phase(step, layer, moe_layers(self.model, phase), slowest)
 
     def _bound(self, terms: Mapping[str, float], slowest_tier: str) -> str:
         """What most of a step waits for."""
@@ -264,26 +306,28 @@ _BOUNDS = {
 """Term of a step -> what binds when it is the largest; fetching is named by its tier."""
 
 
-def _terms(phase: _Phase, layers: int) -> dict[str, float]:
+_COUNTED = ("records", "decode-reports")
+"""Presets of reuse between which decode rates are given as a range."""
+
+
+def _terms(phase: _Phase) -> dict[str, float]:
     """Seconds of a step by what it waits for; they add up to the step."""
-    total, exposed, cpu, passed = (
-        layers * float(seconds[0])
-        for seconds in (phase.layer.total_s, phase.layer.exposed_s, phase.layer.cpu_s, phase.layer.handover_s)
-    )
-    share = cpu / (cpu + passed) if cpu > 0 else 0.0
-    return {
-        "attention_and_dense": float(phase.step.total_s[0]) - float(np.asarray(phase.step.terms["experts"])[0]),
-        "experts_on_gpu": total - exposed,
-        "experts_on_cpu": exposed * share,
-        "hand_over": exposed * (1 - share) if cpu > 0 else 0.0,
-        "fetching": 0.0 if cpu > 0 else exposed,
+    layer, rest_s = phase.layer, float(np.sum(phase.step.total_s)) - float(np.sum(phase.step.terms["experts"]))
+    busy = layer.cpu_s + layer.handover_s
+    on_cpu = layer.exposed_s * layer.cpu_s / np.maximum(busy, 1e-30)
+    seconds = {
+        "experts_on_gpu": layer.total_s - layer.exposed_s,
+        "experts_on_cpu": on_cpu,
+        "hand_over": np.where(busy > 0, layer.exposed_s - on_cpu, 0.0),
+        "fetching": np.where(busy > 0, 0.0, layer.exposed_s),
     }
+    return {"attention_and_dense": rest_s} | {n: phase.layers * float(s.mean()) for n, s in seconds.items()}
 
 
-def _origins(phase: _Phase, layers: int, origin: str) -> dict[str, float]:
+def _origins(phase: _Phase, origin: str) -> dict[str, float]:
     """Share of the decode step by origin: the GPU's own, and `origin` for what the policy adds."""
-    added = layers * float(phase.layer.exposed_s[0])
-    own = sum(_terms(phase, layers).values()) - added
+    added = phase.layers * float(phase.layer.exposed_s.mean())
+    own = sum(_terms(phase).values()) - added
     share = {name: value * own / (own + added) for name, value in phase.step.origin_share().items()}
     share[origin] = share.get(origin, 0.0) + added / (own + added)
     return {name: value for name, value in share.items() if value > 0}

@@ -136,7 +136,9 @@ class CostTimer:
     ) -> float:
         """Encoder-decoder models: prompts pass the encoder, generated tokens the decoder."""
         tokens, moe = self._encoder or ([], [])
-        seconds = self._host_s + attention_s + tokens[prompt] + moe[-(-total_prompt // self._stride)]
+        index = -(-total_prompt // self._stride)
+        drawn = self._factor["prefill"][self._knot[index]][self.draw]
+        seconds = self._host_s + attention_s + tokens[prompt] + moe[index] * drawn
         if rows:
             seconds += self._tokens[rows] + self._head[min(rows, len(self._head) - 1)]
             seconds += self._moe_s("decode", total_decode)
@@ -189,9 +191,15 @@ class OffloadTimer(CostTimer):
         """Seconds of one step of the only rank."""
         rank = ranks[0]
         seconds = super().step_s(ranks)
-        tokens = rank.decode_seqs + rank.prefill_tokens
-        self.link_s = self._link_s["prefill" if rank.prefill_tokens else "decode"][self._knot[tokens]][self.draw]
+        prompt, seqs = rank.prefill_tokens, rank.decode_seqs
+        if self._encoder is not None:
+            self.link_s = self._fetch_s("prefill", prompt) + self._fetch_s("decode", seqs)
+        else:
+            self.link_s = self._fetch_s("prefill" if prompt else "decode", prompt + seqs)
         return seconds
+
+    def _fetch_s(self, phase: str, tokens: int) -> float:
+        return self._link_s[phase][self._knot[tokens]][self.draw] if tokens else 0.0
 
 
 def step_timer(cost: StepCost, limits: Limits) -> CostTimer:

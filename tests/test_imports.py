@@ -31,7 +31,7 @@ FLOORS = [
     {"simulation"},
     {"economics"},
     {"deployment", "variants"},
-    {"balance", "outside"},
+    {"balance", "outside", "validation"},
     {"search"},
     {"fit"},
     {"remedies"},

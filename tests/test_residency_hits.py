@@ -160,7 +160,7 @@ def test_generation_repeats_more_than_prompts() -> None:
 def test_compounding_misses() -> None:
     """Acceptance O2: a DeepSeek-V3 token needs 464 experts; 5 % misses of 42 MiB at 55 GB/s."""
     eight, one, none = np.full(1, 8.0), np.ones(1), np.zeros(1)
-    work = LayerWork(eight, eight, one, none, none, 42 * 2**20, 0.0, 0.0)
+    work = LayerWork(eight, one, one, none, none, 42 * 2**20, 0.0, 0.0)
     tiers = Tiers(0.0, (Tier("dram", 55e9, 0.0, 1e15),), None)
     layer = demand(work, tiers, np.array([0.95, 0.05]))
     assert 58 * float(layer.total_s[0]) * 1e3 == pytest.approx(18.6, abs=0.05)

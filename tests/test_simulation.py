@@ -279,3 +279,28 @@ def test_bad_arguments():
         simulate(EngineSpec(1, 1, 10_000), LinearTimer(), CHAT, max_simulated_s=0)
     with pytest.raises(InputError, match="before its first request"):
         simulate(EngineSpec(1, 1, 10_000), LinearTimer(), CHAT, max_simulated_s=1e-6).summary()
+
+
+def test_the_front_end_delays_a_request_and_nothing_else():
+    """HTTP and tokenising cost the same time before every queue; the engine's own steps do not change."""
+    workload = load_workload("fixed:1000/3", concurrency=1, num_requests=4)
+    plain = simulate(EngineSpec(1, 1, 4096), ConstantTimer(0.5), workload)
+    late = simulate(EngineSpec(1, 1, 4096, frontend_s=0.2, frontend_s_per_token=1e-4), ConstantTimer(0.5), workload)
+    np.testing.assert_allclose(late.requests.ttft_s, plain.requests.ttft_s + 0.3)
+    np.testing.assert_allclose(late.requests.tpot_s, plain.requests.tpot_s)
+    assert late.num_steps == plain.num_steps
+    assert late.simulated_s == pytest.approx(plain.simulated_s + 4 * 0.3)
+
+
+def test_a_scheduler_that_looks_seldom_makes_requests_wait():
+    """While sequences decode, a request waits half the interval on average; an idle scheduler takes it at once."""
+    alone = load_workload("fixed:10/2", concurrency=1, num_requests=5)
+    spec = EngineSpec(1, 1, 100_000, receive_interval=20)
+    run = simulate(spec, ConstantTimer(0.1), alone)
+    np.testing.assert_allclose(run.requests.ttft_s, 0.1)
+    busy = load_workload("fixed:10/400", rate=0.4, num_requests=400)
+    seldom, often = (simulate(EngineSpec(1, 1, 10**6, receive_interval=n), ConstantTimer(0.1), busy) for n in (20, 1))
+    waited = seldom.requests.ttft_s.mean() - often.requests.ttft_s.mean()
+    assert 0.5 < waited < 1.2  # ten steps of 0.1 s, less where a prompt has just made it look
+    with pytest.raises(InputError, match="receive_interval"):
+        EngineSpec(1, 1, 100, receive_interval=0)

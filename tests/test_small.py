@@ -16,7 +16,7 @@ from planner.model.config import Moe
 from planner.model.precision import override
 from planner.options import parse_bytes
 from planner.residency import POLICIES, Residency
-from planner.residency.hosts import Host, host
+from planner.residency.hosts import LLAMA_SHARE, Host, host
 from planner.small import Estimate, Machine, compare, estimate
 
 DESKTOP, XEON, XEONS, EPYCS = (host(name) for name in ("desktop-ddr5", "xeon-ddr5-1s", "xeon-ddr5-2s", "epyc-ddr5-2s"))
@@ -49,8 +49,9 @@ RTX4090, RTX5090 = system("rtx-4090"), system("rtx-5090")
 A5000 = card(25.4e9, 7.68e11)
 RTX3090 = card(25.3e9, 9.36e11)
 RTX2080 = card(12e9, 4.48e11, 1.2e10)  # 8 GB in truth: llama.cpp keeps the token embedding on the host
-I9_X = replace(DESKTOP, dram_bytes_per_s=1.02e11)  # i9-10900X, four channels of DDR4
+I9_X = replace(DESKTOP, dram_bytes_per_s=1.02e11, llama_share=LLAMA_SHARE)
 EPYC_9355 = replace(XEON, dram_bytes_per_s=12 * 8 * 6.4e9)  # nominal, one socket; the report does not say
+EPYC_9374F = replace(XEON, dram_bytes_per_s=12 * 8 * 4.8e9, llama_share=LLAMA_SHARE)
 V3, QWEN = "deepseek-ai/DeepSeek-V3", "Qwen/Qwen3-30B-A3B"
 
 PUBLISHED = {
@@ -64,9 +65,11 @@ PUBLISHED = {
     "kt epyc": (model(V3, **Q4), RTX4090, EPYCS, Residency("cpu", 0), 17.3, 0.09),
     "kt 0.5": (model(QWEN, experts="bf16"), RTX5090, EPYC_9355, Residency("cpu", 28), 51.6, 0.45),
     # llama.cpp --n-cpu-moe: AlexsJones/llmfit pull requests 755 and 775; an i9-14900K (gokawiil.com/article/74814).
-    "llama qwen3": (model(QWEN, **Q4), RTX2080, I9_X, Residency("cpu-layers", 32), 36.7, 0.15),
+    "llama qwen3": (model(QWEN, **Q4), RTX2080, I9_X, Residency("cpu-layers", 32), 36.7, 0.26),
     "llama gpt-oss-20b": (model("openai/gpt-oss-20b"), RTX2080, I9_X, Residency("cpu-layers", 16), 36.4, 0.25),
-    "llama gpt-oss-120b": (model("openai/gpt-oss-120b"), RTX3090, DESKTOP, Residency("cpu-layers", 0), 25.62, 0.25),
+    "llama gpt-oss-120b": (model("openai/gpt-oss-120b"), RTX3090, DESKTOP, Residency("cpu-layers", 0), 25.62, 0.03),
+    # ggml-org/llama.cpp pull request 23346: V3.2 in Q8_0, one byte per weight here, 8.5 bits there.
+    "llama deepseek": (model(V3), system("rtx-pro-6000"), EPYC_9374F, Residency("cpu-layers", 0), 10.91, 0.27),
     # Mixtral bf16 on an RTX A5000: MoE-Infinity 0.735 and vLLM 2.137 s per token (handbook serving 5B.3).
     "moe-infinity": (model("mistralai/Mixtral-8x7B-v0.1"), A5000, XEON, Residency("lru"), 1 / 0.735, 0.08),
     "vllm offload": (model("mistralai/Mixtral-8x7B-v0.1"), A5000, XEON, Residency("stream"), 1 / 2.137, 0.36),
@@ -204,7 +207,14 @@ def test_the_command_ranks_policies(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"dram": "lots"}, "--dram lots"),
         ({"dram": "-1GB"}, "--dram -1GB"),
-        ({"dram": "128GB", "nvme": "2TB@fast"}, "--nvme fast"),
+        ({"dram": "128GB", "nvme": "2TB@fast"}, "a rate after the @"),
+        ({"dram": "128GB", "nvme": "2TB@0GB/s"}, "a rate above 0"),
+        ({"dram": "512GB", "host": "desktop-ddr5"}, "takes at most 256 GB"),
+        ({"dram": "128GB", "num_gpus": 16}, "Use 1 to 8"),
+        ({"dram": "128GB", "reuse": "decode"}, "did you mean"),
+        ({"dram": "128GB", "skew": "zipff:1"}, "zipff"),
+        ({"dram": "128GB", "top_k": "200"}, "from 1 to 128"),
+        ({"dram": "128GB", "policy": "all-resident", "resident": 60}, "keeps every expert"),
         ({"dram": "128GB", "policy": "lur"}, "did you mean"),
         ({"dram": "128GB", "host": "laptop"}, "host 'laptop'"),
         ({"dram": "128GB", "resident": 200}, "0 to 128"),

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from planner.outside import Outside
 
 Facts = dict[str, Any]
+_BINDING_GAIN, _BINDING_DROPS = 0.03, 0.01
+"""Capacity another placement would add, and share of drops, from which they are named as constraints."""
 
 
 def settings_facts(settings: ExpertSettings) -> Facts:
     """What the user chose, None where records or the engine decide."""
+    from planner.facts.residency import reuse_name
+
     limit = settings.limit
     return {
         "skew": settings.skew.name if settings.skew else None,
@@ -32,6 +36,8 @@ def settings_facts(settings: ExpertSettings) -> Facts:
         "dram_bytes": settings.dram_bytes,
         "nvme_bytes": settings.nvme_bytes,
         "gpus_per_root": settings.gpus_per_root,
+        "reuse": reuse_name(settings.reuse),
+        "host": settings.host.name if settings.host else None,
     }
 
 
@@ -55,6 +61,8 @@ def expert_facts(run: Run) -> Facts | None:
         "drop_rate": float((drawn.drop_rate * weight).sum()),
         "drop_rate_worst_step": float(drawn.drop_rate.max()),
         "fully_dropped_rate": float((drawn.fully_dropped_rate * weight).sum()),
+        "drop_rate_worst_layer": drawn.worst_layer_drop_rate,
+        "slot_utilisation": float((drawn.slot_utilisation * weight).sum()),
         "residency": _residency(run),
         "num_rebalances": run.num_rebalances,
         "rebalance_stall_s": run.rebalance_stall_s,
@@ -73,9 +81,10 @@ def _residency(run: Run) -> Facts | None:
         "policy": away.residency.policy,
         "resident_experts_per_layer": away.held.resident,
         "num_experts_per_layer": away.held.num_experts,
-        "bytes_by_tier": {k: round(v) for k, v in away.held.bytes_by_tier(away.tiers, away.layer_bytes).items()},
+        "bytes_by_tier": {k: round(v) for k, v in away.bytes_by_tier().items()},
         "hit_rate_decode": float(drawn.hit_rate[decoding].mean()) if decoding.any() else None,
         "miss_bytes_per_output_token": float(drawn.miss_bytes[decoding].sum()) / generated,
+        "cpu_bytes_per_output_token": float(drawn.cpu_bytes[decoding].sum()) / generated,
     }
 
 
@@ -94,6 +103,22 @@ def expert_warnings(run: Run) -> list[str]:
         )
     dropped = run.expert_steps is not None and bool(run.expert_steps.drop_rate.max(initial=0.0) > 0)
     return warnings + ([QUALITY_NOTE] if dropped else [])
+
+
+def expert_binding(experts: Facts | None, balance: Facts | None) -> str:
+    """What of the experts binds besides the step: their placement, a capacity limit, or where they live."""
+    said = ""
+    best = max(balance["options"], key=lambda option: float(option["gain"])) if balance else None
+    if best and best["gain"] > _BINDING_GAIN:
+        copies = f" with {best['redundant_experts']} redundant experts" if best["redundant_experts"] else ""
+        said += f"; placement binds too: {best['placement']}{copies} would serve {best['gain']:.0%} more"
+    if experts and experts["drop_rate"] > _BINDING_DROPS:
+        said += f"; capacity binds: {experts['drop_rate']:.1%} of assignments are dropped"
+    if experts and experts["residency"]:
+        away = experts["residency"]
+        held = f"{away['resident_experts_per_layer']} of {away['num_experts_per_layer']}"
+        said += f"; memory binds: {held} experts per layer are in HBM"
+    return said
 
 
 def _means(drawn: Any, rows: Any) -> dict[str, float]:
@@ -116,6 +141,8 @@ def outside_facts(found: Outside) -> Facts:
             {
                 "policy": e.residency.policy,
                 "meaning": e.residency.row.meaning,
+                "is_offered": e.residency.row.is_offered,
+                "offered_by": e.residency.row.engines,
                 "decode_tok_per_s": e.decode_tok_per_s,
                 "prefill_tok_per_s": e.prefill_tok_per_s,
                 "resident_experts_per_layer": e.held.resident,

@@ -9,7 +9,7 @@ from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
-from planner.facts.experts import balance_facts, expert_facts, expert_warnings, outside_facts
+from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
@@ -79,6 +79,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
     candidate, summary = winner.deployment, winner.summary
     decode, prefill, prefill_time_share = operating_point(winner, candidate.cost())
     share = _mixed_share(decode, prefill, prefill_time_share)
+    experts, balance = expert_facts(winner), balance_facts(winner)
     return {
         "headline": headline(rec, winner),
         "cluster": candidate.cluster.name,
@@ -89,7 +90,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
             "moe_backend": candidate.backend,
             "kv_format": candidate.model.kv_format,
         },
-        "binding_constraint": _binding(winner, decode, prefill),
+        "binding_constraint": _binding(winner, decode, prefill) + expert_binding(experts, balance),
         "ttft_s": latency_facts(summary, "ttft"),
         "tpot_s": latency_facts(summary, "tpot"),
         "e2e_s": latency_facts(summary, "e2e"),
@@ -103,8 +104,8 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
         "past_error": _past_error(rec, winner),
-        "experts": expert_facts(winner),
-        "balance": balance_facts(winner),
+        "experts": experts,
+        "balance": balance,
         "top": [_run_row(run) for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),

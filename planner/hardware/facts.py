@@ -128,6 +128,7 @@ class System:
     notes: tuple[str, ...]
     host_dram_bytes_per_s: float | None = None
     cpu_flop_per_s: float | None = None
+    cpu_sockets: int | None = None
 
     def source(self, path: str) -> str | None:
         """Where the number at the TOML path (`gpu.hbm_bytes`) comes from; None if the number is not known."""

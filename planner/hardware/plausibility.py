@@ -20,6 +20,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "node.power_w": (20, 2e5, "W"),
     "node.host_dram_bytes": (4e9, 1e14, "bytes"),
     "node.host_dram_bytes_per_s": (1e10, 1e13, "bytes/s"),
+    "node.cpu_sockets": (1, 16, "sockets"),
     "node.cpu_flop_per_s": (1e10, 1e15, "FLOP/s"),
     "node.nvme_bytes_per_s": (1e8, 1e12, "bytes/s"),
     "scale_up.bytes_per_s": (1e9, 5e12, "bytes/s"),

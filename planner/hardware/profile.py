@@ -90,6 +90,8 @@ class NodeTable(_Table):
     """Host memory of one node [bytes]."""
     host_dram_bytes_per_s: Sourced | None = None
     """Nominal host memory bandwidth of one node, all sockets [bytes/s]."""
+    cpu_sockets: Whole | None = None
+    """CPU sockets of one node; each reads its own part of the host memory fast."""
     cpu_flop_per_s: Sourced | None = None
     """What all cores of one node reach in large matmuls [FLOP/s]."""
     nvme_bytes_per_s: Sourced | None = None
@@ -221,6 +223,7 @@ def _system(profile: Profile, raw: dict[str, Any], name: str) -> System:
         notes=profile.notes,
         host_dram_bytes_per_s=_value(node.host_dram_bytes_per_s),
         cpu_flop_per_s=_value(node.cpu_flop_per_s),
+        cpu_sockets=None if node.cpu_sockets is None else int(node.cpu_sockets.value),
     )
 
 

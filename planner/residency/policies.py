@@ -22,15 +22,19 @@ from planner.routing.laws import Law
 
 PREFETCH_ACCURACY = 0.85
 """Middle of the 80 to 90 % of a published speculative prefetcher (handbook routing 5)."""
+KTRANSFORMERS_FETCH_TOKENS = 400
+"""Chunk from which KTransformers streams whole layers to the GPU (--kt-gpu-prefill-token-threshold of its guide for
+RTX 4090s, doc/en/Kimi-K2-Thinking-Native.md @1aef382; its tuner starts from 4,096). Decode stays on the CPU."""
 LLAMA_FETCH_TOKENS = 32
 """Batch from which llama.cpp copies weights to the GPU instead (GGML_OP_OFFLOAD_MIN_BATCH, its default)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others, and how long.
+    """`choice` of resident experts, whether slower tiers are `is_inclusive`, who computes the others and how long.
 
-    `engines` are those that offer it.
+    `engines` are those that offer it; without `is_offered` none does, and it only shows what could be. With
+    `keeps_copies` every socket of the host has the experts, if the memory suffices.
     """
 
     choice: Choice
@@ -40,14 +44,16 @@ class Policy:
     seconds: Callable[[Residency, LayerWork, Tiers, Spread, Floats], LayerTime] = field(compare=False)
     meaning: str
     engines: str
+    is_offered: bool = True
+    keeps_copies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
     """A policy and its settings. `resident_experts` per layer stay in HBM; None: as many as fit.
 
-    `reuse` is how routing repeats itself; `accuracy` and `lookahead_layers` are of `prefetch`, `handover_s` of the
-    CPU policies (None: the engine's, see `hosts`). Raises InputError on an unknown policy or an impossible setting.
+    `reuse` is how routing repeats itself; `accuracy` and `lookahead_layers` are of `prefetch`. Raises InputError on an
+    unknown policy or an impossible setting.
     """
 
     policy: str = "all-resident"
@@ -55,7 +61,6 @@ class Residency:
     reuse: Reuse = REUSES["records"]
     accuracy: float = PREFETCH_ACCURACY
     lookahead_layers: int = 1
-    handover_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -66,6 +71,8 @@ class Residency:
             raise InputError(f"look-ahead of {self.lookahead_layers} layers: at least 1 is needed")
         if self.resident_experts is not None and self.resident_experts < 0:
             raise InputError(f"{self.resident_experts} resident experts per layer: 0 or more are needed")
+        if self.resident_experts is not None and self.policy == "all-resident":
+            raise InputError(f"all-resident keeps every expert: leave {self.resident_experts} resident experts away")
 
     @property
     def row(self) -> Policy:
@@ -74,14 +81,14 @@ class Residency:
 
     def spread(self, tiers: Tiers, layer_bytes: float, num_experts: int, what: str = "the experts") -> Spread:
         """Experts per layer in each tier; `layer_bytes` is one expert of every layer together. See `spread.spread`."""
-        sockets = tiers.cpu.num_sockets if tiers.cpu is not None and self.policy == "cpu" else 1
+        copies = tiers.cpu.num_sockets if tiers.cpu is not None and self.row.keeps_copies else 1
         found = spread(
             tiers,
             layer_bytes,
             num_experts,
             resident=self.resident_experts,
             is_inclusive=self.row.is_inclusive,
-            copies=sockets,
+            copies=copies,
             what=what,
         )
         if self.policy == "all-resident" and found.resident < num_experts:
@@ -128,13 +135,15 @@ def _prefetch(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread,
 
 
 def _cpu(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
-    handover = HANDOVER_S["ktransformers"] if residency.handover_s is None else residency.handover_s
-    return timing.cpu(work, tiers, shares, handover, held.copies)
+    return timing.cpu(work, tiers, shares, held.copies, HANDOVER_S, KTRANSFORMERS_FETCH_TOKENS)
+
+
+def _cpu_or_fetch(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
+    return timing.cpu_or_fetch(work, tiers, shares, held.copies, HANDOVER_S)
 
 
 def _cpu_layers(residency: Residency, work: LayerWork, tiers: Tiers, held: Spread, shares: Floats) -> LayerTime:
-    handover = HANDOVER_S["llama.cpp"] if residency.handover_s is None else residency.handover_s
-    return timing.cpu_layers(work, tiers, shares, handover, held.copies, LLAMA_FETCH_TOKENS)
+    return timing.cpu_layers(work, tiers, shares, LLAMA_FETCH_TOKENS)
 
 
 POLICIES: dict[str, Policy] = {
@@ -146,7 +155,8 @@ POLICIES: dict[str, Policy] = {
         "roofline",
         _demand,
         "the hottest experts in HBM, others on demand",
-        "KTransformers and SGLang (kt_num_gpu_experts, without its CPU part)",
+        "no engine (KTransformers and SGLang compute the others on the CPU)",
+        is_offered=False,
     ),
     "lru": Policy(
         "lru",
@@ -155,10 +165,17 @@ POLICIES: dict[str, Policy] = {
         "roofline",
         _demand,
         "recently used experts in HBM, others on demand",
-        "SGLang's paged experts",
+        "SGLang (paged experts)",
     ),
     "lfu": Policy(
-        "lfu", True, False, "roofline", _demand, "often used experts in HBM, others on demand", "research systems"
+        "lfu",
+        True,
+        False,
+        "roofline",
+        _demand,
+        "often used experts in HBM, others on demand",
+        "no engine (research systems)",
+        is_offered=False,
     ),
     "stream": Policy(
         "uniform",
@@ -167,7 +184,7 @@ POLICIES: dict[str, Policy] = {
         "roofline",
         _stream,
         "some layers in HBM, others streamed every step",
-        "vLLM's weight offload (cpu_offload_gb, prefetch offload)",
+        "vLLM (cpu_offload_gb, prefetch offload)",
     ),
     "prefetch": Policy(
         "lru", True, False, "roofline", _prefetch, "recently used experts in HBM, others foreseen", "MoE-Infinity"
@@ -179,7 +196,18 @@ POLICIES: dict[str, Policy] = {
         "extrapolated",
         _cpu,
         "hot experts in HBM, CPU computes others",
-        "KTransformers, SGLang's kt mode and Fiddler",
+        "KTransformers, SGLang (kt mode)",
+        keeps_copies=True,
+    ),
+    "cpu-or-fetch": Policy(
+        "static",
+        False,
+        True,
+        "extrapolated",
+        _cpu_or_fetch,
+        "hot experts in HBM, others computed by the CPU or fetched, the faster of the two",
+        "no engine (Fiddler, research code for Mixtral)",
+        is_offered=False,
     ),
     "cpu-layers": Policy(
         "uniform",

@@ -80,7 +80,7 @@ def spread(
     rooms = [int(t.capacity_bytes // (layer_bytes * (copies if t.name == "dram" else 1))) for t in tiers.backing]
     behind = _stored(rooms, asked) if is_inclusive else _dealt(rooms, asked)
     if behind is None:
-        raise _too_small(tiers, layer_bytes, asked, what)
+        raise _too_small(tiers, layer_bytes * asked, is_inclusive, what)
     return Spread(num_experts, kept, behind, is_inclusive, copies)
 
 
@@ -101,19 +101,27 @@ def _stored(rooms: Sequence[int], asked: int) -> tuple[int, ...] | None:
     return (*(min(room, asked) for room in rooms[:store]), asked, *(0 for _ in rooms[store + 1 :]))
 
 
-def _too_small(tiers: Tiers, layer_bytes: float, asked: int, what: str) -> DoesNotFit:
-    needed = asked * layer_bytes
+def _too_small(tiers: Tiers, needed: float, is_inclusive: bool, what: str) -> DoesNotFit:
     there = " + ".join(f"{format_bytes(t.capacity_bytes)} of {t.name.upper()}" for t in tiers.backing) or "nothing"
+    each = f" of each of {tiers.num_replicas} replicas" if tiers.num_replicas > 1 else ""
     message = (
-        f"{what} do not fit: {format_bytes(needed)} must lie behind the {format_bytes(tiers.hbm_bytes)} of HBM that "
-        f"are free for them, and there is {there}"
+        f"{what} do not fit: {format_bytes(needed)}{each} must lie behind the {format_bytes(tiers.hbm_bytes)} of HBM "
+        f"that are free for them, and there is {there}"
     )
     if not tiers.has_host:
         return DoesNotFit(message, ("more GPUs", "experts in a lower precision (--weights experts=int4_g32, nvfp4)"))
-    remedies = [f"{format_bytes(needed)} of host DRAM (--dram)"]
     share = sum(t.capacity_bytes for t in tiers.backing) / needed
+    remedies = [_to_type("--dram", needed, tiers, "host DRAM")]
     if share > 0:
         remedies.append(f"experts in {share:.0%} of their bytes: a lower precision (--weights experts=int4_g32, nvfp4)")
     if tiers.named("nvme") is None:
-        remedies.append(f"an NVMe tier (--nvme) for {format_bytes(needed - share * needed)}, slower")
+        missing = needed if is_inclusive else needed * (1 - min(share, 1.0))
+        remedies.append(_to_type("--nvme", missing, tiers, "NVMe") + ", slower")
     return DoesNotFit(message, remedies)
+
+
+def _to_type(option: str, needed: float, tiers: Tiers, what: str) -> str:
+    """Remedy with the option as it must be typed: for all replicas of the node, rounded up."""
+    total = -(-needed * tiers.num_replicas // 1e9)
+    many = f" for the {tiers.num_replicas} replicas on the node" if tiers.num_replicas > 1 else ""
+    return f"{total:.0f} GB of {what}{many} ({option} {total:.0f}GB)"

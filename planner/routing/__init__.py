@@ -14,12 +14,11 @@ from planner.routing.laws import (
 )
 from planner.routing.messages import DISPATCH_FORMATS, combine_bytes, dispatch_bytes
 from planner.routing.ranks import assignment_variance, distinct_ranks
-from planner.routing.samplers import SAMPLERS, Selection, exact_counts, fast_counts
+from planner.routing.samplers import Selection, exact_counts, fast_counts
 
 __all__ = [
     "DISPATCH_FORMATS",
     "PROMPT_SPREAD",
-    "SAMPLERS",
     "SKEWS",
     "UNIFORM",
     "Law",

@@ -143,13 +143,17 @@ class Hashed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """Positive loads [layers, experts] of a routing record; layers are repeated or cut to as many as asked."""
+    """Positive loads [layers, experts] of a routing record.
+
+    `prompt_spread` is how far single prompts of the record stray from it, None where it does not tell.
+    """
 
     name: str
     load: Floats
+    prompt_spread: LogNormal | None = None
 
     def weights(self, num_experts: int, layers: int, rng: np.random.Generator) -> Floats:
-        """The recorded loads.
+        """The recorded loads of up to `layers` layers, spread evenly over those recorded.
 
         Raises WorkloadError when the record has another number of experts.
         """
@@ -158,7 +162,8 @@ class Measured:
                 f"{self.name} has {self.load.shape[1]} experts per layer, the model {num_experts}: "
                 "it was recorded on another model"
             )
-        return np.asarray(self.load[np.arange(layers) % len(self.load)])
+        chosen = np.linspace(0, len(self.load) - 1, min(layers, len(self.load))).round().astype(int)
+        return np.asarray(self.load[chosen])
 
 
 UNIFORM = LogNormal("uniform", 0.0, 0.0)

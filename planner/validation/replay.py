@@ -1,0 +1,200 @@
+"""One point, simulated as the benchmark client that measured it.
+
+The client of InferenceX (utils/bench_serving/benchmark_serving.py @086eabb) sends 2 requests per user to warm up and
+waits for all of them; the server is empty when the 10 measured requests per user begin, all users at once and each
+sending its next on the last answer. The means therefore hold one burst of prompts, nine rounds of single ones, and the
+end, when users leave one by one. Points of other clients do not state theirs and are replayed likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost import StepCost
+from planner.deployment import Deployment, Run, deploy, run
+from planner.engine import Engine, Limits
+from planner.errors import DoesNotFit, Infeasible, PlannerError
+from planner.hardware import Cluster, System
+from planner.layout import Layout
+from planner.model import ModelConfig
+from planner.validation.names import engine_of, model_of, system_of
+from planner.validation.points import Point
+from planner.workload import Arrivals, Lengths, Workload
+
+Floats = NDArray[np.float64]
+Costs = dict[tuple[str | int, ...], StepCost]
+"""Step times by `Point.deployed`."""
+
+ROUNDS = 10
+"""Measured requests per user of the InferenceX client (num_prompts = 10 x max_concurrency)."""
+_LEAST_ROUNDS, _MOST_STEPS = 4, 40_000
+"""Long answers are simulated for fewer rounds; the rounds between the first and the last count for those left out."""
+_LIMIT_SHARES = (1.0, 0.5, 0.25, 0.125)
+"""Shares of the default limits tried in turn: operators lower them until the server starts."""
+_NOTHING = (float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a point should measure; `status` is `ok`, or `infeasible` or `unsupported` with the reason.
+
+    `values` follows `points.METRICS`: mean TTFT [ms], mean TPOT [ms], output tokens per second and GPU; NaN where
+    there is none. `family` is the kind of layout and `engine` the profile that was simulated. `origin_share` is the
+    share of the simulated time by origin (measured, interpolated, ...).
+    """
+
+    status: str
+    values: tuple[float, float, float] = _NOTHING
+    origin_share: Mapping[str, float] = field(default_factory=dict)
+    is_moe: bool | None = None
+    family: str = ""
+    engine: str = ""
+
+    @property
+    def is_ok(self) -> bool:
+        """True when there are values."""
+        return self.status == "ok"
+
+    @property
+    def measured_share(self) -> float:
+        """Share of the time that rests on measured kernels, interpolation between them included."""
+        return self.origin_share.get("measured", 0.0) + self.origin_share.get("interpolated", 0.0)
+
+
+def replay(point: Point, costs: Costs | None = None) -> Prediction:
+    """Prediction of `point`; a point that cannot be predicted says why in its status and raises nothing.
+
+    `costs` keeps step times for the next points of the same server.
+    """
+    known: dict[str, Any] = {}
+    try:
+        model = _model(point)
+        layout = _layout(point, model)
+        known = {"is_moe": model.moe is not None, "family": layout.family, "engine": _engine(point).name}
+        result = run(_deploy(point, model, layout), workload_of(point))
+        share = _origin_share(point, result, {} if costs is None else costs)
+        return Prediction("ok", _means(point, result), share, **known)
+    except Infeasible as error:
+        status = f"infeasible: {error}"
+    except PlannerError as error:
+        status = f"unsupported: {error}"
+    except Exception as error:  # One point that trips over a fault of moeplan must not cost all the others.
+        status = f"unsupported: moeplan failed ({type(error).__name__}: {error})"
+    return Prediction(" ".join(status.split()), **known)
+
+
+def rounds_of(point: Point) -> int:
+    """Requests per user that are simulated."""
+    return int(np.clip(_MOST_STEPS // point.osl, _LEAST_ROUNDS, ROUNDS))
+
+
+def workload_of(point: Point) -> Workload:
+    """Closed loop of the point's users; the client draws both lengths evenly between its bounds, rounded down."""
+    prompt, output = (
+        Lengths.uniform(*(max(1, int(tokens * share)) for share in point.lengths)) for tokens in (point.isl, point.osl)
+    )
+    users = point.concurrency
+    return Workload(point.name, prompt, output, Arrivals.closed(users), rounds_of(point) * users)
+
+
+def _model(point: Point) -> ModelConfig:
+    """The model, with room for the point's requests: a server that ran them was told to take them."""
+    model = model_of(point.model, point.precision)
+    tokens = point.isl + point.osl
+    return replace(model, max_context=tokens) if 0 < model.max_context < tokens else model
+
+
+def _layout(point: Point, model: ModelConfig) -> Layout:
+    """Degrees of the point; benchmarks label dense models with expert degrees too, where they mean nothing."""
+    ep = point.moe_ep if model.moe else 1
+    return Layout(point.tp, point.pp, ep, point.attention_dp, point.tp * point.attention_dp // ep)
+
+
+def _cluster(chosen: System, num_gpus: int) -> Cluster:
+    return Cluster(chosen, -(-num_gpus // chosen.gpus_per_node), min(num_gpus, chosen.gpus_per_node))
+
+
+def _engine(point: Point) -> Engine:
+    """The engine with the expert degree of the point, also where its newest version offers no such degree."""
+    return replace(engine_of(point.engine), expert_parallel="any")
+
+
+def _deploy(point: Point, model: ModelConfig, layout: Layout) -> Deployment:
+    """The server with the engine's default limits, or the largest share of them that leaves room for one request."""
+    serving, chosen = _engine(point), system_of(point.gpu)
+    cluster, context = _cluster(chosen, point.num_gpus), point.isl + point.osl // 2
+    backend = "allgather_reducescatter" if point.attention_dp > 1 else "all_reduce"
+    reason = None
+    for share in _LIMIT_SHARES:
+        limits = _limits(serving, chosen, point, share)
+        try:
+            found = deploy(model, cluster, layout, serving, limits, backend, context)
+        except DoesNotFit as error:
+            reason = reason or error
+            continue
+        if found.memory.kv_tokens // layout.pp >= point.isl + point.osl:
+            return found
+        reason = reason or DoesNotFit(
+            f"{model.name} as {layout} leaves {found.memory.kv_tokens:,} KV tokens per rank on {cluster.name}, one "
+            f"request needs {point.isl + point.osl:,}"
+        )
+    assert reason is not None
+    raise reason
+
+
+def _limits(serving: Engine, chosen: System, point: Point, share: float) -> Limits:
+    """`share` of the default limits, but always places for all users: that much every benchmark allows."""
+    budget = serving.budget(chosen.gpu.hbm_bytes, chosen.gpu.arch)
+    ranks = point.attention_dp if serving.divides_prefill_by_attention_dp else 1
+    seqs = max(point.concurrency, int(budget.max_num_seqs * share))
+    return Limits(seqs, max(seqs, int(budget.max_batched_tokens * share) // ranks))
+
+
+def _means(point: Point, result: Run) -> tuple[float, float, float]:
+    """Mean TTFT and TPOT over the measured requests, and the throughput the source derives from them.
+
+    The points state concurrency x mean output / (TTFT + TPOT x (mean output - 1)) / GPUs, not tokens over time.
+    """
+    requests, users = result.simulation.requests, point.concurrency
+    weights = _weights(len(requests), users)
+    ttft_s, tpot_s = (_mean(values, weights) for values in (requests.ttft_s, requests.tpot_s))
+    tokens = result.workload.mean_output_tokens
+    latency_s = ttft_s + (tpot_s * (tokens - 1) if tokens > 1 else 0.0)
+    return ttft_s * 1e3, tpot_s * 1e3, users * tokens / latency_s / point.num_gpus
+
+
+def _weights(num_requests: int, users: int) -> Floats:
+    """Weight of every request, in order of sending: the first and the last round count once, those between ROUNDS - 2
+    times in all, however many were simulated.
+    """
+    between = num_requests - 2 * users
+    weights = np.full(num_requests, (ROUNDS - 2) * users / between)
+    weights[:users] = weights[-users:] = 1.0
+    return weights
+
+
+def _mean(values: Floats, weights: Floats) -> float:
+    known = ~np.isnan(values)
+    return float(np.average(values[known], weights=weights[known])) if known.any() else float("nan")
+
+
+def _origin_share(point: Point, result: Run, costs: Costs) -> Mapping[str, float]:
+    """Share of the time by origin: a decode and a prefill step of mean size, by the time spent in such steps."""
+    steps = result.simulation.steps
+    decoding, prefilling = steps.decode_seqs > 0, steps.prefill_tokens > 0
+    seqs = float(steps.decode_seqs[decoding].mean()) if decoding.any() else 1.0
+    chunk = min(float(steps.prefill_tokens[prefilling].mean()), float(result.deployment.limits.max_batched_tokens))
+    if point.deployed not in costs:
+        costs[point.deployed] = result.deployment.cost()
+    cost = costs[point.deployed]
+    ranks = point.attention_dp
+    decode = cost.decode(np.array(max(1.0, round(seqs / ranks))), np.array(point.isl + point.osl / 2))
+    prefill = cost.prefill(np.array(max(1.0, chunk)), ranks=1.0)
+    share = float(steps.step_s[prefilling].sum() / steps.step_s.sum())
+    of_decode, of_prefill = decode.origin_share(), prefill.origin_share()
+    return {name: (1 - share) * of_decode[name] + share * of_prefill[name] for name in of_decode}
