@@ -160,7 +160,9 @@ def scatter(pairs: Sequence[Pair]) -> str:
             name = "MoE" if is_moe else "dense"
             axes.scatter(*points.T, s=4, lw=0, alpha=0.6, color=COLOURS[is_moe], label=name, rasterized=True)
         axes.set(xscale="log", yscale="log", title=label, xlabel="measured", ylabel="predicted")
-        ends = np.array(axes.get_xlim())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        ends = axes.get_xlim()
         axes.plot(ends, ends, color="#5b6570", lw=0.8)
         axes.legend(loc="upper left", fontsize=8, markerscale=2, handletextpad=0.2)
     return svg(figure, "accuracy", "Predicted against measured TPOT, TTFT and output tokens per second and GPU")
