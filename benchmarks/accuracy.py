@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -182,17 +183,20 @@ def kernel_summary() -> list[str]:
     ]
 
 
-INTRO = f"""# Accuracy
-
-## Against measured servers
-
-Written by `python benchmarks/accuracy.py serving_points.csv`. The points are closed-loop benchmark runs of vLLM,
-SGLang and TensorRT-LLM from the {SOURCE}.
-
-Each is replayed as its client ran it: an empty server, all users at once, ten requests each, means over all of them,
-engine defaults. Throughput is derived from TTFT and TPOT as the source derives it. Nothing is fitted to any point but
-the width of the intervals. Error is |predicted / measured - 1|, bias the median of predicted / measured - 1.
-"""
+WRITTEN = (
+    "Written by `python benchmarks/accuracy.py serving_points.csv`. The points are closed-loop benchmark runs of vLLM, "
+    f"SGLang and TensorRT-LLM from the {SOURCE}."
+)
+METHOD = (
+    "Each is replayed as its client ran it: an empty server, all users at once, ten requests each, means over all of "
+    "them, engine defaults. Throughput is derived from TTFT and TPOT as the source derives it. Nothing is fitted to "
+    "any point but the intervals. Error is |predicted / measured - 1|, bias the median of predicted / measured - 1."
+)
+INTERVAL_TEXT = (
+    "Bounds of measured / predicted that hold 80 % of left-out points, fitted {} by `{}`. A class with few "
+    "combinations of model, GPU and engine leans on the class above it. With one combination left out at a time the "
+    "intervals held: {}."
+)
 HEAD = ["points", "given", "predicted", *(f"{label}: median / mean / bias" for label in LABELS.values())]
 
 
@@ -210,13 +214,13 @@ def page(found: validation.Validation) -> str:
     held = interval_table()
     shares = ", ".join(f"{name} {share:.0%}" for name, share in held.held_out.items())
     parts = [
-        *[INTRO, *summary(found), "", "![Predicted against measured](figures/accuracy.svg)", ""],
+        *["# Accuracy", "", "## Against measured servers", "", fill(WRITTEN, 120), "", fill(METHOD, 120), ""],
+        *[*summary(found), "", "![Predicted against measured](figures/accuracy.svg)", ""],
         *["### By slice", "", *table(["slice", "", "given", *HEAD[3:]], sliced), ""],
         *["### By server", "", *table(HEAD, by_engine + by_server), ""],
         *["### Furthest off", "", "Predicted / measured.", "", *worst_rows(found), ""],
         *["### Not predicted", "", *(ids or ["Every point is predicted."]), ""],
-        *["### Intervals", "", "Bounds of measured / predicted that hold 80 % of left-out points, fitted"],
-        f"{held.as_of} by `{held.command}`. With one model, GPU and engine left out at a time they held: {shares}.",
+        *["### Intervals", "", fill(INTERVAL_TEXT.format(held.as_of, held.command, shares), 120)],
         *["", *interval_rows(), ""],
         *[(HERE / "accuracy_reading.md").read_text("utf-8").rstrip(), "", *kernel_summary(), ""],
     ]

@@ -30,6 +30,8 @@ class SteadyState:
     prefill_s: Floats
     prefill_share: Floats
     """Share of what a rank can prefill that its own prompts take: behind it they queue."""
+    frontend_s: float
+    """What a request takes to its queue and its first token back to the client."""
 
     def capacity_per_s(self, max_batch: Floats) -> Floats:
         """Highest request rate of one rank when at most `max_batch` sequences run."""
@@ -47,11 +49,11 @@ class SteadyState:
         return np.interp(batch, self.batch, self.tpot_s)
 
     def ttft_at(self, batch: Floats, prompt_cv2: float) -> Floats:
-        """Mean time to first token: own prefill, rest of the running step, and M/G/1 waiting behind prompts."""
+        """Mean time to first token: front end, own prefill, rest of the running step, M/G/1 waiting behind prompts."""
         service = np.interp(batch, self.batch, self.prefill_s)
         busy = np.minimum(np.interp(batch, self.batch, self.prefill_share), 0.99)
         waiting = busy * service * (1 + prompt_cv2) / 2 / (1 - busy)
-        return np.asarray(service + waiting + self.tpot_at(batch) / 2)
+        return np.asarray(self.frontend_s + service + waiting + self.tpot_at(batch) / 2)
 
 
 def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload) -> SteadyState:
@@ -85,4 +87,6 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s
     waiting_share = np.minimum(busy, 1.0)
     own_s = np.maximum(per_prompt_s, prompt_step_s)
-    return SteadyState(batch, tpot_s, rate, decode_s, own_s, waiting_share)
+    overheads = cost.engine.overheads
+    frontend_s = overheads.frontend_s + overheads.frontend_s_per_token * prompt
+    return SteadyState(batch, tpot_s, rate, decode_s, own_s, waiting_share, frontend_s)

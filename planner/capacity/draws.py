@@ -49,15 +49,18 @@ def routed_tokens(q: Floats, tokens: int, depth: int, rng: np.random.Generator) 
     """Ranked experts [tokens, depth] and their gate probabilities of tokens that pick expert i with chance q_i.
 
     Pareto sampling (Rosen 1997): score = logit(q) + logistic noise, the highest scores are picked, which keeps the
-    inclusion probabilities. The scores stand for the router's logits: gates are their softmax over all experts.
+    inclusion probabilities; for a single pick log(q) + Gumbel noise keeps them exactly. The scores stand for the
+    router's logits: gates are their softmax over all experts.
     """
-    odds = np.log(q) - np.log1p(-np.minimum(q, 1 - 1e-12))
+    single = round(float(q.sum())) == 1
+    odds = np.log(q) - (0.0 if single else np.log1p(-np.minimum(q, 1 - 1e-12)))
     ranking, gates = np.empty((tokens, depth), dtype=np.int64), np.empty((tokens, depth))
     step = max(1, _AT_ONCE // q.size)
     for start in range(0, tokens, step):
         size = min(step, tokens - start)
         uniform = rng.random((size, q.size), dtype=np.float32).clip(1e-7, 1 - 1e-7)
-        score = odds.astype(np.float32) + np.log(uniform) - np.log1p(-uniform)
+        noise = -np.log(-np.log(uniform)) if single else np.log(uniform) - np.log1p(-uniform)
+        score = odds.astype(np.float32) + noise
         best = np.argpartition(-score, depth - 1, axis=1)[:, :depth] if depth < q.size else None
         chosen = score if best is None else np.take_along_axis(score, best, axis=1)
         by_score = np.argsort(-chosen, axis=1)

@@ -8,7 +8,15 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
-from planner.cli import commands, experts_drops, experts_inspect, experts_place, experts_residency, experts_variants
+from planner.cli import (
+    commands,
+    experts_drops,
+    experts_inspect,
+    experts_place,
+    experts_residency,
+    experts_variants,
+    validate,
+)
 from planner.cli import profiles as profile_commands
 from planner.errors import Infeasible, PlannerError
 
@@ -19,7 +27,7 @@ app = App(
     help_flags=["--help", "-h"],
     default_parameter=Parameter(negative=()),
 )
-for command in (commands.describe, commands.fit, commands.plan, commands.simulate):
+for command in (commands.describe, commands.fit, commands.plan, commands.simulate, validate.validate):
     app.command(command)
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")

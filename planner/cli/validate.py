@@ -27,7 +27,7 @@ def validate(points: Path, *, out: Path | None = None, json: bool = False) -> No
         attention_dp, moe_ep, pp, lengths (fixed or uniform_0.8_1.0) and what was measured: ttft_mean_ms, tpot_mean_ms,
         output_tok_s_per_gpu. Points without measurements are predicted all the same.
     out
-        CSV for the predictions: the input columns, pred_<metric> with _low and _high (80 % interval), status,
+        CSV for the predictions: the input columns, pred_METRIC with _low and _high (80 % interval), status,
         measured_share.
     json
         Print the facts as JSON.

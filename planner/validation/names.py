@@ -68,9 +68,10 @@ def engine_of(name: str) -> Engine:
 def model_of(name: str, precision: str) -> ModelConfig:
     """Model `name` in the precision a row is labelled with; a checkpoint that already has it stays as it is.
 
-    Other labels mean a requantised checkpoint: four bits of a mixture of experts are those of its experts, and FP4
-    comes with an FP8 KV cache (the NVFP4 checkpoints of NVIDIA); everything else holds for every matrix. Checkpoints
-    of four bits are never widened. ModelConfigError on an unknown model or precision.
+    Other labels mean a requantised checkpoint: four bits of a mixture of experts are those of its experts, everything
+    else holds for every matrix, and FP8 and FP4 come with an FP8 KV cache: so do NVIDIA's checkpoints, and InferenceX
+    served them so (benchmarks/70b_fp8_*.sh: `kv-cache-dtype: fp8`). Checkpoints of four bits are never widened.
+    ModelConfigError on an unknown model or precision.
     """
     model, label = load(name), precision.lower()
     if not label:
@@ -84,4 +85,4 @@ def model_of(name: str, precision: str) -> ModelConfig:
     small = fmt.startswith(_FOUR_BIT)
     parts = {} if small and model.moe else {"attention": fmt, "dense": fmt}
     parts |= {"experts": fmt} if model.moe else {}
-    return override(model, kv="fp8" if fmt == "nvfp4" else None, **parts)
+    return override(model, kv="fp8" if fmt in ("fp8", "nvfp4") else None, **parts)

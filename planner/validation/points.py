@@ -106,7 +106,9 @@ def _lines(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]
     """Header, and line number with stripped fields of every row."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size / 1e6:,.0f} MB; at most {_MAX_BYTES / 1e6:.0f}. Split it.")
+            raise InputError(
+                f"{path}: {path.stat().st_size / 1e6:,.0f} MB; at most {_MAX_BYTES / 1e6:.0f} MB are read. Split it."
+            )
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             columns = tuple(name.strip() for name in next(reader, []))

@@ -36,6 +36,7 @@ _LEAST_ROUNDS, _MOST_STEPS = 4, 40_000
 """Long answers are simulated for fewer rounds; the rounds between the first and the last count for those left out."""
 _LIMIT_SHARES = (1.0, 0.5, 0.25, 0.125)
 """Shares of the default limits tried in turn: operators lower them until the server starts."""
+_SELDOM_RECEIVED, _MANY_USERS = ("DeepSeek-V3", "DeepSeek-R1", "Qwen3.5"), 16
 _NOTHING = (float("nan"), float("nan"), float("nan"))
 
 
@@ -120,8 +121,20 @@ def _cluster(chosen: System, num_gpus: int) -> Cluster:
 
 
 def _engine(point: Point) -> Engine:
-    """The engine with the expert degree of the point, also where its newest version offers no such degree."""
-    return replace(engine_of(point.engine), expert_parallel="any")
+    """The engine as the point ran it: any expert degree, its front end, and the flag that InferenceX sets on SGLang.
+
+    Its scripts for DeepSeek-R1 and Qwen3.5 on B200 and B300 (benchmarks/dsr1_fp8_b200.sh @1fc5d73 and the like) let the
+    scheduler look for new requests every 10 decode steps, every 30 from 16 users on; those for H200 do not. Points of
+    fixed lengths are of other clients, of which nobody says that they went through HTTP: they get no front end.
+    """
+    serving = replace(engine_of(point.engine), expert_parallel="any")
+    if point.lengths == (1.0, 1.0):
+        bare = replace(serving.overheads, frontend_s=0.0, frontend_s_per_token=0.0)
+        return replace(serving, overheads=bare)
+    flagged = point.gpu.upper() in ("B200", "B300") and any(name in point.model for name in _SELDOM_RECEIVED)
+    if serving.name != "sglang" or not flagged:
+        return serving
+    return replace(serving, receive_interval=10 if point.concurrency < _MANY_USERS else 30)
 
 
 def _deploy(point: Point, model: ModelConfig, layout: Layout) -> Deployment:
