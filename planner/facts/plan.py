@@ -19,12 +19,13 @@ from planner.units import format_seconds, format_usd, significant
 
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
 _MOE_ERROR = (
-    "On 653 measured MoE server points TPOT was off by 12 % and TTFT by 28 % (medians); the mean error of TTFT is 46 %."
+    "On 653 measured MoE server points TPOT was off by 12 % and TTFT by 28 % (medians), "
+    "TTFT by 46 % in the mean."
 )
 _DENSE_ERROR = "On 585 measured dense server points TPOT was off by 15 % and TTFT by 25 % (medians)."
 _NO_COMPARISON = (
-    "No measured server like this to compare with; on the MoE servers there were, TPOT was off by 12 % and TTFT by 28 % "
-    "(medians)."
+    "No measured server like this to compare with; on the MoE servers there were, TPOT was off by 12 % and TTFT by "
+    "28 % (medians)."
 )
 """From docs/accuracy.md; rewrite together."""
 _CDF_POINTS = 101
@@ -316,7 +317,7 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     ttft = [r for r in winner.summary.objectives if r.objective.metric == "ttft"]
     if any(result.value_s > 0.5 * result.objective.limit_s for result in ttft):
         warnings.append(
-            "TTFT uses more than half of its limit; a quarter of the measured MoE servers took 1.4 times the prediction."
+            "TTFT uses more than half of its limit; a quarter of the measured servers took 1.4 times the prediction."
         )
     if winner.deployment.memory.terms["reserve"] < 0.03 * winner.deployment.memory.capacity_bytes:
         reserve = significant(winner.deployment.memory.terms["reserve"] / 1e9)
