@@ -11,7 +11,7 @@ from planner.loads import Question, traffic
 from planner.model.config import Moe
 from planner.residency import REUSES, Residency, Reuse
 from planner.residency.hosts import Host
-from planner.routing import Law, Selection
+from planner.routing import Law, LogNormal, Selection
 from planner.routing.drift import Drift
 
 
@@ -77,8 +77,13 @@ class ExpertSettings:
             layout.redundant_experts,
             nodes,
             limit=self.limit,
-            num_sources=layout.attention_dp,
+            num_sources=layout.attention_dp if self.limit is not None else _prompts(layout.attention_dp, spread),
         )
+
+
+def _prompts(ranks: int, spread: LogNormal | None) -> int:
+    """Prompts of a prefill step, in few classes so that layouts share draws; 1 where they make no difference."""
+    return 1 if spread is None or ranks == 1 else 4 if ranks < 8 else 16
 
 
 AS_SERVED = ExpertSettings()

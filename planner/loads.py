@@ -263,7 +263,7 @@ def _busiest(slots: Floats, width: int) -> Floats:
     return np.asarray(ranks.max(axis=-1))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def _counts(
     num_experts: int,
     selection: Selection,

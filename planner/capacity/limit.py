@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.capacity.expected import Floats, fully_dropped, kept_in_blocks, needed_slots
+from planner.capacity.expected import Floats, fully_dropped, kept_in_blocks, lost_in_blocks, needed_slots
 from planner.capacity.rules import POLICIES, Ints, Policy, Rule, rule
 from planner.errors import InputError, LayoutError, WorkloadError
 
@@ -105,12 +105,14 @@ class CapacityLimit:
             return self._within_budget(count, tokens, top_k, num_sources)
         sizes, times = np.unique(self.blocks(tokens, num_sources), return_counts=True)
         bound = self._slots(sizes, count.shape[-1], top_k)
-        kept = kept_in_blocks(count, tokens, list(zip(times.tolist(), sizes.tolist(), bound.tolist(), strict=True)))
+        blocks = list(zip(times.tolist(), sizes.tolist(), bound.tolist(), strict=True))
+        kept = kept_in_blocks(count, tokens, blocks)
+        lost = lost_in_blocks(count, tokens, blocks, top_k, self.policy_for(top_k), self.rule_for(top_k).choices_first)
         if self.factor > 0:
-            return self._drops(count, kept, bound[-1], (bound * times).sum() * count.shape[-1], tokens, top_k)
+            return self._drops(count, kept, lost, bound[-1], (bound * times).sum() * count.shape[-1], top_k)
         needed = needed_slots(count, max(tokens, 1), int(times.sum()))
         slots = self._slots(np.array(sizes[-1]), count.shape[-1], top_k, needed)
-        return self._drops(count, kept, slots, slots * (times.sum() * count.shape[-1]), tokens, top_k)
+        return self._drops(count, kept, lost, slots, slots * (times.sum() * count.shape[-1]), top_k)
 
     def _within_budget(self, counts: Floats, tokens: int, top_k: int, num_devices: int) -> Drops:
         per_device = check_devices(counts.shape[-1], num_devices)
@@ -118,17 +120,19 @@ class CapacityLimit:
         load = counts.reshape(*counts.shape[:-1], num_devices, per_device)
         share = np.minimum(1.0, budget / np.maximum(load.sum(axis=-1, keepdims=True), 1.0))
         kept = (load * share).reshape(counts.shape)
-        return self._drops(counts, kept, budget, budget * num_devices, tokens, top_k)
-
-    def _drops(self, counts: Floats, kept: Floats, capacity: Ints, slots: Ints, tokens: int, top_k: int) -> Drops:
-        served, asked = kept.sum(axis=-1), counts.sum(axis=-1)
         rule, policy = self.rule_for(top_k), self.policy_for(top_k)
         lost = fully_dropped(counts, kept, tokens, top_k, policy, rule.choices_first)
+        return self._drops(counts, kept, lost, budget, budget * num_devices, top_k)
+
+    def _drops(self, counts: Floats, kept: Floats, lost: Floats, capacity: Ints, slots: Ints, top_k: int) -> Drops:
+        served, asked = kept.sum(axis=-1), counts.sum(axis=-1)
+        dropped = np.asarray(1 - served / np.maximum(asked, 1e-300)).clip(0.0, 1.0) * (asked > 0)
         return Drops(
             kept,
             np.asarray(capacity),
-            np.asarray(1 - served / np.maximum(asked, 1e-300)).clip(0.0, 1.0) * (asked > 0),
-            lost,
+            dropped,
+            # Drawn blocks may lose a little more than blocks do on average.
+            np.minimum(lost, dropped),
             np.asarray(served / np.maximum(slots, 1)),
             np.broadcast_to(np.asarray(slots, dtype=float), served.shape) if self.is_padded(top_k) else served,
         )

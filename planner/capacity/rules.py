@@ -74,13 +74,14 @@ class Rule:
         minimum: int | None = None,
         multiple: int | None = None,
     ) -> Ints:
-        """Slots per expert (per device for a budget) for blocks of `tokens`, same shape.
+        """Slots per expert (per device for a budget) for blocks of `tokens`, same shape (together with `needed`).
 
         `needed` is the largest load of any expert, which Tutel's factors <= 0 follow; without it every token of a
         block may need the same expert. `minimum` and `multiple` replace the stack's defaults.
         """
-        block = np.asarray(tokens, dtype=float)
-        most = block if needed is None else np.asarray(needed, dtype=float)
+        block, most = np.broadcast_arrays(
+            *(np.asarray(x, dtype=float) for x in (tokens, tokens if needed is None else needed))
+        )
         if not self.follows_need or factor > 0:
             slots = self.formula(block, num_experts, top_k, factor)
         else:
