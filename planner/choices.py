@@ -15,7 +15,8 @@ class ExpertChoices:
         Popularity of experts: mixed, single-domain, aux-balanced-8-experts, uniform, lognormal:0.5, zipf:1,
         dirichlet:3, powerlaw:1.2@8192, hash, or a routing record (`moeplan experts inspect` reads the same files).
     placement
-        contiguous, round-robin, greedy, greedy-swaps, eplb, eplb-global, node-limited or random.
+        contiguous, round-robin, greedy, greedy-swaps, eplb, eplb-global, node-limited, random, or in `simulate` a
+        placement file of `moeplan experts place --out`, SGLang or vLLM.
     capacity_factor
         Drop tokens beyond this factor; `off` serves every token. Switch, GLaM, GShard and NLLB have their own.
     capacity_rule

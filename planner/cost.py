@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from planner import inventory
+from planner.capacity import buffer_limit
 from planner.engine import Engine
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
@@ -81,7 +82,7 @@ class StepCost:
     def routed(self) -> RoutedCost:
         """Costs of the routed experts."""
         fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
-        return RoutedCost(*fixed, self.offload, self._rest_s)
+        return RoutedCost(*fixed, self.offload, self._rest_s, buffer_limit(self.engine))
 
     def _rest_s(self, tokens: Floats) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""

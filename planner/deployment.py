@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from planner.capacity import buffer_limit
 from planner.cost import StepCost
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Engine, Limits
@@ -60,7 +61,8 @@ class Deployment:
         """Layout with everything that distinguishes it from its neighbours."""
         parts = [str(self.layout), f"{self.limits.max_num_seqs} seqs", f"{self.limits.max_batched_tokens} tok/step"]
         parts += ["DeepEP"] if self.backend == "deepep" else []
-        parts += [f"{self.experts.placement} placement"] if self.experts.placement != "contiguous" else []
+        placement = self.experts.placement_name
+        parts += [f"{placement} placement"] if placement != "contiguous" else []
         if self.offload is not None:
             held = self.offload.held
             parts += [f"{held.resident} of {held.num_experts} experts in HBM ({self.offload.residency.policy})"]
@@ -134,6 +136,8 @@ def deploy(
         )
     if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
+    if backend == "deepep":
+        buffer_limit(engine).check(-(-limits.max_num_seqs // layout.pp))
     ledger = Ledger(model, cluster.system, engine)
     memory, away = ledger.use(layout, limits, backend, context_tokens), None
     if experts.residency is not None:

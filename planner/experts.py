@@ -9,6 +9,7 @@ from planner.errors import InputError
 from planner.layout import Layout
 from planner.loads import Question, traffic
 from planner.model.config import Moe
+from planner.placement import Placement
 from planner.residency import REUSES, Residency, Reuse
 from planner.residency.hosts import Host
 from planner.routing import Law, LogNormal, Selection
@@ -20,9 +21,10 @@ class ExpertSettings:
     """What a user may say about the experts of a deployment; the defaults are what engines do unasked.
 
     `skew` is the popularity of experts, None for what real records suggest per phase. `placement` is a policy of
-    `planner.placement.PLACEMENTS`; how many redundant experts there are is a matter of the `Layout`. `limit` is a
-    capacity limit, None for dropless. `top_k` replaces the model's experts per token, `top_k_spread` lets them vary
-    from token to token with this standard deviation (adaptive routing). `drift` moves the popularity over the steps;
+    `planner.placement.PLACEMENTS` or a placement that was read from a file; how many redundant experts there are is a
+    matter of the `Layout`. `limit` is a capacity limit, None for dropless. `top_k` replaces
+    the model's experts per token, `top_k_spread` lets them vary from token to token with this standard deviation
+    (adaptive routing). `drift` moves the popularity over the steps;
     every `rebalance_steps` the experts are placed anew for what was seen since the last time, None for never; the
     ranks wait for the move unless `rebalance_async`. With `residency`, what HBM cannot hold lies in `dram_bytes` of
     host memory (None: the profile's), `nvme_bytes` of drives of `nvme_bytes_per_s` (None: the profile's or one drive),
@@ -31,7 +33,7 @@ class ExpertSettings:
     """
 
     skew: Law | None = None
-    placement: str = "contiguous"
+    placement: str | Placement = "contiguous"
     limit: CapacityLimit | None = None
     top_k: int | None = None
     top_k_spread: float = 0.0
@@ -54,8 +56,17 @@ class ExpertSettings:
             raise InputError(
                 f"rebalancing does nothing under placement {self.placement!r}, which ignores load: use --placement eplb"
             )
+        if self.rebalance_async and self.rebalance_steps is None:
+            raise InputError("asynchronous rebalancing needs an interval: give --rebalance-steps")
+        if isinstance(self.placement, Placement) and self.rebalance_steps is not None:
+            raise InputError("a placement from a file stays as it is: rebalance under a policy (--placement eplb)")
         if not 0.0 <= self.top_k_spread < 100.0:
             raise InputError(f"experts per token vary by {self.top_k_spread:g}: use 0 or a few")
+
+    @property
+    def placement_name(self) -> str:
+        """Policy of the placement."""
+        return self.placement if isinstance(self.placement, str) else self.placement.policy
 
     def router(self, moe: Moe) -> Moe:
         """`moe` with the experts per token that cost anything: identity experts do not, adaptive ones may vary."""

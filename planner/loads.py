@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.capacity.limit import CapacityLimit
-from planner.errors import WorkloadError
+from planner.errors import LayoutError, WorkloadError
 from planner.placement import Placement, place
 from planner.routing import PROMPT_SPREAD, Law, LogNormal, Measured, Selection, fast_counts, skew_for
 from planner.routing.experts import inclusion_from_load
@@ -53,7 +53,7 @@ class Question:
     law: Law
     num_ranks: int
     prompt_spread: LogNormal | None = None
-    placement: str = "contiguous"
+    placement: str | Placement = "contiguous"
     redundant: int = 0
     num_nodes: int = 1
     learned: Law | None = None
@@ -180,7 +180,12 @@ def load_table(question: Question) -> LoadTable:
 
 
 def placement_of(question: Question) -> Placement:
-    """Where the experts of the representative layers are put, for the popularity the placement was learned on."""
+    """Where the experts of the representative layers are put, for the popularity the placement was learned on.
+
+    A placement from a file must be made for these experts, copies and ranks (LayoutError).
+    """
+    if isinstance(question.placement, Placement):
+        return _given(question, question.placement)
     return _placed(
         question.placement,
         question.learned or question.law,
@@ -191,6 +196,20 @@ def placement_of(question: Question) -> Placement:
         question.selection.num_groups,
         question.redundant,
     )
+
+
+def _given(question: Question, given: Placement) -> Placement:
+    """Rows of a given placement for the representative layers, spread evenly over its own."""
+    wanted = (question.num_experts, question.redundant, question.num_ranks)
+    found = (given.num_experts, given.num_redundant, given.num_ranks)
+    if wanted != found:
+        said = [f"{e} experts + {r} copies on {n} ranks" for e, r, n in (found, wanted)]
+        raise LayoutError(
+            f"the placement file is of {said[0]}, the layout has {said[1]}: use the layout it was made for"
+        )
+    layers = len(weights_of(question.law, question.num_experts, question.num_layers))
+    rows = np.linspace(0, given.num_layers - 1, layers).round().astype(int)
+    return Placement(given.policy, given.physical_to_logical[rows], *found[:1], given.num_ranks, given.num_nodes)
 
 
 @lru_cache(maxsize=64)

@@ -15,9 +15,10 @@ from planner.deployment import MIN_REQUESTS
 from planner.errors import InputError, nearest
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster, parse_cluster
+from planner.layout import Layout
 from planner.model import ModelConfig, load
 from planner.model.precision import override
-from planner.placement import PLACEMENTS
+from planner.placement import PLACEMENTS, Placement, read_placement
 from planner.residency import REUSES, Residency, Reuse, calibrate
 from planner.residency.hosts import Host
 from planner.residency.hosts import host as named_host
@@ -94,12 +95,21 @@ def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bo
     return offered
 
 
-def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
-    """Settings of the experts of `model` from the options of a command.
+def experts(model: ModelConfig, chosen: ExpertChoices, layout: Layout | None = None) -> ExpertSettings:
+    """Settings of the experts of `model` from the options of a command; a placement file needs its `layout`.
 
     Raises InputError on an unknown name, an impossible number, or a routing record of another model.
     """
-    if chosen.placement not in PLACEMENTS:
+    if chosen.placement == "exact":
+        raise InputError(
+            "--placement exact takes minutes: run `moeplan experts place --policy exact --out FILE` and give the file"
+        )
+    if Path(chosen.placement).suffix and layout is None:
+        raise InputError(
+            f"--placement {chosen.placement}: a file fits one layout, a plan tries many. Simulate its layout, or plan "
+            "with a policy such as eplb."
+        )
+    if not Path(chosen.placement).suffix and chosen.placement not in PLACEMENTS:
         raise InputError(f"--placement {chosen.placement}: {nearest(chosen.placement, PLACEMENTS)}")
     check_positive(gpus_per_root=chosen.gpus_per_root)
     top_k, spread = _experts_per_token(model, chosen.top_k)
@@ -108,7 +118,7 @@ def experts(model: ModelConfig, chosen: ExpertChoices) -> ExpertSettings:
     drifts = chosen.drift_half_life is not None or chosen.drift_switch is not None
     return ExpertSettings(
         skew=_skew(model, chosen.skew),
-        placement=chosen.placement,
+        placement=_placement(model, chosen.placement, layout),
         limit=_capacity_limit(model, chosen.capacity_factor, chosen.capacity_rule),
         top_k=top_k,
         top_k_spread=spread,
@@ -162,6 +172,15 @@ def _host(text: str | None, dram_bytes: float | None) -> Host | None:
             f"{format_bytes(dram_bytes)}: use a larger host"
         )
     return found
+
+
+def _placement(model: ModelConfig, text: str, layout: Layout | None) -> str | Placement:
+    """A policy, or the placement in a file for `layout`."""
+    if layout is None or not Path(text).suffix:
+        return text
+    if model.moe is None:
+        raise InputError(f"--placement {text}: {model.name} is dense and has no experts to place")
+    return read_placement(Path(text), model.moe.num_experts, layout.ep)
 
 
 def _skew(model: ModelConfig, text: str | None) -> Law | None:
@@ -224,9 +243,14 @@ def _experts_per_token(model: ModelConfig, text: str | None) -> tuple[int | None
     if not mean.isdigit() or not 1 <= int(mean) <= most:
         raise InputError(f"--top-k {text}: experts per token from 1 to {most}, such as 6 or 6~1.5")
     try:
-        return int(mean), float(spread or 0)
+        width = float(spread or 0)
     except ValueError:
         raise InputError(f"--top-k {text}: {spread!r} is not a number") from None
+    if not 0.0 <= width <= int(mean) / 2:
+        raise InputError(
+            f"--top-k {text}: let the experts per token vary by at most half their mean, {int(mean) / 2:g}"
+        )
+    return int(mean), width
 
 
 def parse_bytes(option: str, text: str) -> float:

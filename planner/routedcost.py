@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity import BufferLimit
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
@@ -40,6 +41,8 @@ class RoutedCost:
 
     With `offload` some experts lie outside HBM; `rest_s` is then the other work of a layer by tokens, behind which
     fetches may hide.
+
+    `buffer` is what a rank may send through low-latency exchange at once, None for anything.
     """
 
     def __init__(
@@ -52,10 +55,11 @@ class RoutedCost:
         settings: ExpertSettings,
         offload: Offload | None = None,
         rest_s: Callable[[Floats], Floats] | None = None,
+        buffer: BufferLimit | None = None,
     ) -> None:
         self.model, self.layout, self.cluster, self.tables = model, layout, cluster, tables
         self.backend, self.settings = backend, settings
-        self.offload, self._rest_s = offload, rest_s
+        self.offload, self._rest_s, self._buffer = offload, rest_s, buffer
         self._nodes = -(-layout.stage_gpus // cluster.scale_up_gpus)
 
     def table(self, phase: str, kinds: Kinds) -> Sum:
@@ -66,7 +70,9 @@ class RoutedCost:
                 moe = self.settings.router(layer.moe)
                 loads = load_table(self.question(moe, phase))
                 load = rank_load(loads, TOKENS)
-                seconds, origin = self._seconds(moe, load.max_assignments, load.active_on_busiest)
+                passes = self._passes(phase, TOKENS)
+                seconds, origin = self._seconds(moe, load.max_assignments / passes, load.active_on_busiest)
+                seconds = seconds * passes
                 if self.offload is not None:
                     share, exposed = self._beside(moe, phase, loads)
                     seconds = seconds * share
@@ -92,7 +98,8 @@ class RoutedCost:
                 moe = self.settings.router(layer.moe)
                 question = ask(self.question(moe, phase))
                 loads, tokens = load_table(question), np.array(question.knots, dtype=float)[:, None, None]
-                drawn, _ = self._seconds(moe, loads.max_assigned, loads.max_active)
+                passes = self._passes(phase, tokens)
+                drawn = self._seconds(moe, loads.max_assigned / passes, loads.max_active)[0] * passes
                 if self.offload is not None:
                     drawn = self.offloaded(moe, phase, loads).total_s
                 if self.layout.attention_dp > 1:
@@ -198,19 +205,35 @@ class RoutedCost:
 
     def _add_exchange(self, total: Sum, moe: Moe, count: int, phase: str, hottest: Floats, tokens: Floats) -> None:
         """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
-        gpus = self.layout.stage_gpus
-        if self.backend == "deepep" and self.layout.ep > 1:
+        gpus, inside = self.layout.stage_gpus, self._inside(phase, tokens)
+        if inside.any():
             mode: Literal["normal", "low_latency"] = "low_latency" if phase == "decode" else "normal"
-            per_gpu = tokens / gpus * (hottest if mode == "low_latency" else self._distinct(moe, hottest))
+            passes = self._passes(phase, tokens)
+            per_gpu = tokens / gpus / passes * (hottest if mode == "low_latency" else self._distinct(moe, hottest))
             shape = (gpus, self._nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
-            limit, fmt = self._node_limit(moe), self._dispatch_format()
-            dispatch = self.tables.dispatch(mode, *shape, fmt, node_limit=limit)
-            total.curve("dispatch", dispatch, per_gpu, count)
-            total.curve("combine", self.tables.combine(mode, *shape, "bf16", node_limit=limit), per_gpu, count)
-            return
-        bytes_ = tokens * np.ones_like(hottest) * moe.expert_hidden * _BF16_BYTES
-        total.curve("dispatch", self.tables.all_gather(gpus), bytes_, count)
-        total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, count)
+            limit, times = self._node_limit(moe), (count * passes * inside).astype(float)
+            dispatch = self.tables.dispatch(mode, *shape, self._dispatch_format(), node_limit=limit)
+            total.curve("dispatch", dispatch, per_gpu, times)
+            total.curve("combine", self.tables.combine(mode, *shape, "bf16", node_limit=limit), per_gpu, times)
+        if not inside.all():
+            bytes_ = tokens * np.ones_like(hottest) * moe.expert_hidden * _BF16_BYTES
+            times = (count * ~inside).astype(float)
+            total.curve("dispatch", self.tables.all_gather(gpus), bytes_, times)
+            total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, times)
+
+    def _inside(self, phase: str, tokens: Floats) -> NDArray[np.bool_]:
+        """Where DeepEP exchanges the tokens, not all-gather and reduce-scatter; shape of `tokens`, all ranks' own."""
+        if self.backend != "deepep" or self.layout.ep == 1:
+            return np.zeros(tokens.shape, dtype=bool)
+        if self._buffer is None or phase != "decode":
+            return np.ones(tokens.shape, dtype=bool)
+        return ~self._buffer.falls_back(tokens / self.layout.stage_gpus)
+
+    def _passes(self, phase: str, tokens: Floats) -> NDArray[np.int64]:
+        """Times an expert layer runs because its tokens exceed the buffer, shape of `tokens`."""
+        if self._buffer is None or phase != "decode" or self.backend != "deepep" or self.layout.attention_dp == 1:
+            return np.ones(tokens.shape, dtype=np.int64)
+        return self._buffer.passes(tokens / self.layout.stage_gpus)
 
     def _distinct(self, moe: Moe, hottest: Floats) -> Floats:
         """Tokens of the busiest receiver over the mean when a token with several experts there is sent once.

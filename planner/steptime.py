@@ -53,8 +53,8 @@ class Sum:
             for code in range(len(Origin)):
                 self.origin[code] += np.where(origin == code, seconds, 0.0)
 
-    def curve(self, label: str, curve: Curve, x: Floats, count: float = 1.0) -> None:
-        """Add `count` times the `curve` at `x`."""
+    def curve(self, label: str, curve: Curve, x: Floats, count: float | Floats = 1.0) -> None:
+        """Add `count` times the `curve` at `x`; `count` may differ from point to point."""
         self.add(label, curve.seconds(x) * count, curve.origin(x))
 
     def surface(

@@ -17,16 +17,20 @@ from planner.capacity import (
     CapacityLimit,
     buffer_limit,
     caution,
-    chunk_passes,
     default_limit,
     published,
     rule,
 )
 from planner.cli.experts_drops import count_drops, drops_text
-from planner.engine import engine
+from planner.cost import StepCost
+from planner.deployment import deploy
+from planner.engine import Limits, engine
 from planner.errors import Infeasible, InputError, LayoutError, ModelConfigError, WorkloadError
 from planner.facts.capacity import Step, drops_facts
+from planner.hardware import parse_cluster
+from planner.layout import Layout
 from planner.model import ModelConfig, load
+from planner.steptime import Sum
 
 STACKS = ("mesh-tf", "flax", "lingvo", "megatron", "deepspeed", "tutel", "vmoe")
 RECORDS = Path("/work/shared/data/routing")
@@ -177,21 +181,40 @@ def test_drops_on_dropless_models_are_flagged(deepseek: ModelConfig) -> None:
 
 
 def test_beyond_a_buffer_engines_chunk_stop_or_change_over() -> None:
-    assert buffer_limit(engine("vllm")).passes([0, 256, 257, 1000]).tolist() == [1, 1, 2, 4]
-    sglang = buffer_limit(engine("sglang"))
-    assert sglang.passes(128).tolist() == 1
+    vllm, sglang = buffer_limit(engine("vllm")), buffer_limit(engine("sglang"))
+    assert vllm.passes([0, 256, 257, 1000]).tolist() == [1, 1, 2, 4] and not vllm.falls_back(1000)
+    vllm.check(1000)
+    sglang.check(128)
     with pytest.raises(Infeasible, match="200 tokens per rank exceed") as stopped:
-        sglang.passes([10, 200])
-    assert stopped.value.remedies[0].startswith("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=200")
+        sglang.check(200)
+    assert "--max-num-seqs 128" in stopped.value.remedies[0]
+    assert "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=200" in stopped.value.remedies[1]
     assert "1024 only" in sglang.remedies(2000)[1]
-    assert buffer_limit(engine("sglang"), 512).passes(300).tolist() == 1
     fallback = buffer_limit(engine("trtllm"), 64)
-    assert fallback.passes(100).tolist() == 1 and "all-gather" in fallback.explain(100)
-    assert "fit" in fallback.explain(64)
-    assert chunk_passes([1, 8192, 8193], 8192).tolist() == [1, 1, 2]
-    for wrong in (lambda: buffer_limit(engine("sglang"), 4096), lambda: chunk_passes(8, 0), lambda: sglang.passes(-1)):
-        with pytest.raises(InputError):
-            wrong()
+    assert fallback.passes(100).tolist() == 1 and fallback.falls_back([64, 65]).tolist() == [False, True]
+    assert "all-gather" in fallback.explain(100) and "fit" in fallback.explain(64)
+    with pytest.raises(InputError):
+        buffer_limit(engine("sglang"), 4096)
+
+
+def test_steps_beyond_the_buffer_cost_passes_or_are_refused(deepseek: ModelConfig) -> None:
+    where, layout = parse_cluster("h200-sxm:2x8"), Layout(attention_dp=16, ep=16)
+    tokens = np.array([256.0, 512.0, 513.0]) * 16
+
+    def exchange(name: str, backend: str = "deepep") -> Any:
+        routed = StepCost(deepseek, layout, where, engine(name), backend).routed
+        total = Sum(tokens.shape)
+        routed._add_exchange(total, deepseek.moe, 1, "decode", np.ones(3), tokens)  # type: ignore[arg-type]
+        return total.terms["dispatch"]
+
+    once, twice, thrice = exchange("vllm")
+    assert twice == pytest.approx(2 * once) and thrice > twice
+    gathered = exchange("trtllm", "allgather_reducescatter")
+    assert exchange("trtllm")[0] == pytest.approx(once) and exchange("trtllm")[1:] == pytest.approx(gathered[1:])
+    deploy(deepseek, where, layout, engine("sglang"), Limits(128, 4096), "deepep", 1000)
+    deploy(deepseek, where, layout, engine("sglang"), Limits(129, 4096), "allgather_reducescatter", 1000)
+    with pytest.raises(Infeasible, match="129 tokens per rank exceed the dispatch buffer of sglang"):
+        deploy(deepseek, where, layout, engine("sglang"), Limits(129, 4096), "deepep", 1000)
 
 
 def drops(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:

@@ -151,6 +151,10 @@ def test_plan_weighs_placements_of_the_winner(moeplan: Any) -> None:
         ("--top-k 200", "from 1 to 128"),
         ("--top-k 4~x", "not a number"),
         ("--rebalance-steps 10", "ignores load"),
+        ("--rebalance-async --placement eplb", "--rebalance-steps"),
+        ("--top-k 6~99", "at most half"),
+        ("--placement exact", "experts place --policy exact"),
+        ("--placement nowhere.json", "nowhere.json"),
         ("--drift-half-life 0 --placement eplb", "1 step or more"),
         ("--residency lur --dram 1TB", "lru"),
         ("--dram 128", "with its unit"),
@@ -181,3 +185,19 @@ def test_records_of_another_model_or_broken_ones_are_refused(moeplan: Any, tmp_p
         *["--max-num-seqs", "4", "--max-batched-tokens", "2048", "--residency", "cpu", "--dram", "16GB"],
     )
     assert code == 3 and "--dram" in err and "16.0 GB" in err
+
+
+def test_a_placement_file_is_served_by_the_layout_it_was_made_for(moeplan: Any, tmp_path: Path) -> None:
+    counts = counts_file(tmp_path / "counts.csv", 128, 48)
+    file = tmp_path / "placed.csv"
+    place = ("experts", "place", str(counts), "--ranks", "4", "--policy", "greedy", "--out", str(file))
+    assert moeplan(*place, "--format", "csv")[0] == 0
+    loads = {}
+    for placement in ("contiguous", str(file)):
+        code, out, _ = moeplan(*SIMULATE, "--skew", str(counts), "--placement", placement, "--json")
+        assert code == 0
+        loads[placement] = json.loads(out)["experts"]["max_over_mean_decode"]
+    assert loads[str(file)] < loads["contiguous"]
+    plan = words("plan qwen3-30b-a3b --cluster h200-sxm:1x4 --rate 1 --placement")
+    code, _, err = moeplan(*plan, str(file))
+    assert code == 2 and "a file fits one layout" in err

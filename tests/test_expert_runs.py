@@ -12,7 +12,7 @@ from planner.balance import balance_options, staleness
 from planner.capacity import CapacityLimit
 from planner.deployment import deploy, run
 from planner.engine import Limits, engine
-from planner.errors import DoesNotFit, InputError, LayoutError
+from planner.errors import DoesNotFit, Infeasible, InputError, LayoutError
 from planner.experts import ExpertSettings
 from planner.facts.experts import expert_facts, expert_warnings
 from planner.hardware import parse_cluster
@@ -188,3 +188,22 @@ def test_settings_that_contradict_themselves_are_refused():
         ExpertSettings(placement="eplb", rebalance_steps=0)
     with pytest.raises(InputError, match="half-life of 0"):
         Drift(0)
+
+
+def test_dispatch_buffers_chunk_or_stop_but_never_drop():
+    """vLLM runs the layer again for what exceeds its chunk of 256 tokens, SGLang's assertion stops the server."""
+    wide = replace(deployed(WIDE), limits=Limits(1024, 8192)).cost()
+    whole, twice = (
+        {k: float(v) for k, v in wide.decode(np.array(float(n)), np.array(1000.0)).terms.items()} for n in (240, 320)
+    )
+    assert 1.4 < twice["dispatch"] / whole["dispatch"] < 2.1
+    with pytest.raises(Infeasible, match=r"300 tokens per rank exceed the dispatch buffer of sglang"):
+        deploy(
+            load("deepseek-v3"),
+            parse_cluster("h200-sxm:2x8"),
+            parse_layout("attention_dp=16,ep=16"),
+            engine("sglang"),
+            Limits(300, 4096),
+            "deepep",
+            1200,
+        )

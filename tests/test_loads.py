@@ -103,7 +103,7 @@ def compare(selection, num_experts, skew, sizes):
 @pytest.mark.parametrize(("num_experts", "top_k"), SHAPES)
 @pytest.mark.parametrize("skew", ["uniform", "single-domain", "zipf:1"])
 def test_fast_sampler_follows_the_exact_one(num_experts, top_k, skew):
-    """Beyond what the drawn samples scatter, T 16 to 320: within 0.5 % for one pick, whose shares are exact, else 1.5 %.
+    """Beyond what the samples scatter, T 16 to 320: within 0.5 % for one pick, whose shares are exact, else 1.5 %.
 
     Pareto sampling of few skewed experts keeps their shares within 3.5 % (two of eight, Zipf).
     """

@@ -4,7 +4,7 @@
 """
 
 from planner.capacity.assignment import Assignment, assign
-from planner.capacity.buffers import BufferLimit, buffer_limit, chunk_passes
+from planner.capacity.buffers import BufferLimit, buffer_limit
 from planner.capacity.defaults import QUALITY_NOTE, Caution, Published, caution, default_limit, published
 from planner.capacity.draws import DrawnDrops, simulate
 from planner.capacity.limit import CapacityLimit, Drops
@@ -25,7 +25,6 @@ __all__ = [
     "assign",
     "buffer_limit",
     "caution",
-    "chunk_passes",
     "default_limit",
     "published",
     "rule",

@@ -32,18 +32,20 @@ class BufferLimit:
     source: str
 
     def passes(self, tokens_per_rank: ArrayLike) -> NDArray[np.int64]:
-        """Times dispatch, experts and combine run in a step whose busiest rank has `tokens_per_rank`, same shape.
-
-        Raises Infeasible where the engine would stop.
-        """
+        """Times dispatch, experts and combine run in a step whose ranks send `tokens_per_rank`, same shape."""
         tokens = np.asarray(tokens_per_rank)
-        if tokens.size and not (np.isfinite(tokens).all() and tokens.min() >= 0):
-            raise InputError(f"tokens per rank must be finite and >= 0, got {tokens_per_rank!r}")
-        if self.beyond == "error" and (tokens > self.max_tokens).any():
-            raise Infeasible(self.explain(int(tokens.max())), self.remedies(int(tokens.max())))
         if self.beyond != "chunks":
             return np.ones(tokens.shape, dtype=np.int64)
         return np.asarray(np.maximum(np.ceil(tokens / self.max_tokens), 1)).astype(np.int64)
+
+    def falls_back(self, tokens_per_rank: ArrayLike) -> NDArray[np.bool_]:
+        """Whether such a step uses all-gather and reduce-scatter instead, same shape."""
+        return np.asarray((self.beyond == "fallback") & (np.asarray(tokens_per_rank) > self.max_tokens))
+
+    def check(self, tokens_per_rank: int) -> None:
+        """Raise Infeasible where the engine would stop at a step of `tokens_per_rank`."""
+        if self.beyond == "error" and tokens_per_rank > self.max_tokens:
+            raise Infeasible(self.explain(tokens_per_rank), self.remedies(tokens_per_rank))
 
     def explain(self, tokens_per_rank: int) -> str:
         """One sentence on a step of `tokens_per_rank` tokens on the busiest rank."""
@@ -61,10 +63,10 @@ class BufferLimit:
 
     def remedies(self, tokens_per_rank: int) -> tuple[str, ...]:
         """What lets `tokens_per_rank` through at once, nearest first."""
-        fewer = f"at most {self.max_tokens} running sequences per rank"
+        fewer = f"at most {self.max_tokens} sequences per rank (--max-num-seqs {self.max_tokens})"
         if self.ceiling is not None and tokens_per_rank > self.ceiling:
-            return (fewer, f"{self.setting} goes to {self.ceiling} only: more ranks, or the normal exchange mode")
-        return (f"{self.setting}={tokens_per_rank}, which costs buffer memory in proportion", fewer)
+            return (fewer, f"more ranks, or normal exchange: {self.setting} goes to {self.ceiling} only")
+        return (fewer, f"{self.setting}={tokens_per_rank} on the server, which costs buffer memory in proportion")
 
 
 _RULES: dict[str, tuple[Beyond, str, int | None, str]] = {
@@ -85,7 +87,7 @@ _RULES: dict[str, tuple[Beyond, str, int | None, str]] = {
         "fallback",
         "TRTLLM_DEEP_EP_TOKEN_LIMIT",
         None,
-        "TensorRT-LLM fused_moe can_use_alltoall; moe_config.max_num_tokens splits the layer into chunks besides",
+        "TensorRT-LLM fused_moe can_use_alltoall: the variable, else min(max_num_tokens, moe max_num_tokens)",
     ),
 }
 
@@ -102,13 +104,3 @@ def buffer_limit(engine: Engine, max_tokens: int | None = None) -> BufferLimit:
     if tokens < 1 or (ceiling is not None and tokens > ceiling):
         raise InputError(f"{setting}={tokens}: {engine.name} takes 1 to {ceiling or 'as many as memory holds'}")
     return BufferLimit(engine.name, tokens, beyond, setting, ceiling, source)
-
-
-def chunk_passes(tokens: ArrayLike, max_tokens: int) -> NDArray[np.int64]:
-    """Passes of a MoE layer whose engine sends at most `max_tokens` through it at once, same shape as `tokens`.
-
-    TensorRT-LLM's `moe_config.max_num_tokens` works like that (its documentation of MoeConfig).
-    """
-    if max_tokens < 1:
-        raise InputError(f"MoE chunk of {max_tokens} tokens: at least 1 is needed")
-    return np.asarray(np.maximum(np.ceil(np.asarray(tokens) / max_tokens), 1)).astype(np.int64)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Blocks = list[tuple[int, int, int]]
 """How many blocks, their tokens, their slots per expert."""
 
@@ -27,7 +29,7 @@ _BLOCKS, _NUMBERS = 16, 2**17
 _GAUSSIAN_MEAN = 10.0
 """Assignments of an expert in a block from which a rounded Gaussian stands for the hypergeometric law."""
 _SEED = 20261122
-_MOMENTS = 16
+_MOMENTS = 64
 """Moments at which one looks which experts are full while a block is placed, all rounds together."""
 
 
@@ -67,9 +69,9 @@ def lost_in_blocks(counts: Floats, tokens: int, blocks: Blocks, top_k: int, poli
     """`fully_dropped` of a step whose tokens lie in `blocks`, mean over blocks; `counts` [..., experts] are the step's.
 
     An expert may be full in one block and empty in another, so the counts of some blocks are drawn (seeded): up to
-    `_BLOCKS` of each size, fewer for large arrays, one at least. Against exact assignment of 512 to 4,096 tokens in 4
-    to 16 blocks (8 to 256 experts, 2 to 8 picks, factors 0.8 to 1.25) it is off by 0.002 on average and at most 0.008,
-    with `probs` by XXX on average and at most XXX.
+    `_BLOCKS` of each size, fewer for large arrays, one at least. Against exact assignment of 1,024 to 4,096 tokens in 4
+    to 16 blocks (16 to 128 experts, 2 and 4 picks, factors 0.8 and 1.25) it is off by 0.002 on average and 0.023 at
+    most, which is 9 % where more than 1 % of tokens are lost; `probs` by 0.003 and 0.020; 8 experts by 0.006 and 0.026.
     """
     if len(blocks) == 1 and blocks[0][0] == 1:
         return fully_dropped(counts, np.minimum(counts, blocks[0][2]), tokens, top_k, policy, choices_first)
@@ -104,88 +106,88 @@ def fully_dropped(counts: Floats, kept: Floats, tokens: int, top_k: int, policy:
     The chance of drawing only full experts, without replacement and by popularity. `position` and `bpr` place whole
     tokens one after the other, so the picks of a late token are lost together: full is what is full at the token's
     moment. `random` loses every pick by itself. `probs` lies between that and placing all first choices first, and is
-    taken as their mean. With `choices_first` the j-th pick finds what j rounds have filled. `tokens` are the step's.
+    taken as their mean. With `choices_first` the j-th pick finds what j rounds have filled. `tokens` are the block's.
 
-    Assumes gates that do not depend on the expert. Against exact assignment of 1,024 tokens (8 to 128 experts, factors
-    0.8 and 1.25) it is off by 0.002 on average, at most 0.011, with `probs` and few experts 0.025; the drop rate to the
-    power of top_k would be off by up to 0.15 (tests/test_drops.py). Real tokens pick hot experts together: four
-    DeepSeek-V2-Lite records at factor 1.25 lose 0.2 to 3.9 % of tokens where this says 0.04 to 0.9 %.
+    Assumes gates that do not depend on the expert. When an expert fills up is drawn (seeded). Against exact assignment
+    of 1,024 tokens (8 to 128 experts, 2 and 4 picks, factors 0.8 and 1.25) it is off by 0.002 on average and 0.014 at
+    most, which is 6 to 9 % where more than 1 % of tokens are lost; `probs` by 0.003, with 8 experts by 0.014 on average
+    and 0.024 at most, always from above. The drop rate to the power of top_k would be off by up to 0.15
+    (tests/test_drops.py). Real tokens pick hot experts together: four DeepSeek-V2-Lite records at factor 1.25 lose 0.2
+    to 3.9 % of tokens where this says 0.04 to 0.8 %.
     """
     total = counts.sum(axis=-1)
     dropped = (1 - kept.sum(axis=-1) / np.maximum(total, 1e-300)).clip(0.0, 1.0) * (total > 0)
     if top_k == 1 or not (dropped > 1e-12).any():
         return np.asarray(dropped)
-    filled = np.where(counts > 0, kept / np.maximum(counts, 1e-300), 1.0)
-    rng = np.random.default_rng(_SEED)
     # Exponential clocks: expert i is met before time 1 with probability 1 - exp(-w_i), its share of the tokens.
     weights = -np.log1p(-np.minimum(counts / max(tokens, 1), 1 - 1e-9))
-    in_rounds = _full_from(counts, kept, weights, top_k if choices_first or policy == "probs" else 1, rng)
-    if policy in ("position", "bpr"):
-        lost = _in_turn(weights, in_rounds, top_k, top_k if choices_first else 1).mean(axis=-1)
-    elif choices_first:
-        lost = _in_rounds(weights, in_rounds, top_k)
-    elif policy == "probs":
-        lost = (_in_rounds(weights, in_rounds, top_k) + _by_itself(weights, filled, top_k)) / 2
+    share_lost = 1 - np.where(counts > 0, kept / np.maximum(counts, 1e-300), 1.0)
+    rounds = top_k if choices_first or policy == "probs" else 1
+    if policy == "random" and not choices_first:
+        lost = _by_itself(weights * share_lost, top_k)
     else:
-        lost = _by_itself(weights, filled, top_k)
-    everyone = _by_itself(weights, np.zeros_like(filled), top_k)
-    return np.asarray(np.minimum(lost / np.maximum(everyone, 1e-300), dropped))
+        full, squared = _weight_of_full(counts, kept, weights, rounds)
+        if policy in ("position", "bpr"):
+            lost = _drawn(full, squared, top_k).mean(axis=-1)
+        else:
+            lost = _in_rounds(full, squared, top_k)
+        if policy == "probs" and not choices_first:
+            lost = (lost + _by_itself(weights * share_lost, top_k)) / 2
+    return np.asarray(np.minimum(lost / np.maximum(_by_itself(weights, top_k), 1e-300), dropped))
 
 
-def _full_from(counts: Floats, kept: Floats, weights: Floats, rounds: int, rng: np.random.Generator) -> Floats:
-    """Share of all `rounds` after which an expert is full, drawn [..., experts]; 1 for experts with room.
-
-    The slot s of c assignments in random order is taken after a share Beta(s, c - s + 1) of the tokens. First choices
-    are drawn by weight alone and crowd on popular experts; the later rounds share what is left evenly.
-    """
-    full = kept < counts
-    asked, slots = np.ceil(counts[full]), np.floor(kept[full])
-    first = weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300) / np.maximum(-np.expm1(-weights), 1e-300)
-    early = rng.binomial(asked.astype(np.int64), first[full].clip(0.0, 1.0)) if rounds > 1 else asked
-    at_once = slots <= early
-    last = np.where(at_once, slots, slots - early)
-    among = np.where(at_once, early, asked - early)
-    share = np.where(last > 0, rng.beta(np.maximum(last, 1e-9), np.maximum(among - last + 1, 1e-9)), 0.0)
-    moment = np.ones(counts.shape)
-    moment[full] = np.where(at_once, share, 1 + share * (rounds - 1)) / rounds
-    return moment
-
-
-def _in_turn(weights: Floats, filled: Floats, top_k: int, rounds: int) -> Floats:
-    """Weight of draws of full experts only at each moment, [..., moments]; tokens are placed in `rounds`."""
-    full, squared = _weight_of_full(weights, filled, rounds * -(-_MOMENTS // rounds))
-    shape = (*full.shape[:-1], rounds, -1)
-    return _drawn(full.reshape(shape), squared.reshape(shape), top_k)
-
-
-def _in_rounds(weights: Floats, filled: Floats, top_k: int) -> Floats:
+def _in_rounds(full: Floats, squared: Floats, top_k: int) -> Floats:
     """Weight of draws that lose every pick when a round places one choice of all tokens in any order."""
-    full, squared = _weight_of_full(weights, filled, top_k * -(-_MOMENTS // top_k))
-    shape = (*full.shape[:-1], top_k, -1)
-    each = [part.reshape(shape).mean(axis=-1, keepdims=True) for part in (full, squared)]
-    return np.asarray(_drawn(each[0], each[1], top_k)[..., 0])
+    return np.asarray(_drawn(full.mean(axis=-1, keepdims=True), squared.mean(axis=-1, keepdims=True), top_k)[..., 0])
 
 
-def _by_itself(weights: Floats, filled: Floats, top_k: int) -> Floats:
-    """Weight of draws whose picks are each lost with the share of its expert that is not filled."""
-    lost = weights * (1 - filled)
+def _by_itself(lost: Floats, top_k: int) -> Floats:
+    """Weight of draws whose picks are each lost with the weight `lost` [..., experts]."""
     each = [part.sum(axis=-1)[..., None, None] for part in (lost, lost**2)]
     return np.asarray(_drawn(each[0], each[1], top_k)[..., 0])
 
 
-def _weight_of_full(weights: Floats, filled: Floats, cells: int) -> tuple[Floats, Floats]:
-    """Sum of weights and of squared weights of the experts full at each of `cells` moments, [..., cells].
+def _weight_of_full(counts: Floats, kept: Floats, weights: Floats, rounds: int) -> tuple[Floats, Floats]:
+    """Sum of weights, and of squared weights, of the experts full at each moment of each round [..., rounds, moments].
 
-    An expert of which the share `filled` of its assignments is kept is full from that share of the block on.
+    Slot s of c assignments in random order is taken after a share Beta(s, c - s + 1) of the tokens; the c - s others
+    are lost in the rest. First choices are drawn by weight alone and crowd on popular experts, by binomial chance.
+    The later rounds share what is left evenly.
     """
-    rows = math.prod(filled.shape[:-1])
-    full_from = np.floor(filled * cells + 0.5).astype(np.int64).clip(0, cells).reshape(rows, -1)
-    at = (full_from + (cells + 1) * np.arange(rows)[:, None]).ravel()
-    both: list[Floats] = []
-    for value in (weights, weights**2):
-        sums = np.bincount(at, value.ravel(), rows * (cells + 1)).reshape(*filled.shape[:-1], cells + 1)
-        both.append(np.asarray(np.cumsum(sums, axis=-1)[..., :cells], dtype=float))
-    return both[0], both[1]
+    rng = np.random.default_rng(_SEED)
+    moments = -(-_MOMENTS // rounds)
+    over = kept < counts
+    asked, slots, weight = np.ceil(counts[over]), kept[over], weights[over]
+    if rounds == 1:
+        start, lost = _taken(slots, asked, moments, rng)
+        return _summed(over, start, weight * lost / asked, moments, 1)
+    total = np.broadcast_to(weights.sum(axis=-1, keepdims=True), weights.shape)[over]
+    first = (weight / np.maximum(total, 1e-300) / np.maximum(-np.expm1(-weight), 1e-300)).clip(1e-9, 1 - 1e-9)
+    early = rng.binomial(asked.astype(np.int64), first).astype(float)
+    start, lost = _taken(np.minimum(slots, early), early, moments, rng)
+    one = _summed(over, start, weight * lost / (asked * first), moments, 1)
+    start, lost = _taken((slots - early).clip(0.0), asked - early, moments * (rounds - 1), rng)
+    later = _summed(over, start, weight * lost / (asked * (1 - first)), moments, rounds - 1)
+    return np.concatenate([one[0], later[0]], axis=-2), np.concatenate([one[1], later[1]], axis=-2)
+
+
+def _taken(slots: Floats, asked: Floats, cells: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
+    """The cell of time from which experts with `slots` of `asked` are full, and how often they are asked from then on.
+
+    That often as a rate: assignments lost over the share of the time that is left.
+    """
+    share = np.where(slots > 0, rng.beta(np.maximum(slots, 1e-3), np.maximum(asked - slots, 0.0) + 1), 0.0)
+    start = np.minimum((share * cells).astype(np.int64), cells - 1)
+    return start, np.maximum(asked - slots, 0.0) * cells / (cells - start)
+
+
+def _summed(over: Bools, start: Ints, rate: Floats, moments: int, rounds: int) -> tuple[Floats, Floats]:
+    """Sums over experts of `rate` and its square from `start` on [..., rounds, moments]; both list experts `over`."""
+    rows, cells = math.prod(over.shape[:-1]), moments * rounds
+    at = start + cells * np.nonzero(over.reshape(rows, -1))[0]
+    sums = [np.bincount(at, part, rows * cells).reshape(rows, cells).cumsum(axis=1) for part in (rate, rate**2)]
+    shape = (*over.shape[:-1], rounds, moments)
+    return sums[0].reshape(shape), sums[1].reshape(shape)
 
 
 def _drawn(full: Floats, full_squared: Floats, top_k: int) -> Floats:

@@ -276,7 +276,7 @@ def simulate(
             parse_slo(slo) if slo else None,
             limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp),
             backend=backend,
-            experts=options.experts(chosen, experts),
+            experts=options.experts(chosen, experts, cut),
             seed=seed,
             progress=lambda share: progress("simulate", share),
         )

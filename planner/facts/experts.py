@@ -24,7 +24,7 @@ def settings_facts(settings: ExpertSettings) -> Facts:
     limit = settings.limit
     return {
         "skew": settings.skew.name if settings.skew else None,
-        "placement": settings.placement,
+        "placement": settings.placement_name,
         "capacity_rule": limit.rule if limit else None,
         "capacity_factor": limit.factor if limit else None,
         "top_k": settings.top_k,
@@ -173,7 +173,7 @@ def balance_facts(run: Run) -> Facts | None:
         "uneven_s": uneven_s(run),
         "options": [
             {
-                "placement": option.deployment.experts.placement,
+                "placement": option.deployment.experts.placement_name,
                 "redundant_experts": option.deployment.layout.redundant_experts,
                 "max_over_mean": option.max_over_mean,
                 "decode_s": option.decode_s,

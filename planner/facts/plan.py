@@ -19,8 +19,7 @@ from planner.units import format_seconds, format_usd, significant
 
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
 _MOE_ERROR = (
-    "On 653 measured MoE server points TPOT was off by 12 % and TTFT by 28 % (medians), "
-    "TTFT by 46 % in the mean."
+    "On 653 measured MoE server points TPOT was off by 12 % and TTFT by 28 % (medians), TTFT by 46 % in the mean."
 )
 _DENSE_ERROR = "On 585 measured dense server points TPOT was off by 15 % and TTFT by 25 % (medians)."
 _NO_COMPARISON = (

@@ -11,6 +11,8 @@ from planner.errors import LayoutError, WorkloadError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_MOST_LOAD = 1e100
+"""Sums and squares of larger loads could overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,13 +115,6 @@ class Placement:
         """
         return self._per_rank(self._per_copy(load))
 
-    def active_per_rank(self, load: ArrayLike) -> Floats:
-        """Slots with at least one token, per rank [..., layers, ranks]; `load` [..., layers, experts] of whole tokens.
-
-        n tokens dealt to c copies in turn reach min(n, c) of them; each copy counts min(n, c) / c.
-        """
-        return self._per_rank(np.minimum(self._per_copy(load), 1.0))
-
     def max_over_mean(self, load: ArrayLike) -> Floats:
         """Tokens of the busiest rank over the mean [..., layers]; 1 for a layer without tokens."""
         ranks = self.rank_loads(load)
@@ -172,17 +167,17 @@ class Placement:
 def checked_load(load: ArrayLike) -> Floats:
     """`load` as [layers, experts]; a single layer may come without its axis.
 
-    Raises WorkloadError on an empty table, a negative number, NaN or infinity.
+    Raises WorkloadError on an empty table, a negative or huge number, NaN or infinity.
     """
     table = np.atleast_2d(np.asarray(load, dtype=float))
     if table.ndim != 2 or not table.size:
         raise WorkloadError(f"expert loads are a table [layers, experts], got shape {table.shape}")
-    wrong = ~(np.isfinite(table) & (table >= 0))
+    wrong = ~((table >= 0) & (table <= _MOST_LOAD))
     if wrong.any():
         layer, expert = np.argwhere(wrong)[0]
         raise WorkloadError(
             f"expert load of layer {layer}, expert {expert} is {table[layer, expert]:g}: "
-            "loads are finite and not negative"
+            f"loads are numbers from 0 to {_MOST_LOAD:.0e}"
         )
     return table
 

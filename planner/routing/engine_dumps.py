@@ -10,7 +10,6 @@ Both number all layers of the model; layers without experts stay empty (SGLang 0
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,14 +84,15 @@ def vllm_requests(requests: Sequence[Any], num_experts: int, source: str) -> Rec
 
 def numbers(value: Any, key: str, source: str) -> NDArray[Any]:
     """`value` as a numeric array; text is taken for base64 of a `.npy` file. Raises WorkloadError."""
-    try:
-        if isinstance(value, str):
+    if isinstance(value, str):
+        try:
             value = np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
+        except Exception as error:  # a damaged header can raise nearly anything
+            raise WorkloadError(f"{source}: {key} is no base64 of a .npy file of plain numbers") from error
+    try:
         array = np.asarray(value)
-    except (ValueError, TypeError, EOFError, binascii.Error) as error:
-        raise WorkloadError(
-            f"{source}: {key} cannot be read as an array ({error}); give rows of equal length"
-        ) from error
+    except (ValueError, TypeError) as error:
+        raise WorkloadError(f"{source}: {key} cannot be read as an array; give rows of equal length") from error
     if array.dtype.kind not in "iuf":
         raise WorkloadError(f"{source}: {key} holds {array.dtype}, not numbers")
     return array

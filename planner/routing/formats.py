@@ -32,6 +32,9 @@ MAX_ARRAY_BYTES = 4e9
 """Largest unpacked array file."""
 COUNT_COLUMNS = ("layer", "expert", "assignments")
 GROUP_COLUMNS = ("model", "domain", "dataset", "task")
+_PLAIN_ARRAYS = (
+    "It is damaged, or holds Python objects, which are never loaded: save plain numbers with numpy.savez or numpy.save."
+)
 _KEYS = ("expert_ids", "routed_experts", "logical_count", "records", "topk_ids_of_layer", "global_physical_count")
 
 
@@ -178,7 +181,7 @@ def _read_npz(path: Path, num_experts: int | None) -> Groups:
         with np.load(path, allow_pickle=False) as arrays:
             document = {key: arrays[key] for key in arrays.files}
     except Exception as error:  # a damaged header can raise nearly anything
-        raise WorkloadError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
+        raise WorkloadError(f"{path}: cannot be read as .npz. {_PLAIN_ARRAYS}") from error
     return _from_documents([document], path, num_experts)
 
 
@@ -186,7 +189,7 @@ def _read_npy(path: Path, num_experts: int | None) -> Groups:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged header can raise nearly anything
-        raise WorkloadError(f"{path}: cannot be read as a plain array ({error})") from error
+        raise WorkloadError(f"{path}: cannot be read as .npy. {_PLAIN_ARRAYS}") from error
     return _from_documents([{"routed_experts": array}], path, num_experts)
 
 

@@ -14,6 +14,8 @@ from planner.routing.experts import Floats
 
 Ids = NDArray[np.unsignedinteger[Any]]
 Ints = NDArray[np.int64]
+MAX_COUNT = 2.0**53
+"""Assignments of one expert up to which whole numbers are exact; a year of 1e8 tokens/s is less."""
 MAX_EXPERTS = 65536
 """Expert ids are kept in at most two bytes; the largest published model has 2,048 experts (Switch-C)."""
 
@@ -86,12 +88,12 @@ def record_from_counts(
             f"{source}: layer numbers {numbers.tolist()} for {found.shape[0]} rows of counts; "
             "number every row once, from 0 on"
         )
-    wrong = np.argwhere(~(np.isfinite(found) & (found >= 0)))
+    wrong = np.argwhere(~((found >= 0) & (found <= MAX_COUNT)))
     if wrong.size:
         layer, expert = wrong[0]
         raise WorkloadError(
             f"{source}: layer {numbers[layer]}, expert {expert}: {found[layer, expert]:g} assignments; "
-            "a count is a finite number >= 0"
+            f"a count is a number from 0 to {MAX_COUNT:.1e}"
         )
     idle = np.flatnonzero(found.sum(axis=1) == 0)
     if idle.size:
