@@ -6,7 +6,6 @@ never as a multiplier of the step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -25,7 +24,9 @@ from planner.model import ModelConfig
 from planner.model.config import Layer, Moe
 from planner.model.precision import compute_format
 from planner.offload import Offload, moe_layers
+from planner.placement import Placement
 from planner.residency.timing import LayerTime
+from planner.routing import distinct_ranks
 from planner.steptime import TOKENS, Floats, Sum
 
 _BF16_BYTES = 2.0
@@ -244,17 +245,23 @@ class RoutedCost:
         share = np.minimum(even * hottest, 1.0)
         return np.asarray((1 - (1 - share) ** moe.top_k) / (1 - (1 - even) ** moe.top_k))
 
-    def _node_limit(self, moe: Moe) -> int:
-        """Most scale-up domains that a token of a group-limited router visits, 0 for no limit.
+    def _node_limit(self, moe: Moe) -> float:
+        """Scale-up domains that a token of a group-limited router visits on average, 0 for no limit.
 
         Groups are whole runs of experts; a placement that tears them apart (greedy, EPLB over nodes that do not divide
-        the groups) loses the limit.
+        the groups) loses the limit. Of a placement from a file it is the most that a token can visit.
         """
-        keeps_groups = self.settings.placement in ("contiguous", "node-limited", "eplb")
-        torn = self.settings.placement == "eplb" and moe.num_groups % self._nodes
-        if moe.top_groups >= moe.num_groups or not keeps_groups or torn:
+        placement, nodes = self.settings.placement, self._nodes
+        if moe.top_groups >= moe.num_groups or moe.num_experts % nodes:
             return 0
-        return min(self._nodes, math.ceil(moe.top_groups * max(1.0, self._nodes / moe.num_groups)))
+        if isinstance(placement, Placement):
+            if placement.num_ranks % nodes:
+                return 0
+            on_nodes = replace(placement, num_nodes=nodes)
+            return int(on_nodes.nodes_reached(moe.num_groups, moe.top_groups).max())
+        if placement not in ("contiguous", "node-limited", "eplb") or (placement == "eplb" and moe.num_groups % nodes):
+            return 0
+        return distinct_ranks(moe.num_experts, moe.top_k, nodes, moe.num_groups, moe.top_groups)
 
     def _dispatch_format(self) -> str:
         fmt = compute_format(self.model.format_of("expert"))

@@ -215,3 +215,10 @@ def test_command_refuses_bad_questions(counts: Path, tmp_path: Path) -> None:
     smaller.write_text("layer,expert,assignments\n1,0,5\n1,1,-5\n")
     with pytest.raises(WorkloadError, match="-5"):
         place_experts(smaller, ranks=2)
+
+
+def test_command_tells_how_many_nodes_a_token_reaches(run: Run) -> None:
+    assert run(ranks=4, nodes=2, groups=4, top_groups=1, policy="node-limited")["nodes_reached"] == 1
+    assert run(ranks=4, nodes=2, groups=4, policy="node-limited")["nodes_reached"] is None
+    with pytest.raises(InputError, match="--top-groups 5: a token picks from 1 to 4"):
+        run(ranks=4, nodes=2, groups=4, top_groups=5)

@@ -63,6 +63,27 @@ def test_impossible_counts(counts: Any, message: str) -> None:
         record_from_counts(counts, "x")
 
 
+def test_huge_counts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "huge.csv"
+    path.write_text("layer,expert,assignments\n0,0,1e308\n0,1,1e308\n")
+    with pytest.raises(WorkloadError, match=r"layer 0, expert 0: 1e\+308 assignments; a count is a number from 0 to 9"):
+        read_record(path)
+    stat = tmp_path / "stat.json"
+    stat.write_text('{"logical_count": [[[1e308, 1]], [[1e308, 1]]]}')
+    with pytest.raises(WorkloadError, match=r"counts from 1 to 1e\+308"):
+        read_record(stat)
+
+
+def test_numpys_advice_to_load_unsafely_is_not_passed_on(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(b"\x80\x04]\x94.")
+    for suffix in (".npz", ".npy"):
+        with pytest.raises(WorkloadError) as refused:
+            read_record(path.rename(path.with_suffix(suffix)))
+        assert "unsafely" not in str(refused.value) and "allow_pickle" not in str(refused.value)
+        path = path.with_suffix(suffix)
+
+
 def test_layer_numbers_are_distinct() -> None:
     with pytest.raises(WorkloadError, match=r"layer numbers \[3, 3\] for 2 rows"):
         record_from_counts(np.ones((2, 4)), "x", [3, 3])
@@ -202,13 +223,13 @@ def test_token_ids(tmp_path: Path) -> None:
 def test_arrays_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, expert_ids=np.array([{}], dtype=object), num_experts=4)
-    with pytest.raises(WorkloadError, match="plain arrays"):
+    with pytest.raises(WorkloadError, match="never loaded: save plain numbers"):
         read_record(path)
     np.savez(path, other=np.zeros(3))
     with pytest.raises(WorkloadError, match="keys other; expected one of expert_ids, routed_experts"):
         read_record(path)
     path.write_bytes(b"no zip at all")
-    with pytest.raises(WorkloadError, match="plain arrays"):
+    with pytest.raises(WorkloadError, match="never loaded: save plain numbers"):
         read_record(path)
     np.savez_compressed(path, expert_ids=np.zeros((1, 100_000, 1), int), num_experts=4)
     monkeypatch.setattr(formats, "MAX_ARRAY_BYTES", 500_000)
@@ -325,7 +346,7 @@ def _base64(array: np.ndarray) -> str:
     [
         ('{"routed_experts": [[[0, 0]]], "num_experts": 4}', "every routed expert is 0"),
         ('{"routed_experts": [[0, 1]], "num_experts": 4}', "shapes"),
-        ('{"routed_experts": "AAAA", "num_experts": 4}', "cannot be read as an array"),
+        ('{"routed_experts": "AAAA", "num_experts": 4}', "no base64 of a .npy file of plain numbers"),
         ('{"routed_experts": [[["a"]]], "num_experts": 4}', "not numbers"),
         ('{"routed_experts": [[[1]]], "num_experts": 4}\n{"other": 1}', "an object without routed_experts"),
         ('{"routed_experts": [[[1', "cannot be read as JSON"),

@@ -78,6 +78,8 @@ def lost_in_blocks(counts: Floats, tokens: int, blocks: Blocks, top_k: int, poli
     rng = np.random.default_rng(_SEED)
     lost = np.zeros(counts.shape[:-1])
     for number, size, slots in blocks:
+        if min(counts.max(initial=0.0), size) <= slots:
+            continue
         drawn = max(1, min(number, _BLOCKS, _NUMBERS // max(counts.size, 1)))
         for _ in range(drawn):
             there = _in_block(counts, tokens, size, rng)

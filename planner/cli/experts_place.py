@@ -22,6 +22,7 @@ def place_experts(
     ranks: int,
     nodes: int = 1,
     groups: int = 1,
+    top_groups: int | None = None,
     redundant: int = 0,
     policy: str = "eplb",
     select: str | None = None,
@@ -44,6 +45,8 @@ def place_experts(
         Nodes of the ranks.
     groups
         Groups of a group-limited router (DeepSeek-V3: 8); eplb and node-limited keep them whole on nodes.
+    top_groups
+        Groups that a token may pick from (DeepSeek-V3: 4): says how many nodes it then reaches at most.
     redundant
         Copies of hot experts per layer, on all ranks together; they take memory from the KV cache.
     policy
@@ -70,6 +73,7 @@ def place_experts(
     from planner.placement.stale import check_same_model
     from planner.routing.formats import read_record
 
+    _check_groups(groups, top_groups)
     record = read_record(counts, select)
     layers = record.layers.tolist()
     shape = {"num_nodes": nodes, "num_groups": groups, "redundant": redundant, "seed": seed}
@@ -83,7 +87,15 @@ def place_experts(
     facts = placement_facts(record.counts, layers, placement, num_groups=groups, served=served, fresh=fresh)
     if out is not None:
         write_placement(placement, out, format, layers=layers)
-    show(facts | {"source": record.source, "out": out and str(out)}, json, place_text)
+    reached = None if top_groups is None else int(placement.nodes_reached(groups, top_groups).max())
+    show(facts | {"source": record.source, "out": out and str(out), "nodes_reached": reached}, json, place_text)
+
+
+def _check_groups(groups: int, top_groups: int | None) -> None:
+    from planner.errors import InputError
+
+    if top_groups is not None and not 1 <= top_groups <= groups:
+        raise InputError(f"--top-groups {top_groups}: a token picks from 1 to {groups} of --groups {groups}")
 
 
 def _placed(policy: str, load: Floats, ranks: int, layers: list[int], shape: dict[str, int]) -> Placement:
@@ -120,6 +132,8 @@ def place_text(facts: Facts) -> str:
         f"{moved['copies_of_busiest_rank']:,} to one rank"
         + (f", {moved['copies_cross_node']:,} between nodes" if facts["num_nodes"] > 1 else ""),
     ]
+    if facts["nodes_reached"] is not None:
+        lines.append(f"Reach     a token goes to at most {facts['nodes_reached']} of {facts['num_nodes']} nodes")
     if facts["served"]:
         lines.append(_served_line(facts))
     if facts["out"]:

@@ -71,7 +71,7 @@ class Exchange:
     """What is exchanged: `num_gpus` ranks in `nodes` scale-up domains; `fmt` of the rows on the wire.
 
     `mode` is low_latency or normal, `step` dispatch or combine. `node_limit` is the most nodes a token may visit
-    (group-limited routing), 0 for no limit.
+    under group-limited routing, or their mean where that is known; 0 for no limit.
     """
 
     step: str
@@ -82,7 +82,7 @@ class Exchange:
     top_k: int
     num_experts: int
     fmt: str
-    node_limit: int = 0
+    node_limit: float = 0
 
 
 def law_of(library: str, mode: str, step: str) -> Law:

@@ -264,11 +264,11 @@ class Tables:
         top_k: int,
         num_experts: int,
         fmt: str,
-        node_limit: int = 0,
+        node_limit: float = 0,
     ) -> Curve:
         """Tokens to their experts over `num_gpus` ranks in `nodes` scale-up domains; x tokens per rank.
 
-        `node_limit` is the most domains a token visits (group-limited routing), 0 for no limit.
+        `node_limit` is the most domains a token visits under group-limited routing, or their mean; 0 for no limit.
         """
         return self._exchange("dispatch", mode, num_gpus, nodes, hidden, top_k, num_experts, fmt, node_limit)
 
@@ -281,7 +281,7 @@ class Tables:
         top_k: int,
         num_experts: int,
         fmt: str,
-        node_limit: int = 0,
+        node_limit: float = 0,
     ) -> Curve:
         """Expert outputs back to their tokens, as `dispatch`."""
         return self._exchange("combine", mode, num_gpus, nodes, hidden, top_k, num_experts, fmt, node_limit)
@@ -297,7 +297,7 @@ class Tables:
         top_k: int,
         num_experts: int,
         fmt: str,
-        node_limit: int,
+        node_limit: float,
     ) -> Curve:
         what = Exchange(step, mode, num_gpus, nodes, hidden, top_k, num_experts, fmt, node_limit)
         curve, source = exchange_curve(self.library.table("dispatch"), self.ceilings, self.engine, what)

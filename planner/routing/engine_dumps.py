@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from planner.errors import WorkloadError
 from planner.routing.experts import Floats
-from planner.routing.records import Record, record_from_counts, record_from_ids
+from planner.routing.records import MAX_COUNT, Record, record_from_counts, record_from_ids
 
 Document = Mapping[str, Any]
 _WINDOWS = 64
@@ -100,8 +100,10 @@ def numbers(value: Any, key: str, source: str) -> NDArray[Any]:
 
 def _from_steps(steps: Floats, source: str) -> Record:
     """Record of counts [steps, layers, experts]; steps of an unfilled buffer and layers without experts are empty."""
-    if (steps < 0).any():
-        raise WorkloadError(f"{source}: a count of {steps.min():g}; a count is a finite number >= 0")
+    if not ((steps >= 0) & (steps <= MAX_COUNT)).all():
+        raise WorkloadError(
+            f"{source}: counts from {steps.min():g} to {steps.max():g}; a count is a number from 0 to {MAX_COUNT:.1e}"
+        )
     steps = steps[(steps != 0).any(axis=(1, 2))]
     layers = np.flatnonzero((steps != 0).any(axis=(0, 2)))
     if not layers.size:
