@@ -180,7 +180,8 @@ def _placement(model: ModelConfig, text: str, layout: Layout | None) -> str | Pl
         return text
     if model.moe is None:
         raise InputError(f"--placement {text}: {model.name} is dense and has no experts to place")
-    return read_placement(Path(text), model.moe.num_experts, layout.ep)
+    numbers = [number for number, layer in enumerate(model.layers) if layer.moe]
+    return read_placement(Path(text), model.moe.num_experts, layout.ep, layers=numbers)
 
 
 def _skew(model: ModelConfig, text: str | None) -> Law | None:

@@ -201,3 +201,11 @@ def test_a_placement_file_is_served_by_the_layout_it_was_made_for(moeplan: Any, 
     plan = words("plan qwen3-30b-a3b --cluster h200-sxm:1x4 --rate 1 --placement")
     code, _, err = moeplan(*plan, str(file))
     assert code == 2 and "a file fits one layout" in err
+
+
+def test_sglang_with_deepep_starts_within_its_buffer(moeplan: Any) -> None:
+    arguments = [*SIMULATE, "--engine", "sglang", "--backend", "deepep", "--json"]
+    code, out, _ = moeplan(*arguments)
+    assert code == 0 and json.loads(out)["settings"]["max_num_seqs"] == 128
+    code, _, err = moeplan(*arguments, "--max-num-seqs", "200")
+    assert code == 3 and "dispatch buffer of sglang (128)" in err and "--max-num-seqs 128" in err

@@ -104,3 +104,9 @@ def buffer_limit(engine: Engine, max_tokens: int | None = None) -> BufferLimit:
     if tokens < 1 or (ceiling is not None and tokens > ceiling):
         raise InputError(f"{setting}={tokens}: {engine.name} takes 1 to {ceiling or 'as many as memory holds'}")
     return BufferLimit(engine.name, tokens, beyond, setting, ceiling, source)
+
+
+def most_sequences(engine: Engine) -> int | None:
+    """Sequences per rank beyond which `engine` would stop in low-latency exchange, None where it goes on."""
+    limit = buffer_limit(engine)
+    return limit.max_tokens if limit.beyond == "error" else None

@@ -251,6 +251,7 @@ def simulate(
         Print the facts as JSON.
     """
     from planner import options
+    from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
     from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
@@ -266,6 +267,8 @@ def simulate(
     start = time.perf_counter()
     profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
+    if backend == "deepep" and max_num_seqs is None:
+        max_num_seqs = most_sequences(profile)
     with progress_bar() as progress:
         run = simulate_layout(
             chosen,

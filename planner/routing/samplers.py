@@ -25,8 +25,8 @@ _EXACT_TOKENS, _EXACT_SCORES = 8, 2048
 """Steps of so few tokens, or tokens x experts, are drawn token by token: that a token takes an expert once shows."""
 _GAUSSIAN_MEAN = 10.0
 """Mean count from which a rounded Gaussian with the binomial's skew stands for the binomial."""
-_LEAN_TOKENS, _LEAN = 8192, 0.2
-"""Tokens and change of log-preference behind the two exponents of a group-limited router (error below 0.02)."""
+_LEAN_TOKENS, _LEAN = 8192, 0.5
+"""Tokens and change of log-preference behind the two exponents of a group-limited router (noise 0.01 to 0.03)."""
 _ROUNDS = 30
 """Of a fixed point that halves its error each time or better."""
 _CALIBRATION_STEPS, _CALIBRATION_TOKENS = 8, 2048
