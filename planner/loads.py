@@ -105,10 +105,6 @@ class LoadTable:
         share = 1 - np.exp(-np.exp(np.interp(_log(tokens), _log(self.question.knots), hits)))
         return np.asarray(np.minimum(np.asarray(tokens, dtype=float), 1.0) * local * _ALMOST_ALL * share)
 
-    def dropped(self, tokens: ArrayLike) -> Floats:
-        """Expected share of dropped assignments, shape of `tokens`."""
-        return np.asarray(np.interp(_log(tokens), _log(self.question.knots), self.drop_rate.mean(axis=(1, 2))))
-
 
 @dataclass(frozen=True, slots=True)
 class RankLoad:
