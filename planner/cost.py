@@ -82,7 +82,8 @@ class StepCost:
     def routed(self) -> RoutedCost:
         """Costs of the routed experts."""
         fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
-        return RoutedCost(*fixed, self.offload, self._rest_s, buffer_limit(self.engine))
+        by_fp8 = self.cluster.system.gpu.arch in self.engine.mxfp4_by_fp8
+        return RoutedCost(*fixed, self.offload, self._rest_s, buffer_limit(self.engine), by_fp8)
 
     def _rest_s(self, tokens: Floats) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""

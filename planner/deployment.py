@@ -97,6 +97,7 @@ class Deployment:
             frontend_s=self.engine.overheads.frontend_s,
             frontend_s_per_token=self.engine.overheads.frontend_s_per_token,
             receive_interval=self.engine.receive_interval,
+            num_frontends=replicas,
             groups_per_link=self.replicas_per_root if self.offload else 0,
             groups_per_node=replicas_per_node(layout, self.cluster),
         )

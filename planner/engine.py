@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Any, Literal
@@ -51,6 +51,8 @@ class Engine:
     memory `free` after weights and activations (TensorRT-LLM), or a `static` reserve formula (SGLang).
     `receive_interval` is after how many decode steps the scheduler looks for new requests.
     `admission_reserve` is the share of the KV that running requests have yet to write that admission keeps free.
+    `static_fraction` is the operator's choice of SGLang's mem_fraction_static, None for its own formula.
+    `mxfp4_by_fp8` are the architectures on which MXFP4 weights meet FP8 activations, on others bf16 ones.
     """
 
     name: str
@@ -70,6 +72,14 @@ class Engine:
     admission_reserve: float
     divides_prefill_by_attention_dp: bool = False
     receive_interval: int = 1
+    static_fraction: float | None = None
+    mxfp4_by_fp8: tuple[str, ...] = ()
+
+    def with_memory_fraction(self, fraction: float) -> Engine:
+        """The engine told to use this share of the memory that its rule is about (--mem-fraction-static and the like)."""
+        if self.kv_fraction_of == "static":
+            return replace(self, static_fraction=fraction)
+        return replace(self, kv_fraction=fraction)
 
     def budget(self, hbm_bytes: float, arch: str = "") -> Budget:
         """Default budget on a device of `arch` with `hbm_bytes` of memory."""
@@ -112,7 +122,7 @@ def engine(name: str) -> Engine:
 def _engine(table: dict[str, Any]) -> Engine:
     overheads = table["overheads"]
     plain = {key: value for key, value in table.items() if key not in ("budgets", "graphs", "overheads")}
-    plain["moe_backends"] = tuple(plain["moe_backends"])
+    plain |= {key: tuple(plain[key]) for key in ("moe_backends", "mxfp4_by_fp8")}
     return Engine(
         **plain,
         budgets=tuple(Budget(**row) for row in table["budgets"]),

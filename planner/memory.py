@@ -144,6 +144,8 @@ class Ledger:
         capacity = self.system.gpu.hbm_bytes
         if self.engine.kv_fraction_of == "total":
             return capacity * self.engine.kv_fraction
+        if self.engine.static_fraction is not None:
+            return capacity * self.engine.static_fraction
         return capacity - (self._static_reserve(layout, limits, backend) if self._is_static else 0.0)
 
     @property

@@ -43,7 +43,8 @@ class RoutedCost:
     With `offload` some experts lie outside HBM; `rest_s` is then the other work of a layer by tokens, behind which
     fetches may hide.
 
-    `buffer` is what a rank may send through low-latency exchange at once, None for anything.
+    `buffer` is what a rank may send through low-latency exchange at once, None for anything. `mxfp4_by_fp8` says that
+    MXFP4 experts multiply FP8 activations.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class RoutedCost:
         offload: Offload | None = None,
         rest_s: Callable[[Floats], Floats] | None = None,
         buffer: BufferLimit | None = None,
+        mxfp4_by_fp8: bool = False,
     ) -> None:
         self.model, self.layout, self.cluster, self.tables = model, layout, cluster, tables
         self.backend, self.settings = backend, settings
         self.offload, self._rest_s, self._buffer = offload, rest_s, buffer
+        stored = compute_format(model.format_of("expert"))
+        self._format = "mxfp4_fp8" if stored == "mxfp4" and mxfp4_by_fp8 else stored
         self._nodes = -(-layout.stage_gpus // cluster.scale_up_gpus)
 
     def table(self, phase: str, kinds: Kinds) -> Sum:
@@ -186,7 +190,7 @@ class RoutedCost:
     def _expert_bytes(self, moe: Moe) -> float:
         """Bytes of the slice of one expert that a GPU holds."""
         values = moe.num_matrices * moe.expert_hidden * moe.expert_width / self.layout.moe_tp
-        return values * FORMATS[canonical(compute_format(self.model.format_of("expert")))].weight_bytes
+        return values * FORMATS[canonical(self._format)].weight_bytes
 
     def _curve(self, moe: Moe, local: int) -> tuple[Curve, bool]:
         """Fused experts in the checkpoint's format; other 8-bit ones through block-scaled kernels where faster.
@@ -195,7 +199,7 @@ class RoutedCost:
         the same bytes: nobody serves with the slower. A block-scaled checkpoint has no such choice. The second value
         says that another format's kernel answers.
         """
-        stored = compute_format(self.model.format_of("expert"))
+        stored = self._format
         formats = (stored, "fp8_block") if stored in ("fp8", "int8") else (stored,)
         width = moe.expert_width // self.layout.moe_tp
         dispatched = self.backend == "deepep" and self.layout.attention_dp > 1
@@ -264,5 +268,5 @@ class RoutedCost:
         return distinct_ranks(moe.num_experts, moe.top_k, nodes, moe.num_groups, moe.top_groups)
 
     def _dispatch_format(self) -> str:
-        fmt = compute_format(self.model.format_of("expert"))
+        fmt = self._format
         return "fp8" if fmt in ("fp8", "fp8_block") else "nvfp4" if fmt == "nvfp4" else "bf16"

@@ -102,8 +102,9 @@ class EngineSpec:
     new_token_ratio. Of the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host
     link, 0 for no fetching.
 
-    A request reaches its queue `frontend_s` + `frontend_s_per_token` x prompt tokens after it was sent (HTTP,
-    tokenising, handing over), and the scheduler looks for new ones every `receive_interval` decode steps.
+    A request reaches its queue `frontend_s` after one of `num_frontends` has tokenised it (HTTP, handing over).
+    Tokenising takes `frontend_s_per_token` x prompt tokens, one request after the other. The scheduler looks for new
+    ones every `receive_interval` decode steps.
     """
 
     num_groups: int
@@ -119,10 +120,11 @@ class EngineSpec:
     frontend_s: float = 0.0
     frontend_s_per_token: float = 0.0
     receive_interval: int = 1
+    num_frontends: int = 1
 
     def __post_init__(self) -> None:
         counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")
-        for name in (*counts, "receive_interval"):
+        for name in (*counts, "receive_interval", "num_frontends"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine: {name} = {getattr(self, name)} must be at least 1.")
         if self.kv_tokens_per_rank < self.block_tokens:

@@ -196,6 +196,8 @@ class _Run:
         self.links = _host_links(spec)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.num_steps = self.num_sent = self.num_done = 0
+        self.tokenised_s = [0.0] * spec.num_frontends
+        """When each front end has tokenised what it was sent so far."""
         self.now_s = 0.0
         self.is_closed = workload.arrivals.kind == "closed"
         self._allocate(sent)
@@ -299,13 +301,19 @@ class _Run:
             self.status[index] = REJECTED
             self._count_done()
             return False
-        delay_s = self.spec.frontend_s + self.spec.frontend_s_per_token * request.prompt_tokens
+        delay_s = self._frontend_s(request)
         if delay_s > 0:
             arrival = self.env.timeout(delay_s)
             arrival.callbacks.append(lambda _: self._accept(request))
         else:
             self._accept(request)
         return True
+
+    def _frontend_s(self, request: Request) -> float:
+        """Seconds from sending to a queue: tokenising is one process per front end, the rest overlaps."""
+        spec, now_s, turn = self.spec, self.env.now, request.index % self.spec.num_frontends
+        self.tokenised_s[turn] = max(self.tokenised_s[turn], now_s) + spec.frontend_s_per_token * request.prompt_tokens
+        return self.tokenised_s[turn] - now_s + spec.frontend_s
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""

@@ -3,7 +3,12 @@
 The client of InferenceX (utils/bench_serving/benchmark_serving.py @086eabb) sends 2 requests per user to warm up and
 waits for all of them; the server is empty when the 10 measured requests per user begin, all users at once and each
 sending its next on the last answer. The means therefore hold one burst of prompts, nine rounds of single ones, and the
-end, when users leave one by one. Points of other clients do not state theirs and are replayed likewise.
+end, when users leave one by one.
+
+Points of other clients have answers of one length. Users who began at once would then send in step for ever, which
+engines that stop for prompts do (SGLang: measured TTFT is that of a burst) and engines that mix prompts and answers do
+not (vLLM, TensorRT-LLM: it grows far more slowly with the users). For the latter the first answers are cut short, each
+a little later than the one before, so that the users are spread over an answer from the second round on.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from planner.engine import Engine, Limits
 from planner.errors import DoesNotFit, Infeasible, PlannerError
 from planner.hardware import Cluster, System
 from planner.layout import Layout
-from planner.model import ModelConfig
+from planner.model import ModelConfig, override
+from planner.validation.flags import Flags, flags_of
 from planner.validation.names import engine_of, model_of, system_of
 from planner.validation.points import Point
 from planner.workload import Arrivals, Lengths, Workload
@@ -36,7 +42,6 @@ _LEAST_ROUNDS, _MOST_STEPS = 4, 40_000
 """Long answers are simulated for fewer rounds; the rounds between the first and the last count for those left out."""
 _LIMIT_SHARES = (1.0, 0.5, 0.25, 0.125)
 """Shares of the default limits tried in turn: operators lower them until the server starts."""
-_SELDOM_RECEIVED, _MANY_USERS = ("DeepSeek-V3", "DeepSeek-R1", "Qwen3.5"), 16
 _NOTHING = (float("nan"), float("nan"), float("nan"))
 
 
@@ -96,16 +101,22 @@ def rounds_of(point: Point) -> int:
 
 def workload_of(point: Point) -> Workload:
     """Closed loop of the point's users; the client draws both lengths evenly between its bounds, rounded down."""
+    users = point.concurrency
+    num_requests = rounds_of(point) * users
     prompt, output = (
         Lengths.uniform(*(max(1, int(tokens * share)) for share in point.lengths)) for tokens in (point.isl, point.osl)
     )
-    users = point.concurrency
-    return Workload(point.name, prompt, output, Arrivals.closed(users), rounds_of(point) * users)
+    if point.lengths == (1.0, 1.0) and engine_of(point.engine).policy == "mixed":
+        first = np.linspace(0, point.osl, users, endpoint=False).astype(int) + 1
+        output = Lengths.replay([*first.tolist(), *[point.osl] * (num_requests - users)])
+    return Workload(point.name, prompt, output, Arrivals.closed(users), num_requests)
 
 
 def _model(point: Point) -> ModelConfig:
-    """The model, with room for the point's requests: a server that ran them was told to take them."""
+    """The model with the point's KV format and room for its requests: a server that ran them was told to take them."""
     model = model_of(point.model, point.precision)
+    kv = _flags(point, engine_of(point.engine)).kv
+    model = override(model, kv=kv) if kv else model
     tokens = point.isl + point.osl
     return replace(model, max_context=tokens) if 0 < model.max_context < tokens else model
 
@@ -121,20 +132,20 @@ def _cluster(chosen: System, num_gpus: int) -> Cluster:
 
 
 def _engine(point: Point) -> Engine:
-    """The engine as the point ran it: any expert degree, its front end, and the flag that InferenceX sets on SGLang.
-
-    Its scripts for DeepSeek-R1 and Qwen3.5 on B200 and B300 (benchmarks/dsr1_fp8_b200.sh @1fc5d73 and the like) let the
-    scheduler look for new requests every 10 decode steps, every 30 from 16 users on; those for H200 do not. Points of
-    fixed lengths are of other clients, of which nobody says that they went through HTTP: they get no front end.
-    """
+    """The engine as the point ran it: any expert degree, and its flags."""
     serving = replace(engine_of(point.engine), expert_parallel="any")
-    if point.lengths == (1.0, 1.0):
-        bare = replace(serving.overheads, frontend_s=0.0, frontend_s_per_token=0.0)
-        return replace(serving, overheads=bare)
-    flagged = point.gpu.upper() in ("B200", "B300") and any(name in point.model for name in _SELDOM_RECEIVED)
-    if serving.name != "sglang" or not flagged:
-        return serving
-    return replace(serving, receive_interval=10 if point.concurrency < _MANY_USERS else 30)
+    flags = _flags(point, serving)
+    serving = replace(serving, receive_interval=flags.receive_interval)
+    if flags.memory_fraction is not None:
+        serving = serving.with_memory_fraction(flags.memory_fraction)
+    if flags.mxfp4_activations == "fp8":
+        serving = replace(serving, mxfp4_by_fp8=(system_of(point.gpu).gpu.arch,))
+    return serving
+
+
+def _flags(point: Point, serving: Engine) -> Flags:
+    """Flags of the InferenceX client's servers; those of other clients are not known."""
+    return Flags() if point.lengths == (1.0, 1.0) else flags_of(point, serving.name)
 
 
 def _deploy(point: Point, model: ModelConfig, layout: Layout) -> Deployment:
@@ -163,9 +174,10 @@ def _deploy(point: Point, model: ModelConfig, layout: Layout) -> Deployment:
 def _limits(serving: Engine, chosen: System, point: Point, share: float) -> Limits:
     """`share` of the default limits, but always places for all users: that much every benchmark allows."""
     budget = serving.budget(chosen.gpu.hbm_bytes, chosen.gpu.arch)
+    flagged = _flags(point, serving).limits(Limits(budget.max_num_seqs, budget.max_batched_tokens), point)
     ranks = point.attention_dp if serving.divides_prefill_by_attention_dp else 1
-    seqs = max(point.concurrency, int(budget.max_num_seqs * share))
-    return Limits(seqs, max(seqs, int(budget.max_batched_tokens * share) // ranks))
+    seqs = max(point.concurrency, int(flagged.max_num_seqs * share))
+    return Limits(seqs, max(seqs, int(flagged.max_batched_tokens * share) // ranks))
 
 
 def _means(point: Point, result: Run) -> tuple[float, float, float]:
@@ -176,7 +188,7 @@ def _means(point: Point, result: Run) -> tuple[float, float, float]:
     requests, users = result.simulation.requests, point.concurrency
     weights = _weights(len(requests), users)
     ttft_s, tpot_s = (_mean(values, weights) for values in (requests.ttft_s, requests.tpot_s))
-    tokens = result.workload.mean_output_tokens
+    tokens = sum(max(1, int(point.osl * share)) for share in point.lengths) / 2
     latency_s = ttft_s + (tpot_s * (tokens - 1) if tokens > 1 else 0.0)
     return ttft_s * 1e3, tpot_s * 1e3, users * tokens / latency_s / point.num_gpus
 
