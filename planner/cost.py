@@ -17,7 +17,7 @@ import numpy as np
 
 from planner import inventory
 from planner.capacity import buffer_limit
-from planner.engine import Engine
+from planner.engine import MAX_GRAPH, Engine, padding
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
@@ -60,7 +60,7 @@ class StepCost:
     ) -> None:
         self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
         fabric = Fabric(cluster.oversubscription, cluster.rail_optimised)
-        self.tables: Tables = open_tables(cluster.system, engine.name, fabric)
+        self.tables: Tables = open_tables(cluster.system, engine.kernels, fabric)
         self.experts, self.offload = experts, offload
         self._moe_tables: dict[str, Sum] = {}
         gpu = cluster.system.gpu
@@ -82,7 +82,8 @@ class StepCost:
     def routed(self) -> RoutedCost:
         """Costs of the routed experts."""
         fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
-        return RoutedCost(*fixed, self.offload, self._rest_s, buffer_limit(self.engine))
+        buffer = buffer_limit(self.engine) if self.engine.dispatch_buffer else None
+        return RoutedCost(*fixed, self.offload, self._rest_s, buffer)
 
     def _rest_s(self, tokens: Floats) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
@@ -252,7 +253,9 @@ class StepCost:
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        padded = np.array([self.engine.padded_batch(int(n)) for n in seqs.ravel()], float).reshape(seqs.shape)
+        most = int(seqs.max())
+        sizes = self.engine.graphs.sizes(max(most, MAX_GRAPH), self.cluster.system.gpu.arch)
+        padded = np.array(padding(sizes, most), float)[seqs.astype(int)]
         parts = [
             self._at(self.token_table, padded),
             self._at(self.moe_table("decode"), seqs * self.layout.attention_dp),

@@ -169,11 +169,17 @@ class Ledger:
         overheads = self.engine.overheads
         return {
             "activations": self._activation_bytes(layout, limits),
-            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs) * self.engine.bytes_per_graph,
+            "cuda_graphs": self._graph_bytes(limits),
             "communication_buffers": (overheads.nccl_bytes if layout.replica_gpus > 1 else 0.0)
             + (self._deepep_bytes(layout) if backend == "deepep" else 0.0),
             "context": overheads.context_bytes,
         }
+
+    def _graph_bytes(self, limits: Limits) -> float:
+        """Decode graphs; those for steps with prompts share their memory (vLLM captures both)."""
+        graphs = self.engine.graphs
+        sizes = graphs.sizes(limits.max_num_seqs, self.system.gpu.arch)
+        return sum(size <= limits.max_num_seqs for size in sizes) * graphs.bytes_per_graph
 
     def _deepep_bytes(self, layout: Layout) -> float:
         moe = self.model.moe
@@ -190,7 +196,7 @@ class Ledger:
         The prior for copies is AIConfigurator's; the workspace holds gathered inputs, gate-up, activation and
         outputs of every assignment that balanced routing puts on the rank.
         """
-        tokens = limits.max_batched_tokens
+        tokens = min(limits.max_batched_tokens, self.engine.ubatch_tokens or limits.max_batched_tokens)
         copies = _ACTIVATION_COPIES.get(layout.tp, 5 if layout.tp > 4 else 6)
         stream = 2.0 * tokens * self.model.hidden * copies
         logits = _SAMPLER_BYTES * min(limits.max_num_seqs, tokens) * self.model.vocab

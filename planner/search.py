@@ -104,7 +104,8 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
             for tp in (d for d in _divisors(stage) if d <= domain):
                 for ep in _expert_degrees(model, engine, stage):
                     layout = Layout(tp, pp, ep, stage // tp, stage // ep)
-                    if (model.moe or layout.attention_dp == 1) and layout_problem(model, layout) is None:
+                    attends_alone = layout.attention_dp == 1 or (model.moe and engine.moe_backends)
+                    if attends_alone and layout_problem(model, layout) is None:
                         yield layout
 
 
@@ -123,7 +124,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def _expert_degrees(model: ModelConfig, engine: Engine, stage: int) -> list[int]:
-    if model.moe is None:
+    if model.moe is None or engine.expert_parallel == "none":
         return [1]
     return sorted({1, stage}) if engine.expert_parallel == "all_or_none" else _divisors(stage)
 
