@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from planner.errors import InputError, nearest
 from planner.routers import ROUTERS, Router
 from planner.scheduler import EngineSpec, Rank
 
 STATISTICS_S = 0.1
 """Least time between two statistics of a rank (min_stats_update_interval_ms of vllm/v1/engine/coordinator.py)."""
+RANK_ROUTERS = (*ROUTERS, "vllm_score")
+"""What an engine profile may name as `rank_router`."""
 _WAITING_WEIGHT, _FREE_USAGE = 6.0, 0.5
 
 
@@ -92,6 +95,8 @@ class Balancer:
     """
 
     def __init__(self, spec: EngineSpec, router: str, groups: Sequence[Sequence[Rank]], seed: int) -> None:
+        if spec.rank_router and spec.rank_router not in RANK_ROUTERS:
+            raise InputError(f"unknown rank_router {spec.rank_router!r} ({nearest(spec.rank_router, RANK_ROUTERS)})")
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self._per_group = spec.ranks_per_group
         self._outer = ROUTERS[router](np.random.default_rng([seed, 1]))

@@ -243,7 +243,7 @@ def engine_tables(text: str) -> Tables:
 
 
 def engine_text(text: str) -> str:
-    """TOML of a profile: the bundled file with its comments, or a user's with its base filled in; `text` as in `engine`."""
+    """TOML of a profile, `text` as in `engine`: the bundled file with its comments, or a user's with its base."""
     if text.endswith(".toml") or os.sep in text:
         return tomlfile.to_toml(*tomlfile.split_sources(engine_tables(text)))
     file = resources.files("planner.engines").joinpath(f"{_resolve(text)}.toml")

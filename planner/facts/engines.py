@@ -21,7 +21,7 @@ def _row(profile: Engine) -> Facts:
         "version": profile.version,
         "as_of": profile.as_of,
         "policy": profile.policy,
-        "capacity_policy": profile.capacity_policy,
+        "capacity_policy": "one slot each" if profile.kv_slots else profile.capacity_policy,
         "rank_router": profile.rank_router if profile.moe_backends else None,
         "kernels": profile.kernels,
         "source": profile.source,
