@@ -87,7 +87,7 @@ def test_stale_statistics_of_many_front_ends_herd(monkeypatch):
         excess[name] = unevenness("vllm_score") - 1
     assert excess["100 ms"] > 1.4 * excess["none"]
     assert excess["2 s"] > 1.4 * excess["100 ms"]  # the older, the more they herd
-    assert excess["2 s, one front end"] < 0.7 * excess["2 s"]  # alone it knows what it sent
+    assert excess["2 s, one front end"] < 0.9 * excess["2 s"]  # alone it knows at least what it sent
 
 
 def test_replicas_are_balanced_by_requests_outside_and_by_the_engine_inside():
