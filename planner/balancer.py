@@ -89,7 +89,7 @@ class VllmScore:
 
 
 class Balancer:
-    """Chooses the rank of every request and keeps count of what is in flight on each.
+    """Chooses the rank of every request.
 
     `router` chooses among all ranks, or, if the deployment has a router of its own, among groups.
     """
@@ -97,7 +97,6 @@ class Balancer:
     def __init__(self, spec: EngineSpec, router: str, groups: Sequence[Sequence[Rank]], seed: int) -> None:
         if spec.rank_router and spec.rank_router not in RANK_ROUTERS:
             raise InputError(f"unknown rank_router {spec.rank_router!r} ({nearest(spec.rank_router, RANK_ROUTERS)})")
-        self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self._per_group = spec.ranks_per_group
         self._outer = ROUTERS[router](np.random.default_rng([seed, 1]))
         self._scores: list[VllmScore] = []
@@ -109,23 +108,17 @@ class Balancer:
                 ROUTERS[spec.rank_router](np.random.default_rng([seed, 2, i])) for i in range(spec.num_groups)
             ]
 
-    def choose(self, request: int, now_s: float) -> int:
-        """Rank, counted over all groups, for request number `request` at `now_s`."""
-        chosen = self._chosen(request, now_s)
-        self.in_flight[chosen] += 1
-        return chosen
-
-    def _chosen(self, request: int, now_s: float) -> int:
+    def choose(self, in_flight: list[int], request: int, now_s: float) -> int:
+        """Rank, counted over all groups, for request number `request` at `now_s`; `in_flight` by rank."""
         if not self._scores and not self._inner:
-            return self._outer(self.in_flight)
-        size, loads = self._per_group, self.in_flight
-        group = self._outer([sum(loads[first : first + size]) for first in range(0, len(loads), size)])
+            return self._outer(in_flight)
+        size = self._per_group
+        group = self._outer([sum(in_flight[first : first + size]) for first in range(0, len(in_flight), size)])
         if self._scores:
             return group * size + self._scores[group].choose(request, now_s)
-        return group * size + self._inner[group](loads[group * size : (group + 1) * size])
+        return group * size + self._inner[group](in_flight[group * size : (group + 1) * size])
 
     def finished(self, request: int, rank: int) -> None:
-        """Request number `request` is answered by `rank`."""
-        self.in_flight[rank] -= 1
+        """Request number `request` has left `rank`."""
         if self._scores:
             self._scores[rank // self._per_group].finished(request)

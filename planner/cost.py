@@ -17,7 +17,7 @@ import numpy as np
 
 from planner import inventory
 from planner.capacity import buffer_limit
-from planner.engine import MAX_GRAPH, Engine, padding
+from planner.engine import Engine
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
@@ -253,9 +253,8 @@ class StepCost:
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        most = int(seqs.max())
-        sizes = self.engine.graphs.sizes(max(most, MAX_GRAPH), self.cluster.system.gpu.arch)
-        padded = np.array(padding(sizes, most), float)[seqs.astype(int)]
+        arch = self.cluster.system.gpu.arch
+        padded = np.array([self.engine.padded_batch(int(n), arch) for n in seqs.ravel()], float).reshape(seqs.shape)
         parts = [
             self._at(self.token_table, padded),
             self._at(self.moe_table("decode"), seqs * self.layout.attention_dp),

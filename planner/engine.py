@@ -17,8 +17,8 @@ from planner import tomlfile
 from planner.errors import InputError, nearest
 from planner.tomlfile import Tables
 
-MAX_GRAPH = 65_536
-"""More sequences than any engine captures: `Graphs.sizes` of it is the longest list."""
+MAX_GRAPH = 16_384
+"""More sequences than any engine captures."""
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 Size = Annotated[float, Ge(0)]
@@ -198,11 +198,24 @@ class Engine:
         offline = row.offline_batched_tokens if self.usage == "offline" else 0
         return Limits(row.max_num_seqs, offline or row.max_batched_tokens)
 
+    def padded_batch(self, num_tokens: int, arch: str = "") -> int:
+        """Batch after padding to the next of all graphs that a server may have; unchanged above the largest."""
+        return _longest_padding(self.graphs, arch)[num_tokens] if num_tokens <= MAX_GRAPH else num_tokens
+
+    def num_graphs(self, max_num_seqs: int, arch: str = "") -> int:
+        """Decode graphs of a server of `max_num_seqs`; those for steps with prompts share their memory in vLLM."""
+        return sum(size <= max_num_seqs for size in self.graphs.sizes(max_num_seqs, arch))
+
 
 def padding(sizes: tuple[int, ...], most: int) -> list[int]:
     """Batch after padding to the next of the captured `sizes`, for 0 to `most`; unchanged above the largest (eager)."""
     largest = sizes[-1] if sizes else 0
     return [0] + [n if n > largest else sizes[bisect_left(sizes, n)] for n in range(1, most + 1)]
+
+
+@lru_cache
+def _longest_padding(graphs: Graphs, arch: str) -> list[int]:
+    return padding(graphs.sizes(MAX_GRAPH, arch), MAX_GRAPH)
 
 
 def _files() -> dict[tuple[str, str], Tables]:

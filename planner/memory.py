@@ -166,20 +166,14 @@ class Ledger:
         return max(reserve, _SGLANG_FLOOR_BYTES) if self.system.gpu.hbm_bytes > 60 * 2**30 else reserve
 
     def _fixed(self, layout: Layout, limits: Limits, backend: str) -> dict[str, float]:
-        overheads = self.engine.overheads
+        overheads, arch = self.engine.overheads, self.system.gpu.arch
         return {
             "activations": self._activation_bytes(layout, limits),
-            "cuda_graphs": self._graph_bytes(limits),
+            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs, arch) * self.engine.graphs.bytes_per_graph,
             "communication_buffers": (overheads.nccl_bytes if layout.replica_gpus > 1 else 0.0)
             + (self._deepep_bytes(layout) if backend == "deepep" else 0.0),
             "context": overheads.context_bytes,
         }
-
-    def _graph_bytes(self, limits: Limits) -> float:
-        """Decode graphs; those for steps with prompts share their memory (vLLM captures both)."""
-        graphs = self.engine.graphs
-        sizes = graphs.sizes(limits.max_num_seqs, self.system.gpu.arch)
-        return sum(size <= limits.max_num_seqs for size in sizes) * graphs.bytes_per_graph
 
     def _deepep_bytes(self, layout: Layout) -> float:
         moe = self.model.moe

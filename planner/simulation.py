@@ -200,6 +200,7 @@ class _Run:
         self.progress: Callable[[float], None] | None = None
         self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
         self.links = _host_links(spec)
+        self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.balancer = Balancer(spec, routing[0], [group.ranks for group in self.groups], routing[1])
         self.num_steps = self.num_sent = self.num_done = 0
         self.now_s = 0.0
@@ -317,13 +318,14 @@ class _Run:
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
-        chosen = self.balancer.choose(request.index, self.env.now)
+        chosen = self.balancer.choose(self.in_flight, request.index, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
             group.mail.append((rank, request))
         else:
             rank.enqueue(request)
+        self.in_flight[chosen] += 1
         self.rank[request.index] = chosen
         group.in_flight += 1
         if group.wake is not None and not group.wake.triggered:
@@ -341,6 +343,7 @@ class _Run:
             pass
 
     def _finish(self, group: _Group, rank: int, request: Request) -> None:
+        self.in_flight[rank] -= 1
         self.balancer.finished(request.index, rank)
         group.in_flight -= 1
         self.finish_s[request.index] = self.env.now

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -77,7 +77,7 @@ def checked(cls: type[_T], facts: Tables, where: str) -> _T:
         return adapter.validate_json(json.dumps(facts, default=str), strict=True)
     except ValidationError as error:
         lines = [_fault(cls, dict(fault)) for fault in error.errors(include_url=False)]
-        raise InputError(f"{where}: " + (lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from error
+        raise InputError(f"{where}:" + (f" {lines[0]}" if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from error
 
 
 def _closed(cls: type[_T], config: Any) -> type[_T]:
@@ -88,19 +88,18 @@ def _closed(cls: type[_T], config: Any) -> type[_T]:
     return cls
 
 
-def _parts(cls: type[Any]) -> Iterable[type[Any]]:
-    """Dataclasses that the fields of `cls` hold."""
+def _parts(cls: type[Any]) -> Iterator[type[Any]]:
+    """Dataclasses that the fields of `cls` hold, and theirs."""
     for hint in get_type_hints(cls).values():
-        for part in (hint, *get_args(hint)):
-            if is_dataclass(part) and isinstance(part, type):
-                yield part
-                yield from _parts(part)
+        for part in _held(hint):
+            yield part
+            yield from _parts(part)
 
 
 def _fault(cls: type[Any], fault: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: unknown key ({nearest(str(fault['loc'][-1]), _keys(cls))})"
+        return f"{where}: unknown key ({nearest(str(fault['loc'][-1]), _keys(cls, fault['loc'][:-1]))})"
     message = str(fault["msg"]).removeprefix("Value error, ")
     shown = json.dumps(fault["input"], default=str)
     is_shown = fault["type"] not in ("missing", "value_error") and len(shown) <= _HIDDEN_VALUE
@@ -108,8 +107,19 @@ def _fault(cls: type[Any], fault: dict[str, Any]) -> str:
     return f"{where}: {message}" if where else message
 
 
-def _keys(cls: type[Any]) -> set[str]:
-    return {field.name for part in (cls, *_parts(cls)) for field in fields(part)}
+def _keys(cls: type[Any], path: tuple[str | int, ...]) -> list[str]:
+    """Keys of the table at `path` below `cls`."""
+    for name in path:
+        if isinstance(name, str):
+            cls = next(_held(get_type_hints(cls)[name]))
+    return [field.name for field in fields(cls)]
+
+
+def _held(hint: Any) -> Iterator[type[Any]]:
+    """Dataclasses in an annotation such as `tuple[Row, ...]` or `Table | None`."""
+    for part in (hint, *get_args(hint)):
+        if is_dataclass(part) and isinstance(part, type):
+            yield part
 
 
 def to_toml(tables: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "") -> str:

@@ -90,6 +90,8 @@ def test_a_profile_on_a_base_changes_only_what_it_says(tmp_path: Path) -> None:
         (OWN + "policy = 'fifo'\n", r"policy: Input should be 'mixed' or 'prefill_first' \(is \"fifo\"\)"),
         (OWN + "rank_router = 'best'\n", r"rank_router: Input should be 'least_requests'"),
         (OWN + "[overheads]\nfrontend_s = -1\n", r"overheads.frontend_s: Input should be greater than or equal to 0"),
+        (OWN + "[overheads]\nfrontend = 1\n", r"overheads.frontend: unknown key \(did you mean frontend_s"),
+        (OWN + "[[budgets]]\nseqs = 1\n", r"budgets.0.seqs: unknown key \(did you mean max_num_seqs"),
         (OWN + "[graphs]\nranges = [[8, 16, 8], [4, 4, 1]]\n", r"graphs: ranges must be runs"),
         (OWN + "capacity_policy = 'new_token_ratio'\n", r"need each other"),
         (OWN + "block_tokens = 0\nkv_fraction = 0\n", r"(?s)block_tokens: .*\n.*kv_fraction: "),
@@ -132,6 +134,30 @@ def test_engines_without_expert_parallelism_refuse_it(layout: str, mixtral: Mode
             deploy(mixtral, h200, parse_layout(layout), engine(name), Limits(4, 512), backend, 1024)
 
 
+def test_a_deployment_hands_the_profile_to_the_scheduler(mixtral: ModelConfig, h200: Cluster) -> None:
+    dp, tp, both = parse_layout("attention_dp=8,ep=8"), parse_layout("tp=8"), "allgather_reducescatter"
+    spec = {
+        (name, layout): deploy(mixtral, h200, layout, engine(name), Limits(64, 4096), both, 1024).spec(1)
+        for name, layout in (("vllm", dp), ("vllm", tp), ("sglang", dp), ("trtllm", dp), ("llamacpp", tp))
+    }
+    assert spec["vllm", dp].rank_router == "vllm_score"
+    assert spec["vllm", tp].rank_router == ""
+    assert spec["sglang", dp].rank_router == "round_robin"
+    assert spec["sglang", dp].token_ratio == engine("sglang").token_ratio
+    assert spec["trtllm", dp].prefill_balance == engine("trtllm").prefill_balance
+    assert spec["trtllm", dp].admission_reserve == 1.0
+    slots = spec["llamacpp", tp]
+    assert slots.max_request_tokens == slots.block_tokens == slots.kv_tokens_per_rank // 64
+    assert slots.kv_blocks_per_rank >= 64
+
+
+def test_requests_beyond_a_slot_are_refused(moeplan: Command) -> None:
+    layout = ("simulate", "mixtral-8x7b", "--cluster", "h100-sxm:1x2", "--layout", "tp=2", "--max-num-seqs", "64")
+    code, _, err = moeplan(*layout, "--workload", "fixed:12000/100", "--num-requests", "8", "--engine", "llamacpp")
+    assert (code, "a slot of the pool holds" in err) == (3, True)
+    assert moeplan(*layout, "--workload", "fixed:12000/100", "--num-requests", "8", "--engine", "generic")[0] == 0
+
+
 def test_the_command_lists_engines(moeplan: Command) -> None:
     code, out, _ = moeplan("engines")
     assert code == 0
@@ -146,7 +172,7 @@ def test_the_command_shows_a_profile(moeplan: Command) -> None:
     assert 'rank_router = "vllm_score"' in moeplan("engines", "show", "vllm-0.33.0")[1]
     assert json.loads(moeplan("engines", "show", "sglang", "--json")[1])["token_ratio"]["start"] == 0.7
     code, _, err = moeplan("engines", "show", "vllmm")
-    assert (code, "did you mean llamacpp, vllm?" in err) == (2, True)
+    assert (code, "did you mean" in err and "vllm?" in err) == (2, True)
 
 
 @pytest.mark.parametrize("asked", ["vlm", "vllm-9", "gone.toml"])
