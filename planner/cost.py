@@ -60,7 +60,7 @@ class StepCost:
     ) -> None:
         self.model, self.layout, self.cluster, self.engine, self.backend = model, layout, cluster, engine, backend
         fabric = Fabric(cluster.oversubscription, cluster.rail_optimised)
-        self.tables: Tables = open_tables(cluster.system, engine.name, fabric)
+        self.tables: Tables = open_tables(cluster.system, engine.kernels, fabric)
         self.experts, self.offload = experts, offload
         self._moe_tables: dict[str, Sum] = {}
         gpu = cluster.system.gpu
@@ -83,7 +83,8 @@ class StepCost:
         """Costs of the routed experts."""
         fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
         by_fp8 = self.cluster.system.gpu.arch in self.engine.mxfp4_by_fp8
-        return RoutedCost(*fixed, self.offload, self._rest_s, buffer_limit(self.engine), by_fp8)
+        buffer = buffer_limit(self.engine) if self.engine.dispatch_buffer else None
+        return RoutedCost(*fixed, self.offload, self._rest_s, buffer, by_fp8)
 
     def _rest_s(self, tokens: Floats) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
@@ -253,7 +254,8 @@ class StepCost:
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        padded = np.array([self.engine.padded_batch(int(n)) for n in seqs.ravel()], float).reshape(seqs.shape)
+        arch = self.cluster.system.gpu.arch
+        padded = np.array([self.engine.padded_batch(int(n), arch) for n in seqs.ravel()], float).reshape(seqs.shape)
         parts = [
             self._at(self.token_table, padded),
             self._at(self.moe_table("decode"), seqs * self.layout.attention_dp),

@@ -22,6 +22,7 @@ from planner.offload import Offload, offload_layout, replicas_per_node
 from planner.residency import REUSES
 from planner.simulation import EngineSpec, Simulation, simulate
 from planner.timer import CostTimer, step_timer
+from planner.ubatch import UbatchTimer
 from planner.units import format_bytes
 from planner.workload import Slo, Workload
 
@@ -85,15 +86,21 @@ class Deployment:
         A pipeline keeps one batch per stage in flight, so a replica is `pp` scheduler slots that share its KV pool.
         """
         layout = self.layout
+        kv_tokens, num_seqs = self.memory.kv_tokens // layout.pp, max(1, self.limits.max_num_seqs // layout.pp)
+        slot_tokens = max(1, kv_tokens // num_seqs) if self.engine.kv_slots else 0
         return EngineSpec(
             num_groups=replicas * layout.pp,
             ranks_per_group=layout.attention_dp,
-            kv_tokens_per_rank=self.memory.kv_tokens // layout.pp,
-            block_tokens=self.engine.block_tokens,
-            max_num_seqs=max(1, self.limits.max_num_seqs // layout.pp),
+            kv_tokens_per_rank=kv_tokens,
+            block_tokens=slot_tokens or self.engine.block_tokens,
+            max_request_tokens=slot_tokens,
+            max_num_seqs=num_seqs,
             max_batched_tokens=self.limits.max_batched_tokens,
             policy=self.engine.policy,
             admission_reserve=self.engine.admission_reserve,
+            token_ratio=self.engine.token_ratio,
+            prefill_balance=self.engine.prefill_balance,
+            rank_router=self.engine.rank_router if layout.attention_dp > 1 else "",
             frontend_s=self.engine.overheads.frontend_s,
             frontend_s_per_token=self.engine.overheads.frontend_s_per_token,
             receive_interval=self.engine.receive_interval,
@@ -135,6 +142,11 @@ def deploy(
             f"{engine.name} spreads experts over one or all GPUs of a stage: use ep=1 or ep={layout.stage_gpus}, "
             "or an engine with free ep (--engine sglang)."
         )
+    if engine.expert_parallel == "none" and layout.ep > 1:
+        raise LayoutError(f"{engine.name} never spreads whole experts over GPUs: use ep=1, or another engine.")
+    if layout.attention_dp > 1 and backend not in engine.moe_backends:
+        offered = " or ".join(engine.moe_backends) or "no attention-DP: use attention_dp=1 with tp or replicas"
+        raise LayoutError(f"{layout} with {backend}: {engine.name} has {offered}.")
     if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
     if backend == "deepep":
@@ -232,10 +244,11 @@ def run(
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses)
 
 
-def _timer(deployment: Deployment, replicas: int) -> CostTimer | EpochTimer:
+def _timer(deployment: Deployment, replicas: int) -> CostTimer | UbatchTimer | EpochTimer:
     """Step times; with epochs where traffic drifts or experts are placed anew."""
     cost, experts = deployment.cost(), deployment.experts
-    timer = step_timer(cost, deployment.limits)
+    whole, ubatch_tokens = step_timer(cost, deployment.limits), deployment.engine.ubatch_tokens
+    timer = UbatchTimer(whole, ubatch_tokens) if ubatch_tokens else whole
     if deployment.model.moe is None or not (experts.drift or experts.rebalance_steps):
         return timer
     return EpochTimer(timer, cost, replicas * deployment.layout.pp)

@@ -20,6 +20,7 @@ from planner.routing import Measured
 from planner.routing.drift import Drift
 from planner.scheduler import RankWork
 from planner.timer import CostTimer
+from planner.ubatch import UbatchTimer
 
 _LAYERS = 8
 _KNOTS = (1, 4, 32, 512, 8192)
@@ -39,7 +40,7 @@ class EpochTimer:
     time here: the link they share with the exchange is not contended.
     """
 
-    def __init__(self, timer: CostTimer, cost: StepCost, num_groups: int) -> None:
+    def __init__(self, timer: CostTimer | UbatchTimer, cost: StepCost, num_groups: int) -> None:
         self._timer, self._cost, self._groups = timer, cost, num_groups
         settings = cost.experts
         drift = settings.drift or Drift()

@@ -168,10 +168,10 @@ class Ledger:
         return max(reserve, _SGLANG_FLOOR_BYTES) if self.system.gpu.hbm_bytes > 60 * 2**30 else reserve
 
     def _fixed(self, layout: Layout, limits: Limits, backend: str) -> dict[str, float]:
-        overheads = self.engine.overheads
+        overheads, arch = self.engine.overheads, self.system.gpu.arch
         return {
             "activations": self._activation_bytes(layout, limits),
-            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs) * self.engine.bytes_per_graph,
+            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs, arch) * self.engine.graphs.bytes_per_graph,
             "communication_buffers": (overheads.nccl_bytes if layout.replica_gpus > 1 else 0.0)
             + (self._deepep_bytes(layout) if backend == "deepep" else 0.0),
             "context": overheads.context_bytes,
@@ -192,7 +192,7 @@ class Ledger:
         The prior for copies is AIConfigurator's; the workspace holds gathered inputs, gate-up, activation and
         outputs of every assignment that balanced routing puts on the rank.
         """
-        tokens = limits.max_batched_tokens
+        tokens = min(limits.max_batched_tokens, self.engine.ubatch_tokens or limits.max_batched_tokens)
         copies = _ACTIVATION_COPIES.get(layout.tp, 5 if layout.tp > 4 else 6)
         stream = 2.0 * tokens * self.model.hidden * copies
         logits = _SAMPLER_BYTES * min(limits.max_num_seqs, tokens) * self.model.vocab

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from planner.engine import PrefillBalance, TokenRatio
 from planner.errors import InputError, nearest
 
 
@@ -98,9 +99,10 @@ class EngineSpec:
     `policy` is a key of `SCHEDULERS`.
 
     `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
-    requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT, between them lies SGLang's
-    new_token_ratio. Of the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host
-    link, 0 for no fetching.
+    requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT; `token_ratio` is SGLang's rule
+    instead (`planner.retraction`). `prefill_balance` is `planner.lockstep`'s. `rank_router` spreads the requests of a
+    group over its ranks (`planner.balancer`). No request takes more than `max_request_tokens` of KV, 0 for the pool. Of
+    the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host link, 0 for none.
 
     A request reaches its queue `frontend_s` after one of `num_frontends` has tokenised it (HTTP, handing over).
     Tokenising takes `frontend_s_per_token` x prompt tokens, one request after the other. The scheduler looks for new
@@ -121,6 +123,10 @@ class EngineSpec:
     frontend_s_per_token: float = 0.0
     receive_interval: int = 1
     num_frontends: int = 1
+    token_ratio: TokenRatio | None = None
+    prefill_balance: PrefillBalance | None = None
+    rank_router: str = ""
+    max_request_tokens: int = 0
 
     def __post_init__(self) -> None:
         counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")
@@ -147,6 +153,12 @@ class EngineSpec:
         """Whole KV blocks of one rank."""
         return self.kv_tokens_per_rank // self.block_tokens
 
+    @property
+    def largest_request_tokens(self) -> int:
+        """KV tokens of the largest request that a rank takes."""
+        pool = self.kv_blocks_per_rank * self.block_tokens
+        return min(self.max_request_tokens, pool) if self.max_request_tokens else pool
+
 
 class Rank:
     """Queue, KV pool and running requests of one attention-data-parallel rank.
@@ -168,6 +180,8 @@ class Rank:
         "decode_steps",
         "final_blocks",
         "free_blocks",
+        "holds_prompts",
+        "largest_request_tokens",
         "max_batched_tokens",
         "max_num_seqs",
         "now_s",
@@ -187,6 +201,9 @@ class Rank:
         self.admission_reserve = spec.admission_reserve
         self.total_blocks = spec.kv_blocks_per_rank
         self.free_blocks = self.total_blocks
+        self.largest_request_tokens = spec.largest_request_tokens
+        self.holds_prompts = False
+        """True while no prompt may enter a step."""
         self.final_blocks = 0
         """Blocks the running requests will hold at their ends."""
         self.waiting: deque[Request] = deque()
@@ -211,8 +228,8 @@ class Rank:
         return -(-tokens // self.block_tokens)
 
     def can_ever_hold(self, request: Request) -> bool:
-        """Whether the pool is large enough for `request` alone; its last token is never written to the KV."""
-        return self.blocks(request.prompt_tokens + request.output_tokens - 1) <= self.total_blocks
+        """Whether a rank takes a request as large as `request` at all; its last token is never written to the KV."""
+        return request.prompt_tokens + request.output_tokens - 1 <= self.largest_request_tokens
 
     def enqueue(self, request: Request) -> None:
         """Put a new request at the end of the queue; the caller has checked `can_ever_hold`."""
@@ -232,6 +249,12 @@ class Rank:
         self.work.clear()
         if self.running or self.waiting:
             self._policy(self)
+
+    def can_prefill(self) -> bool:
+        """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""
+        if self.partial is not None:
+            return True
+        return bool(self.waiting) and len(self.running) < self.max_num_seqs and self._has_room(self.waiting[0])
 
     def take_decodes(self) -> None:
         """Put one token of every decoding request into the step, preempting requests until the new blocks fit.
@@ -253,6 +276,8 @@ class Rank:
         A waiting request is admitted when a place, a token and the blocks of its whole prompt are free, first come
         first served; its blocks are taken at once. vLLM checks the same but takes blocks chunk by chunk.
         """
+        if self.holds_prompts:
+            return
         if self.partial is not None and budget > 0:
             budget -= self._take_chunk(self.partial, budget)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
@@ -335,6 +360,11 @@ class Rank:
 
     def _preempt_last(self) -> None:
         request, _ = self.running.popitem()
+        self._evict(request)
+        self.waiting.appendleft(request)
+
+    def _evict(self, request: Request) -> None:
+        """Free the blocks of `request`, which has left `running`; it will compute its prompt and answer anew."""
         if request is self.partial:
             self.partial = None
             self.free_blocks += self.blocks(request.target)
@@ -349,7 +379,6 @@ class Rank:
         request.computed = 0
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(request)
 
 
 SchedulerPolicy = Callable[[Rank], None]

@@ -104,7 +104,8 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
             for tp in (d for d in _divisors(stage) if d <= domain):
                 for ep in _expert_degrees(model, engine, stage):
                     layout = Layout(tp, pp, ep, stage // tp, stage // ep)
-                    if (model.moe or layout.attention_dp == 1) and layout_problem(model, layout) is None:
+                    attends_alone = layout.attention_dp == 1 or (model.moe and engine.moe_backends)
+                    if attends_alone and layout_problem(model, layout) is None:
                         yield layout
 
 
@@ -123,7 +124,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def _expert_degrees(model: ModelConfig, engine: Engine, stage: int) -> list[int]:
-    if model.moe is None:
+    if model.moe is None or engine.expert_parallel == "none":
         return [1]
     return sorted({1, stage}) if engine.expert_parallel == "all_or_none" else _divisors(stage)
 
@@ -169,7 +170,9 @@ class Search:
             choices = self._sequence_limits(layout, backend, budget)
             uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in choices]
             self.result.considered += len(uses) * len(replicas)
-            fitting = [(n, use) for n, use in zip(choices, uses, strict=True) if self._fits(layout, use, len(replicas))]
+            fitting = [
+                (n, use) for n, use in zip(choices, uses, strict=True) if self._fits(layout, use, n, len(replicas))
+            ]
             if not fitting:
                 continue
             cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.experts)
@@ -185,7 +188,7 @@ class Search:
         dp = layout.attention_dp if self.engine.divides_prefill_by_attention_dp else 1
         return sorted({max(MIN_BATCHED_TOKENS, tokens // dp) for tokens in BATCHED_TOKENS})
 
-    def _fits(self, layout: Layout, use: MemoryUse, count: int) -> bool:
+    def _fits(self, layout: Layout, use: MemoryUse, max_seqs: int, count: int) -> bool:
         """True when the layout fits and can cache one longest request; otherwise counts the rejection."""
         if use.breaking_term:
             over = use.needed_bytes / use.budget_bytes
@@ -195,12 +198,10 @@ class Search:
             )
             self.result.reject("does not fit", count, over, text)
             return False
-        if use.kv_tokens < self._longest:
-            text = (
-                f"{layout} on {self.cluster.system.name}: {use.kv_tokens:,} cached tokens, "
-                f"longest request {self._longest:,}"
-            )
-            self.result.reject("KV cache below one request", count, self._longest / max(use.kv_tokens, 1), text)
+        room = use.kv_tokens // max_seqs if self.engine.kv_slots else use.kv_tokens
+        if room < self._longest:
+            text = f"{layout} on {self.cluster.system.name}: {room:,} cached tokens, longest request {self._longest:,}"
+            self.result.reject("KV cache below one request", count, self._longest / max(room, 1), text)
             return False
         return True
 

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import simpy
 
+from planner.balancer import Balancer
 from planner.errors import InputError, nearest
+from planner.lockstep import PrefillHold
 from planner.metrics import Summary, summarise
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
-from planner.routers import ROUTERS, Router
+from planner.retraction import RetractingRank
+from planner.routers import ROUTERS
 from planner.scheduler import EngineSpec, Rank, RankWork, Request
 from planner.workload import RequestArrays, Slo, Workload
 
@@ -76,9 +79,10 @@ class Simulation:
         if not self.num_rejected:
             return None
         largest = int((self.requests.prompt_tokens + self.requests.output_tokens - 1).max())
+        holder = "a slot of the pool" if self.spec.max_request_tokens else "the pool of a rank"
         return (
-            f"{self.num_rejected:,} of {len(self.requests):,} requests need up to {largest:,} KV tokens; the pool of a "
-            f"rank holds {self.spec.kv_blocks_per_rank * self.spec.block_tokens:,}. "
+            f"{self.num_rejected:,} of {len(self.requests):,} requests need up to {largest:,} KV tokens; {holder} "
+            f"holds {self.spec.largest_request_tokens:,}. "
             "Shorten the requests or give a rank more KV memory."
         )
 
@@ -113,17 +117,17 @@ def simulate(
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
-    requests over the ranks of all groups. What is not answered by `max_simulated_s` [s] stays unfinished. `progress`
-    is called with the share of answered requests, at most a hundred times. `record_steps` keeps the step table (72
-    bytes per step). Raises InputError on an unknown router, a time limit that is not positive, or a timer that
-    returns no positive time.
+    requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
+    `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
+    times. `record_steps` keeps the step table (72 bytes per step). Raises InputError on an unknown router, a time limit
+    that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
         raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
     if max_simulated_s is not None and not max_simulated_s > 0:
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
-    run = _Run(spec, timer, workload, requests, ROUTERS[router](np.random.default_rng([seed, 1])), record_steps)
+    run = _Run(spec, timer, workload, requests, (router, seed), record_steps)
     run.progress = progress
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
@@ -163,13 +167,16 @@ class _Group:
     Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("in_flight", "index", "mail", "ranks", "unheard", "wake")
+    __slots__ = ("hold", "in_flight", "index", "mail", "ranks", "unheard", "wake")
 
     def __init__(self, index: int, spec: EngineSpec) -> None:
         self.index = index
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
-        self.ranks = [Rank(spec) for _ in range(spec.ranks_per_group)]
+        kind = RetractingRank if spec.token_ratio is not None else Rank
+        self.ranks = [kind(spec) for _ in range(spec.ranks_per_group)]
+        balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
+        self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
         self.in_flight = 0
         self.wake: simpy.Event | None = None
 
@@ -183,18 +190,18 @@ class _Run:
         timer: StepTimer,
         workload: Workload,
         sent: RequestArrays,
-        router: Router,
+        routing: tuple[str, int],
         record_steps: bool,
     ) -> None:
         self.env = simpy.Environment()
         self.spec = spec
         self.timer = timer
-        self.router = router
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
         self.links = _host_links(spec)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
+        self.balancer = Balancer(spec, routing[0], [group.ranks for group in self.groups], routing[1])
         self.num_steps = self.num_sent = self.num_done = 0
         self.tokenised_s = [0.0] * spec.num_frontends
         """When each front end has tokenised what it was sent so far."""
@@ -247,6 +254,8 @@ class _Run:
             start_s = env.now
             if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
                 self._deliver(group)
+            if group.hold is not None:
+                group.hold.decide(ranks)
             for rank in ranks:
                 rank.plan(start_s)
             step_s = timer.step_s(works)
@@ -317,7 +326,7 @@ class _Run:
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
-        chosen = self.router(self.in_flight)
+        chosen = self.balancer.choose(self.in_flight, request.index, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
@@ -343,6 +352,7 @@ class _Run:
 
     def _finish(self, group: _Group, rank: int, request: Request) -> None:
         self.in_flight[rank] -= 1
+        self.balancer.finished(request.index, rank)
         group.in_flight -= 1
         self.finish_s[request.index] = self.env.now
         self.status[request.index] = FINISHED

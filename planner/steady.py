@@ -59,6 +59,7 @@ class SteadyState:
 def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload) -> SteadyState:
     """Steady state of `cost`'s layout under `workload`, for batches up to the largest the engine can run."""
     dp = cost.layout.attention_dp
+    max_batched_tokens = min(max_batched_tokens, cost.engine.ubatch_tokens or max_batched_tokens)
     prompt, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
     batch = np.unique(np.round(np.geomspace(1, 4096, _GRID_POINTS)))
     context = prompt + output / 2

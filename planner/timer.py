@@ -9,7 +9,7 @@ from math import log2
 import numpy as np
 
 from planner.cost import StepCost
-from planner.engine import Limits
+from planner.engine import Limits, padding
 from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
 from planner.scheduler import RankWork
 from planner.steptime import LENGTHS, SEQS, TOKENS, bilinear
@@ -23,20 +23,31 @@ _DRAW_SEED, _DRAW_PERIOD = 20261122, 1021
 
 
 class CostTimer:
-    """`StepTimer` of a layout: attention is that of the slowest rank, experts see the tokens of all ranks."""
+    """`StepTimer` of a layout: attention is that of the slowest rank, experts see the tokens of all ranks.
+
+    Ranks of a group meet in every layer. A rank without work runs a batch of one token; one rank with prompts takes
+    all to kernels and exchange for prompts; a step that runs as a CUDA graph is padded on every rank to the tokens of
+    the fullest, which the dense parts and an all-gather pay for and experts do not (handbook serving 2.4, appendix B).
+    """
 
     def __init__(self, cost: StepCost, limits: Limits) -> None:
         self._host_s = cost.host_s
         self._others = (cost.layout.pp - 1) / cost.layout.pp
         self._mean_s = 0.0
         self._pair_s = cost.pair_s
-        self._pad = _padding(cost, limits.max_num_seqs)
         largest = limits.max_batched_tokens + limits.max_num_seqs
+        graphs = cost.engine.graphs
+        sizes = graphs.sizes(limits.max_num_seqs, cost.cluster.system.gpu.arch)
+        self._largest_graph = sizes[-1] if sizes else 0
+        self._pad = padding(sizes, limits.max_num_seqs)
+        self._mixed_pad = padding(sizes, largest) if graphs.mixed_steps else list(range(largest + 1))
         self._tokens = _list(cost.token_table.terms, np.arange(largest + 1))
+        self._mixed_tokens = [self._tokens[min(padded, largest)] for padded in self._mixed_pad]
         self._head = _list(cost.head_table.terms, np.arange(limits.max_num_seqs + 64))
         self._stride = cost.layout.attention_dp
         grid = np.arange(largest + 1) * self._stride
         self._moe = {phase: _list(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
+        self._exchange = _exchange(cost, grid) if self._stride > 1 else {}
         self._knot: list[int] = nearest_knot(grid).tolist()
         self._order = cycle(_draw_order())
         self.draw, self.link_s = 0, 0.0
@@ -93,13 +104,15 @@ class CostTimer:
         if len(ranks) == 1 and self._encoder is None:
             return self._lone_rank_s(ranks[0])
         prefill = any(rank.prefill_tokens for rank in ranks)
-        most_tokens = most_rows = total_tokens = most_prompt = total_prompt = 0
+        most_tokens = most_rows = total_tokens = most_prompt = total_prompt = num_idle = 0
         attention_s = 0.0
         for rank in ranks:
             seqs, prompt = rank.decode_seqs, rank.prefill_tokens
             rank_s = self._decode_s(seqs, rank.decode_context_tokens) if seqs else 0.0
             if prompt:
                 rank_s += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
+            elif not seqs:
+                num_idle += 1
             attention_s = max(attention_s, rank_s)
             most_tokens = max(most_tokens, seqs + prompt)
             most_prompt = max(most_prompt, prompt)
@@ -108,14 +121,22 @@ class CostTimer:
             total_prompt += prompt
         if self._encoder is not None:
             return self._encoder_step_s(most_prompt, total_prompt, most_rows, total_tokens - total_prompt, attention_s)
-        padded = most_tokens if prefill else self._pad[most_tokens]
+        phase, padded = ("prefill", self._mixed_pad) if prefill else ("decode", self._pad)
         return (
             self._host_s
             + attention_s
-            + self._tokens[padded]
+            + self._tokens[min(padded[most_tokens], len(self._tokens) - 1)]
             + self._head[min(most_rows, len(self._head) - 1)]
-            + self._moe_s("prefill" if prefill else "decode", total_tokens)
+            + self._moe_s(phase, total_tokens + num_idle)
+            + self._padded_exchange_s(phase, padded[most_tokens], total_tokens + num_idle)
         )
+
+    def _padded_exchange_s(self, phase: str, padded: int, total_tokens: int) -> float:
+        """What an all-gather of ranks padded to `padded` tokens takes beyond one of `total_tokens`, in a graph."""
+        exchange = self._exchange.get(phase)
+        if exchange is None or padded > self._largest_graph:
+            return 0.0
+        return max(0.0, exchange[min(padded, len(exchange) - 1)] - exchange[-(-total_tokens // self._stride)])
 
     def _lone_rank_s(self, rank: RankWork) -> float:
         """`step_s` of a group of one, the commonest case, without the bookkeeping over ranks."""
@@ -128,7 +149,10 @@ class CostTimer:
         tokens, rows = seqs + prompt, seqs + rank.num_prefills
         seconds += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
         return (
-            seconds + self._tokens[tokens] + self._head[min(rows, len(self._head) - 1)] + self._moe_s("prefill", tokens)
+            seconds
+            + self._mixed_tokens[tokens]
+            + self._head[min(rows, len(self._head) - 1)]
+            + self._moe_s("prefill", tokens)
         )
 
     def _encoder_step_s(
@@ -223,8 +247,15 @@ def _draw_order() -> list[int]:
     return order
 
 
-def _padding(cost: StepCost, max_num_seqs: int) -> list[int]:
-    return [cost.engine.padded_batch(n) if n else 0 for n in range(max_num_seqs + 1)]
+def _exchange(cost: StepCost, grid: np.ndarray) -> dict[str, list[float]]:
+    """Seconds of all-gather and reduce-scatter at `grid` tokens of all ranks, by the phases that run as graphs."""
+    if cost.model.moe is None or cost.backend != "allgather_reducescatter":
+        return {}
+    phases = ("prefill", "decode") if cost.engine.graphs.mixed_steps else ("decode",)
+    terms = {phase: cost.moe_table(phase).terms for phase in phases}
+    return {
+        phase: _list({name: found[name] for name in ("dispatch", "combine")}, grid) for phase, found in terms.items()
+    }
 
 
 def _log_row(table: np.ndarray, seqs: float) -> list[float]:

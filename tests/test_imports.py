@@ -11,6 +11,7 @@ import planner
 
 FLOORS = [
     {"units", "errors"},
+    {"tomlfile"},
     {"model", "hardware", "workload", "engine", "engines"},
     {"layout", "choices"},
     {"routing"},
@@ -26,6 +27,7 @@ FLOORS = [
     {"routedcost"},
     {"cost"},
     {"coverage", "timer", "steady", "small", "scheduler", "records", "routers"},
+    {"ubatch", "balancer", "lockstep", "retraction"},
     {"epochs", "expertsteps"},
     {"metrics"},
     {"simulation"},

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.engine import Engine
-from planner.errors import Infeasible, InputError, nearest
+from planner.errors import Infeasible, InputError
 
 Beyond = Literal["chunks", "error", "fallback"]
 
@@ -69,41 +69,21 @@ class BufferLimit:
         return (fewer, f"{self.setting}={tokens_per_rank} on the server, which costs buffer memory in proportion")
 
 
-_RULES: dict[str, tuple[Beyond, str, int | None, str]] = {
-    "vllm": (
-        "chunks",
-        "VLLM_MOE_DP_CHUNK_SIZE",
-        None,
-        "vLLM expert-parallel deployment guide (chunk size; above 511 tokens NVSHMEM_QP_DEPTH must exceed 1,024: "
-        "DeepEP asks for (tokens + 1) x 2); vLLM blog 2026-02-03",
-    ),
-    "sglang": (
-        "error",
-        "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
-        1024,
-        "SGLang 0.5.23 environment (128, at most 1,024); assertion: deepseek-ai/DeepEP issue 165",
-    ),
-    "trtllm": (
-        "fallback",
-        "TRTLLM_DEEP_EP_TOKEN_LIMIT",
-        None,
-        "TensorRT-LLM fused_moe can_use_alltoall: the variable, else min(max_num_tokens, moe max_num_tokens)",
-    ),
-}
-
-
 def buffer_limit(engine: Engine, max_tokens: int | None = None) -> BufferLimit:
     """Dispatch buffer of `engine`, of `max_tokens` per rank or its default.
 
-    Raises InputError on an engine nothing is known of, and on a limit below 1 or beyond the engine's ceiling.
+    Raises InputError on an engine without such exchange, and on a limit below 1 or beyond the engine's ceiling.
     """
-    if engine.name not in _RULES:
-        raise InputError(f"dispatch buffer of engine {engine.name!r} is unknown: {nearest(engine.name, _RULES)}")
-    beyond, setting, ceiling, source = _RULES[engine.name]
+    rule = engine.dispatch_buffer
+    if rule is None:
+        raise InputError(
+            f"{engine.name} has no low-latency exchange. Use an engine with DeepEP, such as vllm or sglang."
+        )
+    setting, ceiling = rule.setting, rule.ceiling
     tokens = engine.overheads.low_latency_tokens if max_tokens is None else max_tokens
     if tokens < 1 or (ceiling is not None and tokens > ceiling):
         raise InputError(f"{setting}={tokens}: {engine.name} takes 1 to {ceiling or 'as many as memory holds'}")
-    return BufferLimit(engine.name, tokens, beyond, setting, ceiling, source)
+    return BufferLimit(engine.name, tokens, rule.beyond, setting, ceiling, rule.source)
 
 
 def most_sequences(engine: Engine) -> int | None:

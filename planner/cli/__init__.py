@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from planner import __version__
 from planner.cli import (
     commands,
+    engines,
     experts_drops,
     experts_inspect,
     experts_place,
@@ -37,6 +38,12 @@ _experts.command(experts_drops.count_drops, name="drops")
 _experts.command(experts_residency.show_residency, name="residency")
 _experts.command(experts_variants.show_variants, name="variants")
 app.command(_experts)
+
+_engines = App(name="engines", help="Engine profiles: schedulers, budgets and overheads by version.")
+_engines.default(engines.list_engines)
+_engines.command(engines.list_engines, name="list")
+_engines.command(engines.show_engine, name="show")
+app.command(_engines)
 
 _profiles = App(name="profiles", help="Hardware profiles and measured tables.")
 _profiles.command(profile_commands.list_profiles, name="list")

@@ -10,7 +10,6 @@ from typing import Literal
 from planner.cli.expert_options import DEFAULTS, Experts
 from planner.cli.terminal import command_line, progress_bar, show
 
-EngineName = Literal["vllm", "sglang", "trtllm"]
 _DEFAULT_SLO = "ttft_p95=2s,tpot_p95=50ms"
 _DEFAULT_WORKLOAD = "chat"
 
@@ -37,7 +36,7 @@ def fit(
     model: str,
     *,
     gpu: str,
-    engine: EngineName = "vllm",
+    engine: str = "vllm",
     context: int = 4096,
     num_gpus: int | None = None,
     max_num_seqs: int | None = None,
@@ -55,7 +54,7 @@ def fit(
     gpu
         System name (`moeplan profiles list`) or a profile TOML.
     engine
-        Serving engine whose memory rule applies.
+        Serving engine whose memory rule applies (`moeplan engines`): vllm, vllm-0.33.0 or a profile TOML.
     context
         Tokens of one sequence (prompt plus output).
     num_gpus
@@ -99,7 +98,7 @@ def plan(
     rate: float | None = None,
     concurrency: int | None = None,
     slo: str = _DEFAULT_SLO,
-    engine: EngineName = "vllm",
+    engine: str = "vllm",
     num_requests: int | None = None,
     weights: str | None = None,
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
@@ -128,7 +127,8 @@ def plan(
     slo
         Objectives with units, such as ttft_p95=2s,tpot_p95=50ms.
     engine
-        Serving engine.
+        Serving engine (`moeplan engines`): vllm, sglang, trtllm, llamacpp or generic, vllm-0.33.0 for a version, or a
+        profile TOML.
     num_requests
         Requests per simulation; chosen from the load otherwise.
     weights
@@ -191,7 +191,7 @@ def simulate(
     rate: float | None = None,
     concurrency: int | None = None,
     slo: str | None = None,
-    engine: EngineName = "vllm",
+    engine: str = "vllm",
     num_requests: int | None = None,
     max_num_seqs: int | None = None,
     max_batched_tokens: int | None = None,
@@ -224,7 +224,8 @@ def simulate(
     slo
         Objectives to judge the run by, such as ttft_p95=2s,tpot_p95=50ms.
     engine
-        Serving engine.
+        Serving engine (`moeplan engines`): vllm, sglang, trtllm, llamacpp or generic, vllm-0.33.0 for a version, or a
+        profile TOML.
     num_requests
         Requests to simulate.
     max_num_seqs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from planner.choices import ExpertChoices
 from planner.cli.terminal import show
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from planner.routing import Law
     from planner.variants import Variant
 
-EngineName = Literal["vllm", "sglang", "trtllm"]
 _BATCHES = (1, 16, 64, 256)
 _SOME = 8
 """An adapter on some experts covers this part of them by default: one in eight."""
@@ -31,7 +30,7 @@ def show_variants(
     lora_adapters: int = 1,
     lora_targets: list[str] | None = None,
     dense: float | None = None,
-    engine: EngineName = "vllm",
+    engine: str = "vllm",
     weights: str | None = None,
     kv: str | None = None,
     skew: str | None = None,

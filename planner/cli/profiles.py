@@ -132,7 +132,7 @@ def coverage(
     model: str,
     *,
     gpu: str,
-    engine: Literal["vllm", "sglang", "trtllm"] = "vllm",
+    engine: str = "vllm",
     layout: str | None = None,
     backend: Literal["allgather_reducescatter", "deepep"] = "allgather_reducescatter",
     json: bool = False,

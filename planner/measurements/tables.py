@@ -26,7 +26,8 @@ from planner.measurements.roofline import Ceilings, Fabric
 
 Phase = Literal["prefill", "decode"]
 Mode = Literal["normal", "low_latency"]
-ENGINES = ("vllm", "sglang", "trtllm")
+ENGINES = ("vllm", "sglang", "trtllm", "other")
+"""Whose kernels are meant; `other` has none of its own, so every table counts as another engine's."""
 DEFAULT_FABRIC = Fabric()
 
 P = ParamSpec("P")
@@ -316,8 +317,8 @@ class Tables:
 def open_tables(system: System, engine: str, fabric: Fabric = DEFAULT_FABRIC) -> Tables:
     """Tables of `engine` on `system`; roofline only when the system was not measured.
 
-    `fabric` describes the network between nodes. Raises InputError for an engine that is none of vllm, sglang,
-    trtllm, or an oversubscription below 1.
+    `fabric` describes the network between nodes. Raises InputError for an engine that is none of ENGINES, or an
+    oversubscription below 1.
     """
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown. Use one of {', '.join(ENGINES)}.")

@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 from planner.engine import Limits
 from planner.validation.points import Point
@@ -66,18 +67,18 @@ class Flags:
 
 def flags_of(point: Point, engine: str) -> Flags:
     """Flags of the run `point` under the engine profile `engine`; the defaults where no rule is about it."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for match, settings in _rules():
         if match.holds(point, engine):
             found |= settings
-    return Flags(**found)  # type: ignore[arg-type]
+    return Flags(**found)
 
 
 @lru_cache(maxsize=1)
-def _rules() -> tuple[tuple[Match, dict[str, object]], ...]:
+def _rules() -> tuple[tuple[Match, dict[str, Any]], ...]:
     text = resources.files("planner.validation").joinpath("flags.toml").read_text("utf-8")
     rules = []
     for rule in tomllib.loads(text)["rule"]:
-        when = {key: tuple(value) if isinstance(value, list) else value for key, value in rule["when"].items()}
+        when: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in rule["when"].items()}
         rules.append((Match(**when), dict(rule["set"])))
     return tuple(rules)

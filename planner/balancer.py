@@ -1,0 +1,124 @@
+"""Spreads requests: an outside balancer over replicas, the engine's own router over the ranks of one.
+
+vLLM's internal balancer chooses by statistics that are up to 100 ms old, in as many front-end processes as there are
+ranks, none of which sees the requests of the others in between. They herd: all send to the rank that looked empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from planner.errors import InputError, nearest
+from planner.routers import ROUTERS, Router
+from planner.scheduler import EngineSpec, Rank
+
+STATISTICS_S = 0.1
+"""Least time between two statistics of a rank (min_stats_update_interval_ms of vllm/v1/engine/coordinator.py)."""
+RANK_ROUTERS = (*ROUTERS, "vllm_score")
+"""What an engine profile may name as `rank_router`."""
+_WAITING_WEIGHT, _FREE_USAGE = 6.0, 0.5
+
+
+class VllmScore:
+    """vLLM's data-parallel balancer (v1/engine/core_client.py, DPLBAsyncMPClient; handbook serving 2.5).
+
+    A front end sends to the rank of least score max(num_clients x its own in flight, waiting + running)
+    + waiting x 6 x max(0, KV usage - 0.5). Ties go to the first rank after a start that moves with every request. By
+    default there is one front end per rank (api_server_count), and requests come to them at random. Statistics are
+    taken anew by the first request that finds them `statistics_s` old.
+    """
+
+    def __init__(
+        self,
+        ranks: Sequence[Rank],
+        rng: np.random.Generator,
+        num_clients: int | None = None,
+        statistics_s: float = STATISTICS_S,
+    ) -> None:
+        self._ranks, self._rng, self._statistics_s = ranks, rng, statistics_s
+        count, clients = len(ranks), num_clients or len(ranks)
+        self._clients = clients
+        self._start = [count * client // clients for client in range(clients)]
+        self._in_flight = [[0] * count for _ in range(clients)]
+        self._loads: list[list[int]] = [[0] * count for _ in range(clients)]
+        self._waiting: list[list[int]] = [[0] * count for _ in range(clients)]
+        self._usage = [0.0] * count
+        self._taken_s = -math.inf
+        self._sent_by: dict[int, tuple[int, int]] = {}
+
+    def choose(self, request: int, now_s: float) -> int:
+        """Rank for request number `request`, which comes at `now_s`."""
+        if now_s - self._taken_s >= self._statistics_s:
+            self._take_statistics(now_s)
+        client = int(self._rng.integers(self._clients)) if self._clients > 1 else 0
+        chosen = self._best(client)
+        self._loads[client][chosen] += self._clients
+        self._waiting[client][chosen] += self._clients
+        self._in_flight[client][chosen] += 1
+        self._start[client] = (self._start[client] + 1) % len(self._ranks)
+        self._sent_by[request] = (client, chosen)
+        return chosen
+
+    def finished(self, request: int) -> None:
+        """Request number `request` is answered."""
+        client, rank = self._sent_by.pop(request)
+        self._in_flight[client][rank] -= 1
+
+    def _take_statistics(self, now_s: float) -> None:
+        self._taken_s = now_s
+        waiting = [len(rank.waiting) for rank in self._ranks]
+        loads = [len(rank.running) + count for rank, count in zip(self._ranks, waiting, strict=True)]
+        for client in range(self._clients):
+            self._waiting[client], self._loads[client] = waiting.copy(), loads.copy()
+        self._usage = [1.0 - rank.free_blocks / rank.total_blocks for rank in self._ranks]
+
+    def _best(self, client: int) -> int:
+        best, least = 0, math.inf
+        loads, waiting, own = self._loads[client], self._waiting[client], self._in_flight[client]
+        count = len(self._ranks)
+        for place in range(self._start[client], self._start[client] + count):
+            rank = place % count
+            score = float(max(self._clients * own[rank], loads[rank]))
+            score += waiting[rank] * _WAITING_WEIGHT * max(0.0, self._usage[rank] - _FREE_USAGE)
+            if score < least:
+                best, least = rank, score
+        return best
+
+
+class Balancer:
+    """Chooses the rank of every request.
+
+    `router` chooses among all ranks, or, if the deployment has a router of its own, among groups.
+    """
+
+    def __init__(self, spec: EngineSpec, router: str, groups: Sequence[Sequence[Rank]], seed: int) -> None:
+        if spec.rank_router and spec.rank_router not in RANK_ROUTERS:
+            raise InputError(f"unknown rank_router {spec.rank_router!r} ({nearest(spec.rank_router, RANK_ROUTERS)})")
+        self._per_group = spec.ranks_per_group
+        self._outer = ROUTERS[router](np.random.default_rng([seed, 1]))
+        self._scores: list[VllmScore] = []
+        self._inner: list[Router] = []
+        if spec.rank_router == "vllm_score":
+            self._scores = [VllmScore(ranks, np.random.default_rng([seed, 2, i])) for i, ranks in enumerate(groups)]
+        elif spec.rank_router:
+            self._inner = [
+                ROUTERS[spec.rank_router](np.random.default_rng([seed, 2, i])) for i in range(spec.num_groups)
+            ]
+
+    def choose(self, in_flight: list[int], request: int, now_s: float) -> int:
+        """Rank, counted over all groups, for request number `request` at `now_s`; `in_flight` by rank."""
+        if not self._scores and not self._inner:
+            return self._outer(in_flight)
+        size = self._per_group
+        group = self._outer([sum(in_flight[first : first + size]) for first in range(0, len(in_flight), size)])
+        if self._scores:
+            return group * size + self._scores[group].choose(request, now_s)
+        return group * size + self._inner[group](in_flight[group * size : (group + 1) * size])
+
+    def finished(self, request: int, rank: int) -> None:
+        """Request number `request` has left `rank`."""
+        if self._scores:
+            self._scores[rank // self._per_group].finished(request)

@@ -1,0 +1,133 @@
+"""SGLang's admission and eviction: a ratio guesses what running requests will still add to the KV cache.
+
+Rules of SGLang 0.5.23: `srt/managers/schedule_policy.py` (PrefillAdder), `schedule_batch.py` (retract_decode) and
+`scheduler_components/new_token_ratio_tracker.py`. The output limit of a request (max_new_tokens) is taken to be the
+length of its answer, as in benchmarks that ignore the end of sequence.
+"""
+
+from __future__ import annotations
+
+from planner.engine import TokenRatio
+from planner.scheduler import EngineSpec, Rank, Request
+
+
+class RetractingRank(Rank):
+    """A `Rank` that admits by new_token_ratio and, when KV runs out, sends back those with the shortest answers.
+
+    A decoding request is expected to add min(remaining, clip) x ratio tokens. The sum over them is kept exactly:
+    those with more than `clip_tokens` to go are counted, of the others the sum of (finish step - now) is kept, and a
+    request moves from one to the other at a known decode step.
+    """
+
+    __slots__ = (
+        "_admitted_tokens",
+        "_has_retracted",
+        "_num_long",
+        "_num_short",
+        "_short_finish_steps",
+        "ratio",
+        "rule",
+        "start_ratio",
+    )
+
+    rule: TokenRatio
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        assert spec.token_ratio is not None
+        self.rule = spec.token_ratio
+        factor = self.rule.attention_dp_factor if spec.ranks_per_group > 1 else 1.0
+        self.start_ratio = self.ratio = min(1.0, self.rule.start * factor)
+        self._num_long = self._num_short = self._short_finish_steps = 0
+        self._admitted_tokens = 0
+        """Tokens that prompts ending in this step may add, in full."""
+        self._has_retracted = False
+
+    @property
+    def expected_tokens(self) -> int:
+        """KV tokens that the decoding requests add if each uses its whole output, clipped; before the ratio."""
+        return self._num_long * self.rule.clip_tokens + self._short_finish_steps - self._num_short * self.decode_steps
+
+    def plan(self, now_s: float) -> None:
+        """As `Rank.plan`."""
+        self._admitted_tokens = 0
+        self._has_retracted = False
+        super().plan(now_s)
+
+    def take_decodes(self) -> None:
+        """Put one token of every decoding request into the step; without room for them, retract some first."""
+        if self._residues[-self.decode_steps % self.block_tokens] > self.free_blocks:
+            self._retract()
+        elif self.num_decoding:
+            step = self.start_ratio * (1.0 - self.rule.settled_share) / self.rule.decay_steps
+            self.ratio = max(self.ratio - step, self.start_ratio * self.rule.settled_share)
+        super().take_decodes()
+
+    def take_prefills(self, budget: int) -> None:
+        """As `Rank.take_prefills`, but nobody comes in when others were just sent back."""
+        if not self._has_retracted:
+            super().take_prefills(budget)
+
+    def complete(self, now_s: float) -> list[Request]:
+        """As `Rank.complete`; an empty rank starts with the first ratio again."""
+        if self.work.decode_seqs:
+            shortened = self._finish_at.get(self.decode_steps + 1 + self.rule.clip_tokens)
+            if shortened:
+                self._num_long -= len(shortened)
+                self._num_short += len(shortened)
+                self._short_finish_steps += len(shortened) * shortened[0].finish_decode_step
+        finished = super().complete(now_s)
+        if finished and not self.running and not self.waiting:
+            self.ratio = self.start_ratio
+        return finished
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether the prompt, its whole clipped answer and what the others are expected to add are free."""
+        if not self.running:
+            return True
+        free_tokens = (self.free_blocks - self.blocks(request.target)) * self.block_tokens
+        return free_tokens > self.ratio * self.expected_tokens + self._admitted_tokens + self._own_tokens(request)
+
+    def _own_tokens(self, request: Request) -> int:
+        """What a request may add after its prompt, with the block kept for rounding."""
+        return min(request.output_tokens - request.produced, self.rule.clip_tokens) + self.block_tokens
+
+    def _take_chunk(self, request: Request, budget: int) -> int:
+        chunk = super()._take_chunk(request, budget)
+        if request.computed == request.target:
+            self._admitted_tokens += self._own_tokens(request)
+        return chunk
+
+    def _end_prefill(self, request: Request, now_s: float, finished: list[Request]) -> None:
+        super()._end_prefill(request, now_s, finished)
+        if request.produced < request.output_tokens:
+            self._count(request, 1)
+
+    def _leave_decode(self, request: Request) -> None:
+        self._count(request, -1)
+        super()._leave_decode(request)
+
+    def _count(self, request: Request, sign: int) -> None:
+        if request.finish_decode_step - self.decode_steps > self.rule.clip_tokens:
+            self._num_long += sign
+        else:
+            self._num_short += sign
+            self._short_finish_steps += sign * request.finish_decode_step
+
+    def _retract(self) -> None:
+        """Send requests back to the end of the queue, shortest answer and then longest prompt first, until all fit.
+
+        At least one goes and at least one stays. The ratio becomes what those that stay show. O(running), and rare.
+        """
+        turn, steps = -self.decode_steps % self.block_tokens, self.decode_steps
+        kept = [request for request in self.running if request is not self.partial]
+        kept.sort(key=lambda r: (r.produced + steps - r.joined_decode_step, -r.prompt_tokens), reverse=True)
+        while len(kept) > 1 and (not self._has_retracted or self._residues[turn] > self.free_blocks):
+            request = kept.pop()
+            del self.running[request]
+            self._evict(request)
+            self.waiting.append(request)
+            self._has_retracted = True
+        decoded = sum(r.produced + steps - r.joined_decode_step for r in kept)
+        limits = sum(r.output_tokens for r in kept)
+        self.ratio = min(1.0, (decoded + self.rule.retract_steps * len(kept)) / (limits + 1))
