@@ -20,6 +20,7 @@ from planner.metrics import Summary, summarise
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS, Router
 from planner.scheduler import EngineSpec, Rank, RankWork, Request
+from planner.speculativerank import rank_of, share_walk
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def simulate(
     requests = workload.requests(seed)
     run = _Run(spec, timer, workload, requests, ROUTERS[router](np.random.default_rng([seed, 1])), record_steps)
     run.progress = progress
+    if spec.acceptance:
+        share_walk([rank for group in run.groups for rank in group.ranks], spec.acceptance, seed)
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
@@ -169,7 +172,7 @@ class _Group:
         self.index = index
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
-        self.ranks = [Rank(spec) for _ in range(spec.ranks_per_group)]
+        self.ranks = [rank_of(spec) for _ in range(spec.ranks_per_group)]
         self.in_flight = 0
         self.wake: simpy.Event | None = None
 

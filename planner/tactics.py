@@ -1,0 +1,83 @@
+"""What an engine may do beyond plain batching: draft tokens, and hide the exchange behind compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from planner.engine import Limits
+from planner.errors import InputError
+from planner.layout import Layout
+from planner.model import ModelConfig
+from planner.overlap import Overlap
+from planner.speculation import Speculation
+
+
+@dataclass(frozen=True, slots=True)
+class Tactics:
+    """Chosen tactics; both None is plain serving."""
+
+    speculation: Speculation | None = None
+    overlap: Overlap | None = None
+
+    @property
+    def query_tokens(self) -> int:
+        """Tokens of a running sequence in one step: 1, or the drafts and the next token."""
+        return self.speculation.query_tokens if self.speculation else 1
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean tokens by which a running sequence advances in one step."""
+        return self.speculation.tokens_per_step if self.speculation else 1.0
+
+    @property
+    def acceptance(self) -> tuple[float, ...]:
+        """Chance of acceptance per draft, empty without drafts."""
+        return self.speculation.acceptance if self.speculation else ()
+
+    @property
+    def num_batches(self) -> int:
+        """Parts into which a step's batch is cut."""
+        return 2 if self.overlap is not None and self.overlap.is_two_batch else 1
+
+    @property
+    def names(self) -> list[str]:
+        """What a deployment's name adds."""
+        return [str(part) for part in (self.speculation, self.overlap) if part is not None]
+
+    def dispatched_tokens(self, num_seqs: int) -> int:
+        """Tokens that a rank sends to experts at once when it decodes `num_seqs` sequences."""
+        return -(-num_seqs // self.num_batches) * self.query_tokens
+
+    def serving(self, model: ModelConfig) -> Tactics:
+        """These tactics for a variant of the model with other precisions."""
+        return self if self.speculation is None else replace(self, speculation=self.speculation.serving(model))
+
+    def on(self, layout: Layout, backend: str) -> Tactics:
+        """These tactics without an overlap that `layout` has no exchange for."""
+        if self.overlap is None or self.overlap.applies(layout, backend):
+            return self
+        return Tactics(self.speculation)
+
+    def check(self, model: ModelConfig, layout: Layout, limits: Limits, backend: str) -> None:
+        """InputError where the tactics cannot run, or a step has no room for the drafts of all sequences."""
+        if self == PLAIN:
+            return
+        if any(layer.stack == "encoder" for layer in model.layers):
+            option = "--speculative" if self.speculation else "--overlap"
+            raise InputError(f"{option}: {model.name} is an encoder-decoder model, for which no engine does that")
+        if self.speculation is not None:
+            problem = self.speculation.problem(layout)
+            if problem:
+                raise InputError(f"--speculative: {problem}")
+            running = -(-limits.max_num_seqs // layout.pp)
+            if running * self.query_tokens > limits.max_batched_tokens:
+                raise InputError(
+                    f"{running} sequences of {self.query_tokens} tokens each do not fit a step of "
+                    f"{limits.max_batched_tokens:,} tokens. Use --max-num-seqs "
+                    f"{limits.max_batched_tokens // self.query_tokens * layout.pp} or fewer drafts."
+                )
+        if self.overlap is not None:
+            self.overlap.check(layout, backend)
+
+
+PLAIN = Tactics()
