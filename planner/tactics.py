@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from planner.engine import Limits
+from planner.engine import Engine, Limits
 from planner.errors import InputError
 from planner.layout import Layout
 from planner.model import ModelConfig
-from planner.overlap import Overlap
-from planner.speculation import Speculation
+from planner.overlap import Overlap, parse_overlap
+from planner.speculation import Speculation, parse_speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,13 @@ class Tactics:
         """These tactics for a variant of the model with other precisions."""
         return self if self.speculation is None else replace(self, speculation=self.speculation.serving(model))
 
+    def limits(self, limits: Limits, layout: Layout, most_dispatched: int | None) -> Limits:
+        """An engine's default `limits` with as few sequences as a step, or an exchange buffer, has room for."""
+        seqs = min(limits.max_num_seqs, limits.max_batched_tokens // self.query_tokens * layout.pp)
+        if most_dispatched is not None:
+            seqs = min(seqs, max(1, most_dispatched // self.query_tokens) * self.num_batches * layout.pp)
+        return replace(limits, max_num_seqs=max(1, seqs))
+
     def on(self, layout: Layout, backend: str) -> Tactics:
         """These tactics without an overlap that `layout` has no exchange for."""
         if self.overlap is None or self.overlap.applies(layout, backend):
@@ -81,3 +88,10 @@ class Tactics:
 
 
 PLAIN = Tactics()
+
+
+def parse_tactics(
+    speculative: str | None, acceptance: str | None, overlap: str | None, model: ModelConfig, engine: Engine
+) -> Tactics:
+    """Tactics from the options of a command; InputError as `parse_speculation` and `parse_overlap`."""
+    return Tactics(parse_speculation(speculative, acceptance, model), parse_overlap(overlap, engine))

@@ -142,7 +142,7 @@ class _Hidden:
         after_s = self._shared[padded] + experts[half] * factor
         exchange_s = dispatch[half] * factor, combine[half] * factor
         layers = self._layers
-        return full_s - two_batch_s(
+        overlapped: float = two_batch_s(
             before_s / layers,
             exchange_s[0] / layers,
             after_s / layers,
@@ -150,6 +150,7 @@ class _Hidden:
             layers,
             self._kept[phase],
         )
+        return full_s - overlapped
 
 
 class _Attention:
