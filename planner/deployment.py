@@ -146,7 +146,8 @@ def deploy(
     if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
     if backend == "deepep":
-        buffer_limit(engine).check(tactics.dispatched_tokens(-(-limits.max_num_seqs // layout.pp)))
+        sent = tactics.dispatched_tokens(-(-limits.max_num_seqs // layout.pp))
+        buffer_limit(engine).check(sent, tactics.query_tokens / tactics.num_batches)
     ledger = Ledger(model, cluster.system, engine, tactics)
     memory, away = ledger.use(layout, limits, backend, context_tokens), None
     if experts.residency is not None:

@@ -294,14 +294,14 @@ class TacticCost(StepCost):
             seconds = two_batch_s(before, dispatch, after, combine, count, kept, np.maximum)
             terms = {label: 2.0 * value for label, value in half.terms.items()}
             origin = {name: 2.0 * value for name, value in half.origin.items()}
+            total, exchange = np.asarray(sum(terms.values())), sum(terms[label] for label in EXCHANGE)
+            exposed = np.clip(1.0 - (total - seconds) / np.maximum(exchange, 1e-15), 0.0, 1.0)
+            terms |= {label: terms[label] * exposed for label in EXCHANGE}
         else:
-            terms, origin = dict(full.terms), dict(full.origin)
+            terms, origin, total = dict(full.terms), dict(full.origin), full.total_s
             hidden = np.minimum(terms["dispatch"], terms.get("shared_experts", 0.0))
-            seconds = full.total_s - hidden
-        exchange = sum(terms[label] for label in EXCHANGE)
-        total = np.asarray(sum(terms.values()))
-        exposed = np.clip(1.0 - (total - seconds) / np.maximum(exchange, 1e-15), 0.0, 1.0)
-        terms |= {label: terms[label] * exposed for label in EXCHANGE}
+            terms["dispatch"] = terms["dispatch"] - hidden
+            seconds = total - hidden
         origin = {name: value * seconds / total for name, value in origin.items()}
         return StepTime(
             {k: v + np.where(where, terms.get(k, 0.0) - full.terms.get(k, 0.0), 0.0) for k, v in whole.terms.items()},
