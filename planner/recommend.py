@@ -70,6 +70,7 @@ class Recommendation:
     sustained_factor: float
     remedies: tuple[str, ...]
     wall_s: float
+    tactics: Tactics = PLAIN
 
     @property
     def feasible(self) -> bool:
@@ -133,6 +134,7 @@ def recommend(
         _sustained_factor(winner, trial, workload) if winner and meets else 0.0,
         _remedies(model, searches, clusters, workload, engine, winner),
         time.perf_counter() - start,
+        tactics,
     )
 
 

@@ -56,7 +56,7 @@ class Tactics:
         """An engine's default `limits` with as few sequences as a step, or an exchange buffer, has room for."""
         seqs = min(limits.max_num_seqs, limits.max_batched_tokens // self.query_tokens * layout.pp)
         if most_dispatched is not None:
-            seqs = min(seqs, max(1, most_dispatched // self.query_tokens) * self.num_batches * layout.pp)
+            seqs = min(seqs, max(1, most_dispatched // self.query_tokens) * layout.pp)
         return replace(limits, max_num_seqs=max(1, seqs))
 
     def on(self, layout: Layout, backend: str) -> Tactics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from planner.engine import Limits, engine
 from planner.errors import InputError
+from planner.experts import AS_SERVED
 from planner.hardware import parse_cluster
 from planner.layout import Layout
 from planner.memory import Ledger
@@ -90,6 +92,19 @@ def test_two_batches_lose_at_32_tokens_and_gain_from_128() -> None:
     """SGLang on H100: -27 % at 32 tokens per device, +25.5 % at 256 (lmsys.org blog 2025-05-05, handbook 10.3)."""
     gain = {seqs: decode_s(None, seqs) / decode_s("tbo", seqs) - 1 for seqs in (32, 128, 256)}
     assert -0.4 < gain[32] < 0 < 0.1 < gain[128] < gain[256] < 0.8
+
+
+def test_the_sign_flips_where_it_was_published() -> None:
+    """The same, on that deployment: 72 H100, 32 copies of experts, EPLB; break-even was between 64 and 128 tokens."""
+    serving, layout = engine("sglang"), Layout(attention_dp=72, ep=72, redundant_experts=32)
+    where, balanced = parse_cluster("h100-sxm:9x8"), replace(AS_SERVED, placement="eplb")
+    seqs, context = np.array([32.0, 128.0, 256.0]), np.array(2000.0)
+    plain, halves = (
+        step_cost(V3, layout, where, serving, "deepep", balanced, None, parse_tactics(None, None, o, V3, serving))
+        for o in (None, "tbo")
+    )
+    gain = plain.decode(seqs, context).total_s / halves.decode(seqs, context).total_s - 1
+    assert gain[0] < 0 < gain[1] < gain[2]
 
 
 @pytest.mark.parametrize("tokens", [4096, 8192])

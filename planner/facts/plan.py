@@ -10,7 +10,7 @@ from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
-from planner.facts.tactics import run_tactic_facts, tactic_warnings
+from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
@@ -225,6 +225,7 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
         {"name": "engine defaults", "value": f"{rec.engine.name} {rec.engine.version}", "source": rec.engine.source},
         {"name": "weight formats", "value": _formats(rec.model), "source": rec.model.source},
     ]
+    rows += tactic_assumptions(rec.tactics)
     for cluster in rec.clusters:
         system, price = cluster.system, gpu_hour(cluster.system)
         for path, value in (
