@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -155,11 +154,13 @@ class Search:
 
     def run(self, variants: list[ModelConfig], progress: Callable[[float], None] | None = None) -> SearchResult:
         """Search `variants` of one model (same weights, different precisions)."""
-        work = [(m, self._ledgers(m), la) for m in variants for la in self._layouts(m)]
-        for index, (model, ledgers, layout) in enumerate(work):
+        kept = [(model, *self._ledgers(model)) for model in variants]
+        work = [(*those, layout) for those in kept for layout in self._layouts(those[0])]
+        overlap = self.tactics.overlap
+        for index, (model, bare, overlapped, layout) in enumerate(work):
             for backend in self._backends(layout):
-                tactics = self.tactics.serving(model).on(layout, backend)
-                self._evaluate(model, ledgers(tactics), layout, backend)
+                applies = overlap is not None and overlap.applies(layout, backend)
+                self._evaluate(model, overlapped if applies else bare, layout, backend)
             if progress:
                 progress((index + 1) / len(work))
         self.result.survivors.sort(key=lambda c: (c.num_gpus, c.score))
@@ -176,9 +177,11 @@ class Search:
             self.result.reject(CANNOT_DRAFT, len(lost), 1.0, speculation.problem(lost[0]) or "")
         return drafted
 
-    def _ledgers(self, model: ModelConfig) -> Callable[[Tactics], Ledger]:
-        """Ledger of `model` by tactics, one each."""
-        return lru_cache(maxsize=None)(lambda tactics: Ledger(model, self.cluster.system, self.engine, tactics))
+    def _ledgers(self, model: ModelConfig) -> tuple[Ledger, Ledger]:
+        """Ledgers of `model` for layouts that have no exchange to overlap, and for those that have."""
+        tactics, system = self.tactics.serving(model), self.cluster.system
+        bare = Ledger(model, system, self.engine, replace(tactics, overlap=None))
+        return bare, Ledger(model, system, self.engine, tactics)
 
     def _backends(self, layout: Layout) -> tuple[str, ...]:
         if layout.attention_dp == 1:

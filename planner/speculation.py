@@ -170,7 +170,7 @@ def _published(count: int) -> tuple[tuple[float, ...], str]:
     known = min(count, max(_MTP_LENGTHS))
     length, source = _MTP_LENGTHS[known]
     constant = round(constant_acceptance(length, known), 4)
-    return (constant,) * count, source
+    return (constant,) * count, source if count == known else f"{source}, held for later drafts too"
 
 
 def mtp_model(model: ModelConfig) -> ModelConfig:

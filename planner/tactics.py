@@ -59,12 +59,6 @@ class Tactics:
             seqs = min(seqs, max(1, most_dispatched // self.query_tokens) * layout.pp)
         return replace(limits, max_num_seqs=max(1, seqs))
 
-    def on(self, layout: Layout, backend: str) -> Tactics:
-        """These tactics without an overlap that `layout` has no exchange for."""
-        if self.overlap is None or self.overlap.applies(layout, backend):
-            return self
-        return Tactics(self.speculation)
-
     def check(self, model: ModelConfig, layout: Layout, limits: Limits, backend: str) -> None:
         """InputError where the tactics cannot run, or a step has no room for the drafts of all sequences."""
         if self == PLAIN:

@@ -226,7 +226,9 @@ def test_a_plan_overlaps_where_it_can(moeplan: Any) -> None:
     question = ["plan", "qwen3-30b-a3b", "--cluster", "h200-sxm:1x2", "--rate", "2", "--num-requests", "60"]
     code, out, _ = moeplan(*question, "--overlap", "tbo", "--json")
     assert code == 0
-    for row in json.loads(out)["top"]:
+    facts = json.loads(out)
+    assert any("has no exchange" in w for w in facts["warnings"]) == ("overlap" not in facts)
+    for row in facts["top"]:
         assert ("two-batch overlap" in row["name"]) == ("DeepEP" in row["name"])
 
 

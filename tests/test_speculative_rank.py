@@ -103,6 +103,16 @@ def test_drafts_that_always_fail_leave_one_token_per_step(acceptance: tuple[floa
     assert decoded == sum(request.output_tokens - 1 for request in requests)
 
 
+@pytest.mark.parametrize("policy", sorted(SCHEDULERS))
+def test_with_drafts_that_always_fail_requests_finish_when_they_would_without(policy: str) -> None:
+    workload = load_workload("lognormal:200~0.8/60~0.8", rate=20.0, num_requests=300)
+    plain, failing = (
+        simulate(EngineSpec(1, 2, 10**6, policy=policy, acceptance=a), ConstantTimer(), workload) for a in ((), (0.0,))
+    )
+    assert np.array_equal(plain.requests.finish_s, failing.requests.finish_s)
+    assert np.array_equal(plain.steps.decode_seqs, failing.steps.decode_seqs)
+
+
 def test_drafts_that_never_fail_divide_the_steps() -> None:
     _, _, decoded = drive(EngineSpec(1, 1, 4000, acceptance=(1.0, 1.0, 1.0)), [(0, 20, 41)] * 5)
     assert decoded == 5 * 10

@@ -307,7 +307,7 @@ def _past_error(rec: Recommendation, winner: Run) -> str:
 
 
 def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
-    warnings = [*rec.model.notes, *_support_warnings(winner)]
+    warnings = [*rec.model.notes, *tactic_warnings(winner.deployment.tactics, rec.tactics), *_support_warnings(winner)]
     if winner.summary.num_measured < _FEW_REQUESTS:
         warnings.append(f"Only {winner.summary.num_measured} requests were measured: percentiles mean little.")
     if winner.summary.num_rejected:
@@ -332,7 +332,7 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
 
 def _support_warnings(winner: Run) -> list[str]:
     """What the engine or the GPU does not really do, though times can be computed."""
-    deployment, warnings = winner.deployment, tactic_warnings(winner.deployment.tactics)
+    deployment, warnings = winner.deployment, []
     gpu, model = deployment.cluster.system.gpu, deployment.model
     warnings += expert_warnings(winner)
     if any(layer.stack == "encoder" for layer in model.layers):

@@ -99,15 +99,18 @@ def tactic_assumptions(tactics: Tactics) -> list[Facts]:
     return rows
 
 
-def tactic_warnings(tactics: Tactics) -> list[str]:
-    """What the reader must know of the assumptions."""
+def tactic_warnings(tactics: Tactics, asked: Tactics | None = None) -> list[str]:
+    """What the reader must know of assumptions, and of what was `asked` for but cannot be had."""
+    warnings = []
     speculation = tactics.speculation
-    if speculation is None or not speculation.is_assumed:
-        return []
-    return [
-        f"Acceptance is assumed, not yours: {speculation.source}. It falls with context and other texts; give "
-        "--acceptance."
-    ]
+    if speculation is not None and speculation.is_assumed:
+        warnings.append(
+            f"Acceptance is assumed, not yours: {speculation.source}. It falls with context and other texts; give "
+            "--acceptance."
+        )
+    if asked is not None and asked.overlap is not None and tactics.overlap is None:
+        warnings.append(f"--overlap {asked.overlap.kind}: this layout has no exchange over DeepEP to hide.")
+    return warnings
 
 
 def tactic_lines(facts: Facts) -> list[str]:
