@@ -129,15 +129,16 @@ class Ledger:
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
         free = np.array([budget - float(w) - self._claimed(fixed) for w in weights.sum(axis=1)])
-        draft, draft_per_token = self._draft(replace(layout, replicas=1), context_tokens)
-        if draft or draft_per_token:
+        draft = draft_per_token = 0.0
+        if self.tactics.speculation is not None:
+            draft, draft_per_token = self._draft(replace(layout, replicas=1), context_tokens)
             free[-1] -= draft
-            kv_per_token = kv_per_token + np.eye(layout.pp)[-1] * draft_per_token
+            kv_per_token = kv_per_token + draft_per_token * np.eye(layout.pp)[-1]
         pools = free * (self.engine.kv_fraction if self.engine.kv_fraction_of == "free" else 1.0)
         tokens = np.where(kv_per_token > 0, pools / np.maximum(kv_per_token, 1e-9), np.where(pools > 0, 1e12, 0.0))
         stage = int(np.argmin(np.where(free < 0, free, tokens)))
         terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed
-        if self.tactics.speculation is not None:
+        if draft:
             last = stage == layout.pp - 1
             terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / kv_per_token[stage] * last}
         room = (budget, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))

@@ -78,6 +78,8 @@ class Tactics:
                     f"{limits.max_batched_tokens // self.query_tokens * layout.pp} or fewer drafts."
                 )
         if self.overlap is not None:
+            if model.moe is None:
+                raise InputError(f"--overlap {self.overlap.kind}: {model.name} is dense and exchanges nothing to hide")
             self.overlap.check(layout, backend)
 
 

@@ -187,6 +187,12 @@ def test_a_draft_model_brings_weights_and_cache() -> None:
     assert drafting.kv_bytes_per_token == pytest.approx(plain.kv_bytes_per_token * (1 + share))
 
 
+def test_look_up_holds_nothing() -> None:
+    tactics = Tactics(parse_speculation("ngram:2", "0.4", V3))
+    use = Ledger(V3, parse_cluster("h200-sxm:1x8").system, engine("vllm"), tactics).use(TEP, Limits(64, 8192), "", 4096)
+    assert not {"draft", "draft_kv_cache"} & set(use.terms)
+
+
 def test_the_drafter_lies_on_the_last_stage() -> None:
     tactics = Tactics(parse_speculation("mtp:1", None, V3))
     system = parse_cluster("h200-sxm:2x8").system
