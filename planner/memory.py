@@ -140,7 +140,7 @@ class Ledger:
         terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed
         if draft:
             last = stage == layout.pp - 1
-            terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / kv_per_token[stage] * last}
+            terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / float(kv_per_token[stage]) * last}
         room = (budget, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))
         return self._verdict(terms, *room)
 
