@@ -150,7 +150,7 @@ def _deployable(
 ) -> list[Deployment]:
     fixed = (deployment.engine, deployment.limits, deployment.backend, int(_context(workload)))
     try:
-        return [deploy(deployment.model, deployment.cluster, layout, *fixed, experts)]
+        return [deploy(deployment.model, deployment.cluster, layout, *fixed, experts, deployment.tactics)]
     except (Infeasible, LayoutError):
         return []
 
@@ -183,4 +183,4 @@ def _batch(run: Run) -> float:
 
 
 def _tokens(run: Run) -> float:
-    return _batch(run) * run.deployment.layout.attention_dp
+    return _batch(run) * run.deployment.layout.attention_dp * run.deployment.tactics.query_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,25 @@ class ExpertChoices:
     gpus_per_root: int = 1
     drift_half_life: float | None = None
     drift_switch: int | None = None
+
+
+@dataclass(frozen=True)
+class TacticChoices:
+    """What the engine does beyond plain batching.
+
+    Parameters
+    ----------
+    speculative
+        Draft tokens and verify them together: mtp:1 (the model's own MTP layer, one draft), draft:MODEL:4 (a draft
+        model), ngram:3 (look-up in the text).
+    acceptance
+        Chance that a draft is accepted when those before it were: 0.85, or one per draft such as 0.85,0.7,0.6. For
+        mtp published numbers are assumed otherwise.
+    overlap
+        Hide the exchange of attention-DP ranks behind compute: tbo (two half batches take turns: SGLang two-batch
+        overlap, vLLM DBO) or shared (dispatch behind shared experts). Over DeepEP.
+    """
+
+    speculative: str | None = None
+    acceptance: str | None = None
+    overlap: Literal["tbo", "shared"] | None = None

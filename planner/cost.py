@@ -46,7 +46,13 @@ class StepCost:
     `backend` is how attention-DP ranks exchange tokens with experts: `allgather_reducescatter` or `deepep`.
     `experts` says how popular experts are, where they live, and what limits them; `offload` which of them lie
     outside HBM.
+
+    A running sequence has `query_tokens` tokens in a step and advances by `tokens_per_step`; more than one where
+    tokens are drafted (`planner.tacticcost`).
     """
+
+    query_tokens: int = 1
+    tokens_per_step: float = 1.0
 
     def __init__(
         self,
@@ -254,11 +260,11 @@ class StepCost:
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        arch = self.cluster.system.gpu.arch
-        padded = np.array([self.engine.padded_batch(int(n), arch) for n in seqs.ravel()], float).reshape(seqs.shape)
+        tokens, arch = seqs * self.query_tokens, self.cluster.system.gpu.arch
+        padded = np.array([self.engine.padded_batch(int(n), arch) for n in tokens.ravel()], float).reshape(seqs.shape)
         parts = [
             self._at(self.token_table, padded),
-            self._at(self.moe_table("decode"), seqs * self.layout.attention_dp),
+            self._at(self.moe_table("decode"), tokens * self.layout.attention_dp),
             self._at(self.head_table, padded),
             self._at_surface(self.decode_table, seqs, context),
             self._host(seqs.shape),
@@ -290,11 +296,12 @@ class StepCost:
             decode, prefill = self.decode(seqs, context), self.prefill(tokens, past, ranks)
             return join([(dict(step.terms), dict(step.origin)) for step in (decode, prefill)])
         one, pairs_s = np.ones_like(tokens), self.pair_s * tokens * past
+        decoded = seqs * self.query_tokens
         return join(
             [
-                self._at(self.token_table, tokens + seqs),
-                self._at(self.moe_table("prefill"), tokens * ranks + seqs * self.layout.attention_dp),
-                self._at(self.head_table, seqs + 1),
+                self._at(self.token_table, tokens + decoded),
+                self._at(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
+                self._at(self.head_table, decoded + 1),
                 self._at_surface(self.prefill_table, one, tokens),
                 self._at_surface(self.decode_table, seqs, context),
                 ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s}),

@@ -12,7 +12,7 @@ from planner.engine import Engine, Limits
 from planner.epochs import EpochTimer
 from planner.errors import DoesNotFit, InputError, LayoutError, WorkloadError
 from planner.experts import AS_SERVED, ExpertSettings
-from planner.expertsteps import ExpertSteps, expert_steps
+from planner.expertsteps import ExpertSteps, expert_steps, tokens_of
 from planner.hardware import Cluster
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
@@ -21,7 +21,10 @@ from planner.model import ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
 from planner.residency import REUSES
 from planner.simulation import EngineSpec, Simulation, simulate
-from planner.timer import CostTimer, step_timer
+from planner.tacticcost import step_cost
+from planner.tactics import PLAIN, Tactics
+from planner.tactictimer import tactic_timer
+from planner.timer import CostTimer
 from planner.ubatch import UbatchTimer
 from planner.units import format_bytes
 from planner.workload import Slo, Workload
@@ -56,6 +59,7 @@ class Deployment:
     memory: MemoryUse
     experts: ExpertSettings = AS_SERVED
     offload: Offload | None = None
+    tactics: Tactics = PLAIN
 
     @property
     def name(self) -> str:
@@ -68,6 +72,7 @@ class Deployment:
             held = self.offload.held
             parts += [f"{held.resident} of {held.num_experts} experts in HBM ({self.offload.residency.policy})"]
         parts += [f"{self.model.kv_format} KV"] if self.model.kv_format != "bf16" else []
+        parts += self.tactics.names
         return ", ".join(parts)
 
     @property
@@ -78,7 +83,8 @@ class Deployment:
 
     def cost(self) -> StepCost:
         """Step times of this deployment."""
-        return StepCost(self.model, self.layout, self.cluster, self.engine, self.backend, self.experts, self.offload)
+        fixed = (self.model, self.layout, self.cluster, self.engine, self.backend, self.experts, self.offload)
+        return step_cost(*fixed, self.tactics)
 
     def spec(self, replicas: int) -> EngineSpec:
         """What the simulator must know of `replicas` copies.
@@ -107,6 +113,7 @@ class Deployment:
             num_frontends=replicas,
             groups_per_link=self.replicas_per_root if self.offload else 0,
             groups_per_node=replicas_per_node(layout, self.cluster),
+            acceptance=self.tactics.acceptance,
         )
 
     @property
@@ -125,9 +132,11 @@ def deploy(
     backend: str,
     context_tokens: int,
     experts: ExpertSettings = AS_SERVED,
+    tactics: Tactics = PLAIN,
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
+    tactics.check(model, layout, limits, backend)
     if limits.max_num_seqs > MAX_LIMIT or limits.max_batched_tokens > MAX_LIMIT:
         raise InputError(f"{limits}: engines run at most {MAX_LIMIT:,} sequences or tokens per step and rank")
     if layout.num_gpus > cluster.num_gpus:
@@ -150,10 +159,13 @@ def deploy(
     if backend == "deepep" and (layout.ep == 1 or layout.moe_tp > 1):
         raise LayoutError(f"{layout}: DeepEP needs whole experts on every rank. Use ep={layout.stage_gpus}.")
     if backend == "deepep":
-        buffer_limit(engine).check(-(-limits.max_num_seqs // layout.pp))
-    ledger = Ledger(model, cluster.system, engine)
+        sent = tactics.dispatched_tokens(-(-limits.max_num_seqs // layout.pp))
+        buffer_limit(engine).check(sent, tactics.query_tokens / tactics.num_batches)
+    ledger = Ledger(model, cluster.system, engine, tactics)
     memory, away = ledger.use(layout, limits, backend, context_tokens), None
     if experts.residency is not None:
+        if tactics != PLAIN:
+            raise InputError("--residency with --speculative or --overlap: no engine combines them. Leave one out.")
         away = offload_layout(model, cluster, layout, limits, memory, context_tokens, experts)
         memory = ledger.use(layout, limits, backend, context_tokens, away.hbm_share)
     if not memory.fits:
@@ -163,7 +175,7 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics)
 
 
 @dataclass(frozen=True)
@@ -237,7 +249,8 @@ def run(
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
     drawn = None
     if timer.loads:
-        drawn = expert_steps(timer.loads, timer.misses, simulation.steps, _encoder_share(deployment.model))
+        routed = tokens_of(simulation.steps, deployment.tactics.query_tokens)
+        drawn = expert_steps(timer.loads, timer.misses, routed, _encoder_share(deployment.model))
     pauses = (0, 0.0, 0.0)
     if isinstance(timer, EpochTimer):
         pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
@@ -247,7 +260,7 @@ def run(
 def _timer(deployment: Deployment, replicas: int) -> CostTimer | UbatchTimer | EpochTimer:
     """Step times; with epochs where traffic drifts or experts are placed anew."""
     cost, experts = deployment.cost(), deployment.experts
-    whole, ubatch_tokens = step_timer(cost, deployment.limits), deployment.engine.ubatch_tokens
+    whole, ubatch_tokens = tactic_timer(cost, deployment.limits), deployment.engine.ubatch_tokens
     timer = UbatchTimer(whole, ubatch_tokens) if ubatch_tokens else whole
     if deployment.model.moe is None or not (experts.drift or experts.rebalance_steps):
         return timer
@@ -321,6 +334,7 @@ def simulate_layout(
     limits: Limits,
     backend: str,
     experts: ExpertSettings = AS_SERVED,
+    tactics: Tactics = PLAIN,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
@@ -335,7 +349,7 @@ def simulate_layout(
         limits = replace(limits, max_num_seqs=min(limits.max_num_seqs, -(-users // layout.replicas)))
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
-    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics)
     return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress)
 
 

@@ -191,7 +191,9 @@ class Engine:
 
     @property
     def admission_reserve(self) -> float:
-        """Share of the unwritten KV of running requests that admission keeps free."""
+        """Share of the unwritten KV of running requests that admission keeps free, where it is a constant."""
+        if self.token_ratio is not None:
+            return self.token_ratio.start * self.token_ratio.settled_share
         return 1.0 if self.capacity_policy == "guaranteed_no_evict" else 0.0
 
     def with_memory_fraction(self, fraction: float) -> Engine:

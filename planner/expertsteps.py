@@ -57,6 +57,11 @@ class _Place:
         return np.asarray(below + (above - below) * self.share)
 
 
+def tokens_of(steps: StepTable, tokens_per_seq: int) -> StepTable:
+    """`steps` with decoding sequences counted as the tokens they send to the router, `tokens_per_seq` each."""
+    return steps if tokens_per_seq == 1 else replace(steps, decode_seqs=steps.decode_seqs * tokens_per_seq)
+
+
 def expert_steps(
     loads: Sequence[Mapping[str, LoadTable]],
     misses: Mapping[str, Mapping[str, Floats]],

@@ -18,20 +18,27 @@ from planner.layout import Layout
 from planner.model import ModelConfig
 from planner.model.config import Attention, Layer, Recurrent, Weight
 from planner.model.precision import kv_bytes_per_layer, stored_bytes
+from planner.tactics import PLAIN, Tactics
 
 TERMS = (
     "experts",
     "attention",
     "dense",
     "embeddings",
+    "draft",
     "activations",
     "cuda_graphs",
     "communication_buffers",
     "context",
     "kv_cache",
+    "draft_kv_cache",
     "reserve",
 )
-"""Order in which memory is claimed; the first term that overflows the device is the breaking term."""
+"""Order in which memory is claimed; the first term that overflows the device is the breaking term.
+
+`draft` and `draft_kv_cache`, the drafter's weights and cache, are there with speculative decoding only.
+"""
+_CACHES = ("kv_cache", "draft_kv_cache", "reserve")
 
 _TERM_OF_PART = {
     "expert": "experts",
@@ -76,7 +83,7 @@ class MemoryUse:
     @property
     def needed_bytes(self) -> float:
         """Everything but KV cache and reserve."""
-        return sum(value for term, value in self.terms.items() if term not in ("kv_cache", "reserve"))
+        return sum(value for term, value in self.terms.items() if term not in _CACHES)
 
     @property
     def weight_bytes(self) -> float:
@@ -100,11 +107,15 @@ def low_latency_buffer_bytes(max_tokens: int, hidden: int, num_experts: int) -> 
 
 
 class Ledger:
-    """Memory of one model on one system under one engine, for any layout and limits."""
+    """Memory of one model on one system under one engine, for any layout and limits.
 
-    def __init__(self, model: ModelConfig, system: System, engine: Engine) -> None:
-        self.model, self.system, self.engine = model, system, engine
+    With drafts among the `tactics` the drafter lies on the last pipeline stage, beside the head.
+    """
+
+    def __init__(self, model: ModelConfig, system: System, engine: Engine, tactics: Tactics = PLAIN) -> None:
+        self.model, self.system, self.engine, self.tactics = model, system, engine, tactics
         self._weights = lru_cache(maxsize=None)(self._stage_weights)
+        self._draft = lru_cache(maxsize=None)(self._draft_bytes)
 
     def use(
         self, layout: Layout, limits: Limits, backend: str, context_tokens: int, resident_share: float = 1.0
@@ -118,25 +129,36 @@ class Ledger:
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
         free = np.array([budget - float(w) - self._claimed(fixed) for w in weights.sum(axis=1)])
+        draft = draft_per_token = 0.0
+        if self.tactics.speculation is not None:
+            draft, draft_per_token = self._draft(replace(layout, replicas=1), context_tokens)
+            free[-1] -= draft
+            kv_per_token = kv_per_token + draft_per_token * np.eye(layout.pp)[-1]
         pools = free * (self.engine.kv_fraction if self.engine.kv_fraction_of == "free" else 1.0)
         tokens = np.where(kv_per_token > 0, pools / np.maximum(kv_per_token, 1e-9), np.where(pools > 0, 1e12, 0.0))
         stage = int(np.argmin(np.where(free < 0, free, tokens)))
         terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed
+        if draft:
+            last = stage == layout.pp - 1
+            terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / float(kv_per_token[stage]) * last}
         room = (budget, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))
         return self._verdict(terms, *room)
 
     def _verdict(self, terms: dict[str, float], budget: float, pool: float, tokens: int, per_token: float) -> MemoryUse:
         capacity = self.system.gpu.hbm_bytes
         terms["kv_cache"] = max(0.0, pool)
+        if "draft_kv_cache" in terms:
+            terms["draft_kv_cache"] *= terms["kv_cache"]
+            terms["kv_cache"] -= terms["draft_kv_cache"]
         spent, breaking = 0.0, None
-        for term in TERMS[:-2]:
-            spent += terms[term] if self._is_claimed(term) else 0.0
+        for term in TERMS[: TERMS.index("kv_cache")]:
+            spent += terms.get(term, 0.0) if self._is_claimed(term) else 0.0
             if spent > budget and breaking is None:
                 breaking = term
         if breaking is None and tokens < self.engine.block_tokens:
             breaking = "kv_cache"
         terms["reserve"] = max(0.0, capacity - sum(terms.values()))
-        ordered = {term: terms[term] for term in TERMS}
+        ordered = {term: terms[term] for term in TERMS if term in terms}
         return MemoryUse(ordered, capacity, budget, 0 if breaking else tokens, per_token, breaking)
 
     def _budget(self, layout: Layout, limits: Limits, backend: str) -> float:
@@ -154,7 +176,7 @@ class Ledger:
 
     def _is_claimed(self, term: str) -> bool:
         """False for terms that SGLang's static reserve already holds."""
-        return term in _WEIGHT_TERMS or term == "context" or not self._is_static
+        return term in _WEIGHT_TERMS or term in ("context", "draft") or not self._is_static
 
     def _claimed(self, fixed: Mapping[str, float]) -> float:
         return sum(value for term, value in fixed.items() if self._is_claimed(term))
@@ -171,7 +193,8 @@ class Ledger:
         overheads, arch = self.engine.overheads, self.system.gpu.arch
         return {
             "activations": self._activation_bytes(layout, limits),
-            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs, arch) * self.engine.graphs.bytes_per_graph,
+            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs * self.tactics.query_tokens, arch)
+            * self.engine.graphs.bytes_per_graph,
             "communication_buffers": (overheads.nccl_bytes if layout.replica_gpus > 1 else 0.0)
             + (self._deepep_bytes(layout) if backend == "deepep" else 0.0),
             "context": overheads.context_bytes,
@@ -190,12 +213,15 @@ class Ledger:
         """Peak of the profile run: residual stream copies and the fused expert workspace, or the sampler after them.
 
         The prior for copies is AIConfigurator's; the workspace holds gathered inputs, gate-up, activation and
-        outputs of every assignment that balanced routing puts on the rank.
+        outputs of every assignment that balanced routing puts on the rank. Two half batches need half: SGLang ran
+        prompts of 16k tokens where 8k was the limit (handbook serving 2.7).
         """
-        tokens = min(limits.max_batched_tokens, self.engine.ubatch_tokens or limits.max_batched_tokens)
+        tokens = -(-limits.max_batched_tokens // self.tactics.num_batches)
+        tokens = min(tokens, self.engine.ubatch_tokens or tokens)
         copies = _ACTIVATION_COPIES.get(layout.tp, 5 if layout.tp > 4 else 6)
         stream = 2.0 * tokens * self.model.hidden * copies
-        logits = _SAMPLER_BYTES * min(limits.max_num_seqs, tokens) * self.model.vocab
+        rows = min(limits.max_num_seqs * self.tactics.query_tokens, limits.max_batched_tokens)
+        logits = _SAMPLER_BYTES * rows * self.model.vocab
         moe = self.model.moe
         if moe is None:
             return max(stream, logits)
@@ -223,6 +249,16 @@ class Ledger:
                 weights[pp - 1, _WEIGHT_TERMS.index("embeddings")] += share
         return weights, per_token
 
+    def _draft_bytes(self, layout: Layout, context_tokens: int) -> tuple[float, float]:
+        """Weight bytes and cache bytes per token of the drafter on one GPU; MTP shares embedding and head."""
+        speculation = self.tactics.speculation
+        if speculation is None or speculation.draft is None:
+            return 0.0, 0.0
+        ledger = Ledger(speculation.draft, self.system, self.engine)
+        weights, per_token = ledger._stage_weights(speculation.draft_layout(layout), context_tokens)
+        held = weights[0] if speculation.method == "draft" else weights[0, : _WEIGHT_TERMS.index("embeddings")]
+        return float(held.sum()), float(per_token[0])
+
     def _layer_weights(self, layer: Layer, layout: Layout) -> list[float]:
         totals = dict.fromkeys(_WEIGHT_TERMS, 0.0)
         for weight in layer.weights:
@@ -240,7 +276,7 @@ class Ledger:
         for mixer in layer.mixers:
             if isinstance(mixer, Recurrent):
                 state = mixer.state_values * _STATE_BYTES + mixer.conv_values * _CONV_BYTES
-                total += state / tp / context_tokens
+                total += state * self.tactics.query_tokens / tp / context_tokens  # one to return to per draft
                 continue
             held = min(context_tokens, mixer.window or context_tokens) / context_tokens
             share = kv_bytes_per_layer(mixer, self.model.kv_format) * held / kv_shards(mixer, tp)

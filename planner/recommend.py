@@ -23,6 +23,7 @@ from planner.model.precision import override
 from planner.outside import Outside, outside
 from planner.remedies import remedies
 from planner.search import MORE_THAN_NEEDED, Candidate, Search, SearchResult
+from planner.tactics import PLAIN, Tactics
 from planner.workload import Slo, Workload
 
 Progress = Callable[[str, float], None]
@@ -69,6 +70,7 @@ class Recommendation:
     sustained_factor: float
     remedies: tuple[str, ...]
     wall_s: float
+    tactics: Tactics = PLAIN
 
     @property
     def feasible(self) -> bool:
@@ -95,6 +97,7 @@ def recommend(
     *,
     kv_formats: tuple[str, ...] | None = None,
     experts: ExpertSettings = AS_SERVED,
+    tactics: Tactics = PLAIN,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Recommendation:
@@ -106,7 +109,8 @@ def recommend(
     runs: list[Run] = []
     for cluster in clusters:
         variants = [override(model, kv=kv) for kv in kv_formats or default_kv_formats(model, cluster)]
-        found = Search(cluster, engine, workload, slo, experts).run(variants, _part(progress, f"search {cluster.name}"))
+        search = Search(cluster, engine, workload, slo, experts, tactics)
+        found = search.run(variants, _part(progress, f"search {cluster.name}"))
         searches.append((cluster.name, found))
         runs += _simulate_finalists(found, trial, workload, _part(progress, f"simulate {cluster.name}"))
     beyond = _beyond_hbm(model, clusters, searches, workload, engine, experts)
@@ -130,6 +134,7 @@ def recommend(
         _sustained_factor(winner, trial, workload) if winner and meets else 0.0,
         _remedies(model, searches, clusters, workload, engine, winner),
         time.perf_counter() - start,
+        tactics,
     )
 
 

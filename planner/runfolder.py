@@ -22,6 +22,7 @@ from planner.deployment import Run
 from planner.errors import InputError
 from planner.facts import model_facts
 from planner.facts.experts import settings_facts
+from planner.facts.tactics import tactic_facts
 from planner.recommend import Recommendation
 from planner.report import html, markdown
 
@@ -60,6 +61,7 @@ def _inputs(answer: Recommendation) -> dict[str, Any]:
         "workload": asdict(answer.workload),
         "slo": [asdict(objective) for objective in answer.slo.objectives],
         "experts": settings_facts(answer.experts),
+        **tactic_facts(answer.tactics),
         "seed": answer.seed,
     }
 

@@ -107,6 +107,8 @@ class EngineSpec:
     A request reaches its queue `frontend_s` after one of `num_frontends` has tokenised it (HTTP, handing over).
     Tokenising takes `frontend_s_per_token` x prompt tokens, one request after the other. The scheduler looks for new
     ones every `receive_interval` decode steps.
+
+    With speculative decoding `acceptance` is the chance that each draft is accepted when those before it were.
     """
 
     num_groups: int
@@ -127,6 +129,7 @@ class EngineSpec:
     prefill_balance: PrefillBalance | None = None
     rank_router: str = ""
     max_request_tokens: int = 0
+    acceptance: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")
@@ -138,10 +141,12 @@ class EngineSpec:
                 f"engine: a KV pool of {self.kv_tokens_per_rank} tokens holds no block of {self.block_tokens} tokens. "
                 "Free memory for KV: more GPUs, a smaller precision or a smaller batch."
             )
-        if self.max_num_seqs > self.max_batched_tokens:
+        each = 1 + len(self.acceptance)
+        if self.max_num_seqs * each > self.max_batched_tokens:
             raise InputError(
                 f"engine: max_num_seqs {self.max_num_seqs} exceeds max_batched_tokens {self.max_batched_tokens}, but "
-                "every running sequence needs one token per step. Lower the first or raise the second."
+                f"every running sequence needs {'one token' if each == 1 else f'{each} tokens'} per step. Lower the "
+                "first or raise the second."
             )
         if self.policy not in SCHEDULERS:
             raise InputError(f"engine: unknown policy {self.policy!r} ({nearest(self.policy, SCHEDULERS)})")
@@ -340,6 +345,10 @@ class Rank:
             del self.running[request]
             finished.append(request)
             return
+        self._join_decode(request, remaining)
+
+    def _join_decode(self, request: Request, remaining: int) -> None:
+        """Put a request with `remaining` > 0 tokens to come into the decode batch."""
         request.joined_decode_step = self.decode_steps
         request.finish_decode_step = self.decode_steps + remaining
         self._finish_at.setdefault(request.finish_decode_step, []).append(request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from planner.memory import Ledger, MemoryUse
 from planner.model import ModelConfig
 from planner.steady import SteadyState, steady_state
 from planner.steptime import Floats
+from planner.tacticcost import step_cost
+from planner.tactics import PLAIN, Tactics
 from planner.workload import Slo, Workload
 
 MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -31,6 +33,7 @@ MIN_BATCHED_TOKENS = 256
 PIPELINES = (1, 2, 3, 4, 8)
 """Pipeline depths engines are run with; 3 serves clusters of three nodes."""
 CANNOT_SUSTAIN = "cannot sustain the load"
+CANNOT_DRAFT = "the draft model cannot be cut so"
 MORE_THAN_NEEDED = "more GPUs than needed"
 MAX_OFFERED_GPUS = 1024
 _SURPLUS = 4.0
@@ -133,9 +136,16 @@ class Search:
     """Evaluates candidates of one cluster under one engine against one workload and SLO."""
 
     def __init__(
-        self, cluster: Cluster, engine: Engine, workload: Workload, slo: Slo, experts: ExpertSettings = AS_SERVED
+        self,
+        cluster: Cluster,
+        engine: Engine,
+        workload: Workload,
+        slo: Slo,
+        experts: ExpertSettings = AS_SERVED,
+        tactics: Tactics = PLAIN,
     ) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
+        self.tactics = tactics
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
@@ -145,17 +155,34 @@ class Search:
 
     def run(self, variants: list[ModelConfig], progress: Callable[[float], None] | None = None) -> SearchResult:
         """Search `variants` of one model (same weights, different precisions)."""
-        work = [(m, Ledger(m, self.cluster.system, self.engine), la) for m in variants for la in self._layouts(m)]
-        for index, (model, ledger, layout) in enumerate(work):
+        kept = [(model, *self._ledgers(model)) for model in variants]
+        work = [(*those, layout) for those in kept for layout in self._layouts(those[0])]
+        overlap = self.tactics.overlap
+        for index, (model, bare, overlapped, layout) in enumerate(work):
             for backend in self._backends(layout):
-                self._evaluate(model, ledger, layout, backend)
+                applies = overlap is not None and overlap.applies(layout, backend)
+                self._evaluate(model, overlapped if applies else bare, layout, backend)
             if progress:
                 progress((index + 1) / len(work))
         self.result.survivors.sort(key=lambda c: (c.num_gpus, c.score))
         return self.result
 
     def _layouts(self, model: ModelConfig) -> list[Layout]:
-        return list(layouts(model, self.cluster, self.engine))
+        found = list(layouts(model, self.cluster, self.engine))
+        speculation = self.tactics.speculation
+        if speculation is None:
+            return found
+        drafted = [layout for layout in found if speculation.problem(layout) is None]
+        lost = [layout for layout in found if layout not in drafted]
+        if lost:
+            self.result.reject(CANNOT_DRAFT, len(lost), 1.0, speculation.problem(lost[0]) or "")
+        return drafted
+
+    def _ledgers(self, model: ModelConfig) -> tuple[Ledger, Ledger]:
+        """Ledgers of `model` for layouts that have no exchange to overlap, and for those that have."""
+        tactics, system = self.tactics.serving(model), self.cluster.system
+        bare = Ledger(model, system, self.engine, replace(tactics, overlap=None))
+        return bare, Ledger(model, system, self.engine, tactics)
 
     def _backends(self, layout: Layout) -> tuple[str, ...]:
         if layout.attention_dp == 1:
@@ -166,8 +193,9 @@ class Search:
     def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
         cost: StepCost | None = None
+        tactics = ledger.tactics
         for budget in self._budgets(layout):
-            choices = self._sequence_limits(layout, backend, budget)
+            choices = self._sequence_limits(layout, backend, budget, tactics)
             uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in choices]
             self.result.considered += len(uses) * len(replicas)
             fitting = [
@@ -175,14 +203,17 @@ class Search:
             ]
             if not fitting:
                 continue
-            cost = cost or StepCost(model, layout, self.cluster, self.engine, backend, self.experts)
+            if cost is None:
+                cost = step_cost(model, layout, self.cluster, self.engine, backend, self.experts, None, tactics)
             steady = steady_state(cost, budget, self.engine.policy, self.workload)
-            self._place(model, layout, backend, budget, replicas, fitting, steady)
+            self._place(model, layout, backend, budget, replicas, fitting, steady, tactics)
 
-    def _sequence_limits(self, layout: Layout, backend: str, budget: int) -> list[int]:
+    def _sequence_limits(self, layout: Layout, backend: str, budget: int, tactics: Tactics) -> list[int]:
         """Sequence limits that fit the token budget and, with DeepEP, the low-latency buffer of a decode step."""
         most = self.engine.overheads.low_latency_tokens if backend == "deepep" else budget
-        return [n for n in MAX_SEQS if -(-n // layout.pp) <= min(budget, most)]
+        running = {n: -(-n // layout.pp) for n in MAX_SEQS}
+        each = tactics.query_tokens
+        return [n for n in MAX_SEQS if running[n] * each <= budget and tactics.dispatched_tokens(running[n]) <= most]
 
     def _budgets(self, layout: Layout) -> list[int]:
         dp = layout.attention_dp if self.engine.divides_prefill_by_attention_dp else 1
@@ -214,6 +245,7 @@ class Search:
         replicas: np.ndarray,
         fitting: list[tuple[int, MemoryUse]],
         steady: SteadyState,
+        tactics: Tactics,
     ) -> None:
         """Load `replicas` copies with the demand and keep what even optimistic bounds cannot exclude."""
         ranks = replicas * layout.pp * layout.attention_dp
@@ -228,9 +260,8 @@ class Search:
             self.result.fitting += len(replicas)
             for i in np.flatnonzero(alive):
                 placed = with_replicas(layout, int(replicas[i]))
-                deployment = Deployment(
-                    model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts
-                )
+                fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
+                deployment = Deployment(*fixed, None, tactics)
                 estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
                 score = self._score(estimates, int(i), float(capacity[i]))
                 self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score))

@@ -23,6 +23,7 @@ from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTa
 from planner.retraction import RetractingRank
 from planner.routers import ROUTERS
 from planner.scheduler import EngineSpec, Rank, RankWork, Request
+from planner.speculativerank import SpeculativeRank, share_walk
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def simulate(
     requests = workload.requests(seed)
     run = _Run(spec, timer, workload, requests, (router, seed), record_steps)
     run.progress = progress
+    if spec.acceptance:
+        share_walk([rank for group in run.groups for rank in group.ranks], spec.acceptance, seed)
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
@@ -161,6 +164,12 @@ def _host_links(spec: EngineSpec) -> list[HostLink]:
     return [links[root] for root in roots]
 
 
+def _rank(spec: EngineSpec) -> Rank:
+    if spec.acceptance:
+        return SpeculativeRank(spec)
+    return Rank(spec) if spec.token_ratio is None else RetractingRank(spec)
+
+
 class _Group:
     """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
 
@@ -173,8 +182,7 @@ class _Group:
         self.index = index
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
-        kind = RetractingRank if spec.token_ratio is not None else Rank
-        self.ranks = [kind(spec) for _ in range(spec.ranks_per_group)]
+        self.ranks = [_rank(spec) for _ in range(spec.ranks_per_group)]
         balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
         self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
         self.in_flight = 0

@@ -3,7 +3,7 @@
 A rank with b running sequences makes a token for each of them in every decode step. Prompts interrupt: in a
 mixed scheduler a chunk rides in a decode step and lengthens it, in a prefill-first scheduler it takes a step of
 its own, and in a lockstep group a chunk on any rank delays all (handbook serving 2.4). Balance of work gives the
-mean time per output token T(b) and the request rate X(b) = b / (output x T).
+mean time per output token T(b) and the request rate X(b) = b / (output x T). With drafts a step makes several.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class SteadyState:
     """Share of what a rank can prefill that its own prompts take: behind it they queue."""
     frontend_s: float
     """What a request takes to its queue and its first token back to the client."""
+    tokens_per_step: float
+    """Tokens that a sequence makes in one decode step."""
 
     def capacity_per_s(self, max_batch: Floats) -> Floats:
         """Highest request rate of one rank when at most `max_batch` sequences run."""
@@ -53,7 +55,7 @@ class SteadyState:
         service = np.interp(batch, self.batch, self.prefill_s)
         busy = np.minimum(np.interp(batch, self.batch, self.prefill_share), 0.99)
         waiting = busy * service * (1 + prompt_cv2) / 2 / (1 - busy)
-        return np.asarray(self.frontend_s + service + waiting + self.tpot_at(batch) / 2)
+        return np.asarray(self.frontend_s + service + waiting + self.tpot_at(batch) * self.tokens_per_step / 2)
 
 
 def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload) -> SteadyState:
@@ -63,6 +65,7 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     prompt, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
     batch = np.unique(np.round(np.geomspace(1, 4096, _GRID_POINTS)))
     context = prompt + output / 2
+    output = max(1.0, output / cost.tokens_per_step)
     contexts = np.full_like(batch, context)
     decode_s = cost.decode(batch, contexts).total_s
     # Prompt tokens per step: as many prompts as arrive while `batch` sequences make one token, one chunk at least.
@@ -90,4 +93,5 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     own_s = np.maximum(per_prompt_s, prompt_step_s)
     overheads = cost.engine.overheads
     frontend_s = overheads.frontend_s + overheads.frontend_s_per_token * prompt
-    return SteadyState(batch, tpot_s, rate, decode_s, own_s, waiting_share, frontend_s)
+    each = cost.tokens_per_step
+    return SteadyState(batch, tpot_s / each, rate, decode_s / each, own_s, waiting_share, frontend_s, each)

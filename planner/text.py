@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
+from planner.facts.tactics import tactic_lines
 from planner.tables import table
 from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
 
@@ -142,6 +143,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         f"Settings  {settings['max_num_seqs']} sequences and "
         f"{settings['max_batched_tokens']:,} tokens per step and rank, "
         f"{settings['kv_format']} KV cache, experts over {settings['moe_backend'].replace('_', '-')}",
+        *tactic_lines(facts),
         "",
         table(
             ["", "mean", "p50", "p95", "p99"],
@@ -212,6 +214,7 @@ def simulation_text(facts: Facts) -> str:
             f"{facts['num_rejected']:,} rejected",
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
+            *[f"  {line}" for line in tactic_lines(facts)],
             *run_lines(facts["experts"]),
             *[f"  ! {warning}" for warning in facts["warnings"]],
         ]

@@ -35,18 +35,19 @@ class CostTimer:
         self._others = (cost.layout.pp - 1) / cost.layout.pp
         self._mean_s = 0.0
         self._pair_s = cost.pair_s
-        largest = limits.max_batched_tokens + limits.max_num_seqs
+        self._each, most_decoded = cost.query_tokens, limits.max_num_seqs * cost.query_tokens
+        largest = limits.max_batched_tokens + most_decoded
         graphs = cost.engine.graphs
-        sizes = graphs.sizes(limits.max_num_seqs, cost.cluster.system.gpu.arch)
+        sizes = graphs.sizes(most_decoded, cost.cluster.system.gpu.arch)
         self._largest_graph = sizes[-1] if sizes else 0
-        self._pad = padding(sizes, limits.max_num_seqs)
+        self._pad = padding(sizes, most_decoded)
         self._mixed_pad = padding(sizes, largest) if graphs.mixed_steps else list(range(largest + 1))
-        self._tokens = _list(cost.token_table.terms, np.arange(largest + 1))
+        self._tokens = tabulated(cost.token_table.terms, np.arange(largest + 1))
         self._mixed_tokens = [self._tokens[min(padded, largest)] for padded in self._mixed_pad]
-        self._head = _list(cost.head_table.terms, np.arange(limits.max_num_seqs + 64))
+        self._head = tabulated(cost.head_table.terms, np.arange(most_decoded + 64))
         self._stride = cost.layout.attention_dp
         grid = np.arange(largest + 1) * self._stride
-        self._moe = {phase: _list(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
+        self._moe = {phase: tabulated(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
         self._exchange = _exchange(cost, grid) if self._stride > 1 else {}
         self._knot: list[int] = nearest_knot(grid).tolist()
         self._order = cycle(_draw_order())
@@ -57,15 +58,16 @@ class CostTimer:
         self._prefill = np.sum(list(cost.prefill_table.terms.values()), axis=0)
         self._decode_rows: dict[int, list[float]] = {}
         self._prefill_rows: dict[int, list[float]] = {}
-        self._dense = [self._tokens[padded] + self._head[seqs] for seqs, padded in enumerate(self._pad)]
+        decoded = range(0, most_decoded + 1, self._each)
+        self._dense = [self._tokens[self._pad[n]] + self._head[n] for n in decoded]
         self.loads: list[dict[str, LoadTable]] = [cost.routed.loads()] if cost.model.moe else []
         """Draws of the router by phase, one entry per epoch of a run; a run without drift has one."""
         self.use_factors({phase: cost.draw_factors(phase) for phase in self._moe} if cost.model.moe else None)
         self._encoder: tuple[list[float], list[float]] | None = None
         if cost.has_encoder:
             self._encoder = (
-                _list(cost.encoder_table.terms, np.arange(largest + 1)),
-                _list(cost.encoder_moe_table.terms, grid),
+                tabulated(cost.encoder_table.terms, np.arange(largest + 1)),
+                tabulated(cost.encoder_moe_table.terms, grid),
             )
 
     def use_factors(self, factors: dict[str, np.ndarray] | None) -> None:
@@ -74,9 +76,9 @@ class CostTimer:
         self._factor: dict[str, list[list[float]]] = {
             phase: (factors[phase] if factors else even).tolist() for phase in self._moe
         }
-        moe, factor = self._moe["decode"], self._factor["decode"]
+        moe, factor, each = self._moe["decode"], self._factor["decode"], self._each
         self._alone = [
-            [dense + moe[n] * factor[self._knot[n]][draw] for n, dense in enumerate(self._dense)]
+            [dense + moe[n * each] * factor[self._knot[n * each]][draw] for n, dense in enumerate(self._dense)]
             for draw in range(NUM_DRAWS if self._stride == 1 else 0)
         ]
         """Everything but attention of a pure decode step, by draw and sequences, where one rank is the whole group."""
@@ -171,16 +173,16 @@ class CostTimer:
     def _decode_s(self, seqs: int, context_tokens: int) -> float:
         row = self._decode_rows.get(seqs)
         if row is None:
-            row = self._decode_rows[seqs] = _log_row(self._decode, float(seqs))
-        return _at_log(row, context_tokens / seqs)
+            row = self._decode_rows[seqs] = log_row(self._decode, float(seqs))
+        return at_log(row, context_tokens / seqs)
 
     def _prefill_s(self, tokens: int, chunks: int, pairs: float) -> float:
         row = self._prefill_rows.get(chunks)
         if row is None:
-            row = self._prefill_rows[chunks] = _log_row(self._prefill, float(chunks))
+            row = self._prefill_rows[chunks] = log_row(self._prefill, float(chunks))
         each = tokens / chunks
         extra_pairs = pairs - chunks * each * (each + 1) / 2
-        return _at_log(row, each) + max(0.0, extra_pairs) * self._pair_s
+        return at_log(row, each) + max(0.0, extra_pairs) * self._pair_s
 
 
 class LoneRankTimer(CostTimer):
@@ -234,7 +236,7 @@ def step_timer(cost: StepCost, limits: Limits) -> CostTimer:
     return (LoneRankTimer if lone else CostTimer)(cost, limits)
 
 
-def _list(terms: dict[str, np.ndarray], x: np.ndarray) -> list[float]:
+def tabulated(terms: dict[str, np.ndarray], x: np.ndarray) -> list[float]:
     """Sum of `terms` tabulated on TOKENS, at `x`; 0 tokens cost nothing."""
     if not terms:
         return [0.0] * len(x)
@@ -254,11 +256,12 @@ def _exchange(cost: StepCost, grid: np.ndarray) -> dict[str, list[float]]:
     phases = ("prefill", "decode") if cost.engine.graphs.mixed_steps else ("decode",)
     terms = {phase: cost.moe_table(phase).terms for phase in phases}
     return {
-        phase: _list({name: found[name] for name in ("dispatch", "combine")}, grid) for phase, found in terms.items()
+        phase: tabulated({name: found[name] for name in ("dispatch", "combine")}, grid)
+        for phase, found in terms.items()
     }
 
 
-def _log_row(table: np.ndarray, seqs: float) -> list[float]:
+def log_row(table: np.ndarray, seqs: float) -> list[float]:
     """`table` [SEQS, LENGTHS] at `seqs`, on lengths 2**(i / _CONTEXT_STEPS)."""
     lengths = 2.0 ** (np.arange(20 * _CONTEXT_STEPS + 2) / _CONTEXT_STEPS)
     row: list[float] = bilinear(
@@ -267,7 +270,7 @@ def _log_row(table: np.ndarray, seqs: float) -> list[float]:
     return row
 
 
-def _at_log(row: list[float], length: float) -> float:
+def at_log(row: list[float], length: float) -> float:
     """Linear interpolation of `row` on its logarithmic length axis."""
     position = log2(max(length, 1.0)) * _CONTEXT_STEPS
     index = min(int(position), len(row) - 2)

@@ -151,7 +151,7 @@ LAYOUTS = st.sampled_from(
 def test_terms_sum_to_the_device_and_nothing_is_negative(layout: Layout, seqs: int, tokens: int, context: int) -> None:
     for name in ("vllm", "sglang", "trtllm"):
         ledger = use(load("deepseek-v3"), "h200-sxm", layout, Limits(seqs, tokens), engine(name), context)
-        assert tuple(ledger.terms) == TERMS
+        assert tuple(ledger.terms) == tuple(term for term in TERMS if not term.startswith("draft"))
         assert min(ledger.terms.values()) >= 0
         if ledger.fits:
             assert sum(ledger.terms.values()) == pytest.approx(ledger.capacity_bytes)

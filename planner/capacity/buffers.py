@@ -42,10 +42,10 @@ class BufferLimit:
         """Whether such a step uses all-gather and reduce-scatter instead, same shape."""
         return np.asarray((self.beyond == "fallback") & (np.asarray(tokens_per_rank) > self.max_tokens))
 
-    def check(self, tokens_per_rank: int) -> None:
-        """Raise Infeasible where the engine would stop at a step of `tokens_per_rank`."""
+    def check(self, tokens_per_rank: int, tokens_per_seq: float = 1) -> None:
+        """Raise Infeasible where the engine would stop at a step of `tokens_per_rank`, `tokens_per_seq` a sequence."""
         if self.beyond == "error" and tokens_per_rank > self.max_tokens:
-            raise Infeasible(self.explain(tokens_per_rank), self.remedies(tokens_per_rank))
+            raise Infeasible(self.explain(tokens_per_rank), self.remedies(tokens_per_rank, tokens_per_seq))
 
     def explain(self, tokens_per_rank: int) -> str:
         """One sentence on a step of `tokens_per_rank` tokens on the busiest rank."""
@@ -61,9 +61,10 @@ class BufferLimit:
             }[self.beyond]
         )
 
-    def remedies(self, tokens_per_rank: int) -> tuple[str, ...]:
+    def remedies(self, tokens_per_rank: int, tokens_per_seq: float = 1) -> tuple[str, ...]:
         """What lets `tokens_per_rank` through at once, nearest first."""
-        fewer = f"at most {self.max_tokens} sequences per rank (--max-num-seqs {self.max_tokens})"
+        seqs = int(self.max_tokens / tokens_per_seq)
+        fewer = f"at most {seqs} sequences per rank (--max-num-seqs {seqs})"
         if self.ceiling is not None and tokens_per_rank > self.ceiling:
             return (fewer, f"more ranks, or normal exchange: {self.setting} goes to {self.ceiling} only")
         return (fewer, f"{self.setting}={tokens_per_rank} on the server, which costs buffer memory in proportion")

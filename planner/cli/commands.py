@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
+from planner.cli.tactic_options import NONE, Chosen
 from planner.cli.terminal import command_line, progress_bar, show
 
 _DEFAULT_SLO = "ttft_p95=2s,tpot_p95=50ms"
@@ -105,6 +106,7 @@ def plan(
     oversubscription: float = 1.0,
     no_rails: bool = False,
     experts: Experts = DEFAULTS,
+    tactics: Chosen = NONE,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -141,6 +143,8 @@ def plan(
         The network between nodes is not rail-optimised.
     experts
         How experts are picked, placed and limited.
+    tactics
+        What the engine does beyond plain batching.
     seed
         Seed of arrivals and lengths.
     out
@@ -153,6 +157,7 @@ def plan(
     from planner.facts.plan import plan_facts
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
+    from planner.tactics import parse_tactics
     from planner.text import plan_text
     from planner.workload import parse_slo
 
@@ -160,7 +165,8 @@ def plan(
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
-    chosen = options.precision(model, weights, None)
+    chosen, profile = options.precision(model, weights, None), load_engine(engine)
+    drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
     with progress_bar() as progress:
         answer = recommend(
@@ -168,9 +174,10 @@ def plan(
             clusters,
             demand,
             objectives,
-            load_engine(engine),
+            profile,
             kv_formats=None if kv == "auto" else (kv,),
             experts=options.experts(chosen, experts),
+            tactics=drafts,
             seed=seed,
             progress=progress,
         )
@@ -201,6 +208,7 @@ def simulate(
     oversubscription: float = 1.0,
     no_rails: bool = False,
     experts: Experts = DEFAULTS,
+    tactics: Chosen = NONE,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -244,6 +252,8 @@ def simulate(
         The network between nodes is not rail-optimised.
     experts
         How experts are picked, placed and limited.
+    tactics
+        What the engine does beyond plain batching.
     seed
         Seed of arrivals and lengths.
     out
@@ -259,6 +269,7 @@ def simulate(
     from planner.fit import limits_for
     from planner.layout import parse_layout
     from planner.runfolder import check_folder, write_simulation
+    from planner.tactics import parse_tactics
     from planner.text import simulation_text
     from planner.workload import parse_slo
 
@@ -268,8 +279,10 @@ def simulate(
     start = time.perf_counter()
     profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
-    if backend == "deepep" and max_num_seqs is None:
-        max_num_seqs = most_sequences(profile)
+    drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
+    limits = limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp)
+    if max_num_seqs is None:
+        limits = drafts.limits(limits, cut, most_sequences(profile) if backend == "deepep" else None)
     with progress_bar() as progress:
         run = simulate_layout(
             chosen,
@@ -278,9 +291,10 @@ def simulate(
             options.demand(workload, rate, concurrency, num_requests),
             profile,
             parse_slo(slo) if slo else None,
-            limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp),
+            limits=limits,
             backend=backend,
             experts=options.experts(chosen, experts, cut),
+            tactics=drafts,
             seed=seed,
             progress=lambda share: progress("simulate", share),
         )

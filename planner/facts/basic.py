@@ -131,6 +131,7 @@ def fit_facts(model: ModelConfig, system: System, engine: Engine, answer: Fit) -
 def simulation_facts(run: Run, command: str) -> Facts:
     """What `simulate --json` prints."""
     from planner.facts.experts import expert_facts, expert_warnings
+    from planner.facts.tactics import run_tactic_facts, tactic_warnings
 
     summary, deployment = run.summary, run.deployment
     return {
@@ -167,7 +168,8 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "simulated_s": run.simulation.simulated_s,
         "memory": memory_facts(deployment.memory),
         "experts": expert_facts(run),
-        "warnings": expert_warnings(run),
+        **run_tactic_facts(run),
+        "warnings": expert_warnings(run) + tactic_warnings(deployment.tactics),
         "command": command,
         "versions": {"moeplan": __version__},
     }

@@ -49,7 +49,7 @@ def expert_facts(run: Run) -> Facts | None:
     drawn, steps = run.expert_steps, run.simulation.steps
     if drawn is None or not len(steps):
         return None
-    tokens = steps.prefill_tokens + steps.decode_seqs
+    tokens = steps.prefill_tokens + steps.decode_seqs * run.deployment.tactics.query_tokens
     phases = {"decode": steps.prefill_tokens == 0, "prefill": steps.prefill_tokens > 0}
     mean = {name: _means(drawn, rows) for name, rows in phases.items() if rows.any()}
     weight = tokens / max(int(tokens.sum()), 1)

@@ -10,11 +10,13 @@ from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
 from planner.small import PAST_ERROR
 from planner.steptime import StepTime
+from planner.tactics import PLAIN
 from planner.units import format_seconds, format_usd, significant
 
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
@@ -27,6 +29,7 @@ _NO_COMPARISON = (
     "28 % (medians)."
 )
 """From docs/accuracy.md; rewrite together."""
+_PLAIN_ONLY = "None of them drafted tokens or overlapped the exchange."
 _CDF_POINTS = 101
 _TIMELINE_POINTS = 200
 _TOP = 5
@@ -97,6 +100,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "worst_objective": winner.worst_objective,
         "worst_ratio": winner.worst_ratio,
         "sustained_factor": rec.sustained_factor,
+        **run_tactic_facts(winner),
         "memory": memory_facts(candidate.memory),
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
@@ -221,6 +225,7 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
         {"name": "engine defaults", "value": f"{rec.engine.name} {rec.engine.version}", "source": rec.engine.source},
         {"name": "weight formats", "value": _formats(rec.model), "source": rec.model.source},
     ]
+    rows += tactic_assumptions(rec.tactics)
     for cluster in rec.clusters:
         system, price = cluster.system, gpu_hour(cluster.system)
         for path, value in (
@@ -297,11 +302,12 @@ def _past_error(rec: Recommendation, winner: Run) -> str:
     encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
     if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
         return _NO_COMPARISON
-    return _MOE_ERROR if rec.model.moe else _DENSE_ERROR
+    error = _MOE_ERROR if rec.model.moe else _DENSE_ERROR
+    return error if winner.deployment.tactics == PLAIN else f"{error} {_PLAIN_ONLY}"
 
 
 def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
-    warnings = [*rec.model.notes, *_support_warnings(winner)]
+    warnings = [*rec.model.notes, *tactic_warnings(winner.deployment.tactics, rec.tactics), *_support_warnings(winner)]
     if winner.summary.num_measured < _FEW_REQUESTS:
         warnings.append(f"Only {winner.summary.num_measured} requests were measured: percentiles mean little.")
     if winner.summary.num_rejected:
