@@ -145,7 +145,7 @@ class Engine:
     `kv_fraction_of` says what `kv_fraction` multiplies: `total` device memory minus all other uses (vLLM),
     memory `free` after weights and activations (TensorRT-LLM), or a `static` reserve formula (SGLang).
     `kv_slots` cuts the KV pool into one equal part per sequence (llama.cpp).
-    `rank_router` spreads the requests of a replica over its attention-DP ranks; see `planner.routers`.
+    `rank_router` spreads the requests of a replica over its attention-DP ranks; see `planner.balancer`.
     `receive_interval` is after how many decode steps the scheduler looks for new requests.
     `ubatch_tokens` is the most tokens of one pass over the weights, 0 for a whole step.
     `kernels` names the engine whose measured tables are this one's; with `other` the nearest of any engine stand in.
@@ -180,8 +180,8 @@ class Engine:
     def __post_init__(self) -> None:
         if not self.budgets or self.budgets[-1].min_hbm_bytes or self.budgets[-1].excluded_arch:
             raise ValueError("budgets: the last row must be for every device (min_hbm_bytes = 0, no excluded_arch)")
-        if (self.capacity_policy == "new_token_ratio") != (self.token_ratio is not None):
-            raise ValueError('capacity_policy "new_token_ratio" and the table [token_ratio] need each other')
+        if self.capacity_policy == "new_token_ratio" and self.token_ratio is None:
+            raise ValueError('capacity_policy "new_token_ratio" needs the table [token_ratio]')
         if "deepep" in self.moe_backends and self.dispatch_buffer is None:
             raise ValueError("moe_backends has deepep: say in [dispatch_buffer] what happens beyond low_latency_tokens")
 
@@ -189,6 +189,11 @@ class Engine:
     def admission_reserve(self) -> float:
         """Share of the unwritten KV of running requests that admission keeps free."""
         return 1.0 if self.capacity_policy == "guaranteed_no_evict" else 0.0
+
+    @property
+    def admission_ratio(self) -> TokenRatio | None:
+        """The ratio by which admission goes, None where it goes by `admission_reserve`."""
+        return self.token_ratio if self.capacity_policy == "new_token_ratio" else None
 
     def budget(self, hbm_bytes: float, arch: str = "") -> Limits:
         """Default limits on a device of `arch` with `hbm_bytes` of memory."""
