@@ -7,7 +7,8 @@ ranks, none of which sees the requests of the others in between. They herd: all 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,25 @@ STATISTICS_S = 0.1
 RANK_ROUTERS = (*ROUTERS, "vllm_score")
 """What an engine profile may name as `rank_router`."""
 _WAITING_WEIGHT, _FREE_USAGE = 6.0, 0.5
+
+
+@dataclass(slots=True)
+class _Statistics:
+    """Ranks at `taken_s`: waiting and running requests together, waiting ones, and the share of the KV in use."""
+
+    taken_s: float
+    loads: list[int]
+    waiting: list[int]
+    usage: list[float]
+
+    @classmethod
+    def of(cls, ranks: Sequence[Rank], now_s: float) -> _Statistics:
+        waiting = [len(rank.waiting) for rank in ranks]
+        loads = [len(rank.running) + count for rank, count in zip(ranks, waiting, strict=True)]
+        return cls(now_s, loads, waiting, [1.0 - rank.free_blocks / rank.total_blocks for rank in ranks])
+
+    def copy(self) -> _Statistics:
+        return _Statistics(self.taken_s, self.loads.copy(), self.waiting.copy(), self.usage)
 
 
 class VllmScore:
@@ -38,26 +58,31 @@ class VllmScore:
         num_clients: int | None = None,
         statistics_s: float = STATISTICS_S,
     ) -> None:
-        self._ranks, self._rng, self._statistics_s = ranks, rng, statistics_s
+        self._ranks, self._statistics_s = ranks, statistics_s
         count, clients = len(ranks), num_clients or len(ranks)
         self._clients = clients
+        self._draws = _client_draws(rng, clients)
         self._start = [count * client // clients for client in range(clients)]
         self._in_flight = [[0] * count for _ in range(clients)]
-        self._loads: list[list[int]] = [[0] * count for _ in range(clients)]
-        self._waiting: list[list[int]] = [[0] * count for _ in range(clients)]
-        self._usage = [0.0] * count
-        self._taken_s = -math.inf
+        self._seen: list[_Statistics | None] = [None] * clients
+        """What each front end knows: the newest statistics and what it sent since."""
+        self._newest: _Statistics | None = None
         self._sent_by: dict[int, tuple[int, int]] = {}
 
     def choose(self, request: int, now_s: float) -> int:
         """Rank for request number `request`, which comes at `now_s`."""
-        if now_s - self._taken_s >= self._statistics_s:
-            self._take_statistics(now_s)
-        client = int(self._rng.integers(self._clients)) if self._clients > 1 else 0
-        chosen = self._best(client)
-        self._loads[client][chosen] += self._clients
-        self._waiting[client][chosen] += self._clients
-        self._in_flight[client][chosen] += 1
+        newest = self._newest
+        if newest is None or now_s - newest.taken_s >= self._statistics_s:
+            newest = self._newest = _Statistics.of(self._ranks, now_s)
+        client = next(self._draws)
+        seen = self._seen[client]
+        if seen is None or seen.taken_s != newest.taken_s:
+            seen = self._seen[client] = newest.copy()
+        own = self._in_flight[client]
+        chosen = self._best(seen, own, self._start[client])
+        seen.loads[chosen] += self._clients
+        seen.waiting[chosen] += self._clients
+        own[chosen] += 1
         self._start[client] = (self._start[client] + 1) % len(self._ranks)
         self._sent_by[request] = (client, chosen)
         return chosen
@@ -67,25 +92,24 @@ class VllmScore:
         client, rank = self._sent_by.pop(request)
         self._in_flight[client][rank] -= 1
 
-    def _take_statistics(self, now_s: float) -> None:
-        self._taken_s = now_s
-        waiting = [len(rank.waiting) for rank in self._ranks]
-        loads = [len(rank.running) + count for rank, count in zip(self._ranks, waiting, strict=True)]
-        for client in range(self._clients):
-            self._waiting[client], self._loads[client] = waiting.copy(), loads.copy()
-        self._usage = [1.0 - rank.free_blocks / rank.total_blocks for rank in self._ranks]
-
-    def _best(self, client: int) -> int:
+    def _best(self, seen: _Statistics, own: list[int], start: int) -> int:
         best, least = 0, math.inf
-        loads, waiting, own = self._loads[client], self._waiting[client], self._in_flight[client]
-        count = len(self._ranks)
-        for place in range(self._start[client], self._start[client] + count):
+        loads, waiting, usage, clients = seen.loads, seen.waiting, seen.usage, self._clients
+        count = len(loads)
+        for place in range(start, start + count):
             rank = place % count
-            score = float(max(self._clients * own[rank], loads[rank]))
-            score += waiting[rank] * _WAITING_WEIGHT * max(0.0, self._usage[rank] - _FREE_USAGE)
+            score: float = max(clients * own[rank], loads[rank])
+            if waiting[rank] and usage[rank] > _FREE_USAGE:
+                score += waiting[rank] * _WAITING_WEIGHT * (usage[rank] - _FREE_USAGE)
             if score < least:
                 best, least = rank, score
         return best
+
+
+def _client_draws(rng: np.random.Generator, clients: int) -> Iterator[int]:
+    """Front ends of the next requests, drawn many at a time."""
+    while True:
+        yield from rng.integers(clients, size=1024).tolist()
 
 
 class Balancer:

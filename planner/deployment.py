@@ -104,7 +104,7 @@ class Deployment:
             max_batched_tokens=self.limits.max_batched_tokens,
             policy=self.engine.policy,
             admission_reserve=self.engine.admission_reserve,
-            token_ratio=self.engine.token_ratio,
+            token_ratio=self.engine.admission_ratio,
             prefill_balance=self.engine.prefill_balance,
             rank_router=self.engine.rank_router if layout.attention_dp > 1 else "",
             frontend_s=self.engine.overheads.frontend_s,

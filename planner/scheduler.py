@@ -161,8 +161,7 @@ class EngineSpec:
     @property
     def largest_request_tokens(self) -> int:
         """KV tokens of the largest request that a rank takes."""
-        pool = self.kv_blocks_per_rank * self.block_tokens
-        return min(self.max_request_tokens, pool) if self.max_request_tokens else pool
+        return self.max_request_tokens or self.kv_blocks_per_rank * self.block_tokens
 
 
 class Rank:
@@ -204,11 +203,9 @@ class Rank:
         self.max_num_seqs = spec.max_num_seqs
         self.max_batched_tokens = spec.max_batched_tokens
         self.admission_reserve = spec.admission_reserve
-        self.total_blocks = spec.kv_blocks_per_rank
-        self.free_blocks = self.total_blocks
+        self.total_blocks = self.free_blocks = spec.kv_blocks_per_rank
         self.largest_request_tokens = spec.largest_request_tokens
         self.holds_prompts = False
-        """True while no prompt may enter a step."""
         self.final_blocks = 0
         """Blocks the running requests will hold at their ends."""
         self.waiting: deque[Request] = deque()
@@ -257,9 +254,8 @@ class Rank:
 
     def can_prefill(self) -> bool:
         """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""
-        if self.partial is not None:
-            return True
-        return bool(self.waiting) and len(self.running) < self.max_num_seqs and self._has_room(self.waiting[0])
+        has_place = bool(self.waiting) and len(self.running) < self.max_num_seqs
+        return self.partial is not None or (has_place and self._has_room(self.waiting[0]))
 
     def take_decodes(self) -> None:
         """Put one token of every decoding request into the step, preempting requests until the new blocks fit.
@@ -267,19 +263,18 @@ class Rank:
         The last one preempted heads the queue and cannot come back within this step: it would need more blocks than
         it gave up, so vLLM's rule of admitting nobody after a preemption holds by itself.
         """
-        residues = self._residues
         turn = -self.decode_steps % self.block_tokens
-        while residues[turn] > self.free_blocks:
-            self._preempt_last()
-        self.free_blocks -= residues[turn]
+        if self._residues[turn] > self.free_blocks:
+            self._make_room(turn)
+        self.free_blocks -= self._residues[turn]
         self.work.decode_seqs = self.num_decoding
         self.work.decode_context_tokens = self.context_tokens + self.num_decoding
 
     def take_prefills(self, budget: int) -> None:
         """Put up to `budget` prompt tokens into the step: first the cut prompt, then waiting ones.
 
-        A waiting request is admitted when a place, a token and the blocks of its whole prompt are free, first come
-        first served; its blocks are taken at once. vLLM checks the same but takes blocks chunk by chunk.
+        None while `holds_prompts`. First come first served, a request is admitted when a place, a token and the blocks
+        of its whole prompt are free; these are taken at once. vLLM checks the same but takes blocks chunk by chunk.
         """
         if self.holds_prompts:
             return
@@ -366,6 +361,11 @@ class Rank:
         self.free_blocks += self.blocks(context)
         self.final_blocks -= request.final_blocks
         request.produced += decoded
+
+    def _make_room(self, turn: int) -> None:
+        """Preempt until the decoding requests of residue `turn`, whose next token opens a block, get one each."""
+        while self._residues[turn] > self.free_blocks:
+            self._preempt_last()
 
     def _preempt_last(self) -> None:
         request, _ = self.running.popitem()

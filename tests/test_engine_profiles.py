@@ -93,7 +93,7 @@ def test_a_profile_on_a_base_changes_only_what_it_says(tmp_path: Path) -> None:
         (OWN + "[overheads]\nfrontend = 1\n", r"overheads.frontend: unknown key \(did you mean frontend_s"),
         (OWN + "[[budgets]]\nseqs = 1\n", r"budgets.0.seqs: unknown key \(did you mean max_num_seqs"),
         (OWN + "[graphs]\nranges = [[8, 16, 8], [4, 4, 1]]\n", r"graphs: ranges must be runs"),
-        (OWN + "capacity_policy = 'new_token_ratio'\n", r"need each other"),
+        (OWN + "capacity_policy = 'new_token_ratio'\n", r"needs the table \[token_ratio\]"),
         (OWN + "block_tokens = 0\nkv_fraction = 0\n", r"(?s)block_tokens: .*\n.*kv_fraction: "),
         (OWN + "[[budgets]]\nmin_hbm_bytes = 9e9\nmax_batched_tokens = 9\nmax_num_seqs = 9\n", r"last row must be for"),
         ('base = "vllm"\n', r"needs its own name and version"),
@@ -144,6 +144,8 @@ def test_a_deployment_hands_the_profile_to_the_scheduler(mixtral: ModelConfig, h
     assert spec["vllm", tp].rank_router == ""
     assert spec["sglang", dp].rank_router == "round_robin"
     assert spec["sglang", dp].token_ratio == engine("sglang").token_ratio
+    optimistic = replace(engine("sglang"), capacity_policy="max_utilization")
+    assert deploy(mixtral, h200, dp, optimistic, Limits(64, 4096), both, 1024).spec(1).token_ratio is None
     assert spec["trtllm", dp].prefill_balance == engine("trtllm").prefill_balance
     assert spec["trtllm", dp].admission_reserve == 1.0
     slots = spec["llamacpp", tp]
