@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.routers import ROUTERS, Router
-from planner.scheduler import EngineSpec, Rank
+from planner.scheduler import Rank
 
 STATISTICS_S = 0.1
 """Least time between two statistics of a rank (min_stats_update_interval_ms of vllm/v1/engine/coordinator.py)."""

@@ -9,6 +9,7 @@ from planner.capacity import buffer_limit
 from planner.cost import StepCost
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Engine, Limits
+from planner.enginespec import EngineSpec
 from planner.epochs import EpochTimer
 from planner.errors import DoesNotFit, InputError, LayoutError, WorkloadError
 from planner.experts import AS_SERVED, ExpertSettings
@@ -20,7 +21,7 @@ from planner.metrics import Summary
 from planner.model import ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
 from planner.residency import REUSES
-from planner.simulation import EngineSpec, Simulation, simulate
+from planner.simulation import Simulation, simulate
 from planner.tacticcost import step_cost
 from planner.tactics import PLAIN, Tactics
 from planner.tactictimer import tactic_timer

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
-from planner.scheduler import EngineSpec
 from planner.workload import SLO_STATISTICS, Objective, Slo
 
 

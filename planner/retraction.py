@@ -8,7 +8,8 @@ length of its answer, as in benchmarks that ignore the end of sequence.
 from __future__ import annotations
 
 from planner.engine import TokenRatio
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.enginespec import EngineSpec
+from planner.scheduler import Rank, Request
 
 
 class RetractingRank(Rank):

@@ -16,20 +16,20 @@ import numpy as np
 import simpy
 
 from planner.balancer import Balancer
+from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
+from planner.frontend import FrontEnd
+from planner.hostlink import host_links
 from planner.lockstep import PrefillHold
 from planner.metrics import Summary, summarise
+from planner.ranks import rank_of, share_walk
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
-from planner.retraction import RetractingRank
 from planner.routers import ROUTERS
-from planner.scheduler import EngineSpec, Rank, RankWork, Request
-from planner.speculativerank import SpeculativeRank, share_walk
+from planner.scheduler import Rank, RankWork, Request
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["EngineSpec", "RankWork", "Simulation", "StepTimer", "simulate"]
 
 _NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
@@ -136,40 +136,6 @@ def simulate(
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
 
-class HostLink:
-    """A link over which groups fetch experts, first come first served; a step's fetches are one job.
-
-    Same waits as a `simpy.Resource` of capacity 1, without an event of its own.
-    """
-
-    __slots__ = ("free_s",)
-
-    def __init__(self) -> None:
-        self.free_s = 0.0
-
-    def wait_s(self, now_s: float, busy_s: float) -> float:
-        """How long a job of `busy_s` that comes at `now_s` waits for those before it [s]."""
-        wait_s = max(0.0, self.free_s - now_s)
-        self.free_s = now_s + wait_s + busy_s
-        return wait_s
-
-
-def _host_links(spec: EngineSpec) -> list[HostLink]:
-    """Link of each group; empty without fetching. Neighbours share one, groups of two nodes never do."""
-    if not spec.groups_per_link:
-        return []
-    places = [divmod(group, spec.groups_per_node) for group in range(spec.num_groups)]
-    roots = [(node, place // spec.groups_per_link) for node, place in places]
-    links = {root: HostLink() for root in roots}
-    return [links[root] for root in roots]
-
-
-def _rank(spec: EngineSpec) -> Rank:
-    if spec.acceptance:
-        return SpeculativeRank(spec)
-    return Rank(spec) if spec.token_ratio is None else RetractingRank(spec)
-
-
 class _Group:
     """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
 
@@ -182,7 +148,7 @@ class _Group:
         self.index = index
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
-        self.ranks = [_rank(spec) for _ in range(spec.ranks_per_group)]
+        self.ranks = [rank_of(spec) for _ in range(spec.ranks_per_group)]
         balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
         self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
         self.in_flight = 0
@@ -207,12 +173,11 @@ class _Run:
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
-        self.links = _host_links(spec)
+        self.links = host_links(spec)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.balancer = Balancer(spec, routing[0], [group.ranks for group in self.groups], routing[1])
         self.num_steps = self.num_sent = self.num_done = 0
-        self.tokenised_s = [0.0] * spec.num_frontends
-        """When each front end has tokenised what it was sent so far."""
+        self.front_end = FrontEnd(spec)
         self.now_s = 0.0
         self.is_closed = workload.arrivals.kind == "closed"
         self._allocate(sent)
@@ -318,19 +283,13 @@ class _Run:
             self.status[index] = REJECTED
             self._count_done()
             return False
-        delay_s = self._frontend_s(request)
+        delay_s = self.front_end.delay_s(index, request.prompt_tokens, self.env.now)
         if delay_s > 0:
             arrival = self.env.timeout(delay_s)
             arrival.callbacks.append(lambda _: self._accept(request))
         else:
             self._accept(request)
         return True
-
-    def _frontend_s(self, request: Request) -> float:
-        """Seconds from sending to a queue: tokenising is one process per front end, the rest overlaps."""
-        spec, now_s, turn = self.spec, self.env.now, request.index % self.spec.num_frontends
-        self.tokenised_s[turn] = max(self.tokenised_s[turn], now_s) + spec.frontend_s_per_token * request.prompt_tokens
-        return self.tokenised_s[turn] - now_s + spec.frontend_s
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""

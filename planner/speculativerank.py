@@ -9,7 +9,8 @@ blocks their growth takes are that sum rounded up: they never run below zero and
 
 from __future__ import annotations
 
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.enginespec import EngineSpec
+from planner.scheduler import Rank, Request
 from planner.speculation import AcceptanceWalk
 
 _SHIFT = 20
@@ -113,11 +114,3 @@ class SpeculativeRank(Rank):
         self.num_decoding -= 1
         self.context_tokens -= request.target
         self.final_blocks -= request.final_blocks
-
-
-def share_walk(ranks: list[Rank], acceptance: tuple[float, ...], seed: int) -> None:
-    """Let the `ranks` of a run draw acceptance from one walk seeded by `seed`."""
-    walk = AcceptanceWalk(acceptance, [seed, 2])
-    for rank in ranks:
-        if isinstance(rank, SpeculativeRank):
-            rank.walk = walk

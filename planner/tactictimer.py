@@ -35,18 +35,21 @@ class TacticTimer(CostTimer):
             return self._lone_rank_s(ranks[0])
         each = self._each
         prefill = any(rank.prefill_tokens for rank in ranks)
-        most_tokens = most_rows = most_seqs = total_tokens = 0
+        most_tokens = most_rows = most_seqs = total_tokens = num_idle = 0
         attention_s = 0.0
         for rank in ranks:
             seqs, prompt = rank.decode_seqs, rank.prefill_tokens
             rank_s = self._decode_s(seqs, rank.decode_context_tokens) if seqs else 0.0
             if prompt:
                 rank_s += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
+            elif not seqs:
+                num_idle += 1
             attention_s = max(attention_s, rank_s)
             most_tokens = max(most_tokens, seqs * each + prompt)
             most_rows = max(most_rows, seqs * each + rank.num_prefills)
             most_seqs = max(most_seqs, seqs + rank.num_prefills)
             total_tokens += seqs * each + prompt
+        total_tokens += num_idle
         phase, pad = ("prefill", self._mixed_pad) if prefill else ("decode", self._pad)
         padded = min(pad[most_tokens], len(self._tokens) - 1)
         seconds = (
@@ -56,6 +59,7 @@ class TacticTimer(CostTimer):
             + self._head[min(most_rows, len(self._head) - 1)]
             + self._draft[min(most_seqs, len(self._draft) - 1)]
             + self._moe_s(phase, total_tokens)
+            + self._padded_exchange_s(phase, padded, total_tokens)
         )
         if self._hidden is None or not self._hidden.agreed(ranks, each):
             return seconds

@@ -8,8 +8,9 @@ import pytest
 
 from planner import balancer
 from planner.balancer import RANK_ROUTERS, Balancer, VllmScore
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.scheduler import Rank, Request
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload
 

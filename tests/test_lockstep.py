@@ -7,11 +7,12 @@ import pytest
 
 from planner.cost import StepCost
 from planner.engine import Limits, PrefillBalance, engine
+from planner.enginespec import EngineSpec
 from planner.hardware import parse_cluster
 from planner.layout import Layout
 from planner.lockstep import PrefillHold
 from planner.model import load
-from planner.scheduler import EngineSpec, Rank, RankWork, Request
+from planner.scheduler import Rank, RankWork, Request
 from planner.simulation import simulate
 from planner.timer import step_timer
 from planner.ubatch import UbatchTimer, passes

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
 from planner.records import FINISHED, REJECTED, UNFINISHED
 from planner.routers import ROUTERS
-from planner.scheduler import SCHEDULERS, EngineSpec
+from planner.scheduler import SCHEDULERS
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload, load_workload
 
