@@ -109,14 +109,15 @@ def simulate(
     max_simulated_s: float | None = None,
     progress: Callable[[float], None] | None = None,
     record_steps: bool = True,
+    disturb: Callable[[_Run], None] | None = None,
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups. What is not answered by `max_simulated_s` [s] stays unfinished. `progress`
     is called with the share of answered requests, at most a hundred times. `record_steps` keeps the step table (72
-    bytes per step). Raises InputError on an unknown router, a time limit that is not positive, or a timer that
-    returns no positive time.
+    bytes per step). `disturb` is called with the run before its first event (`planner.incidents`). Raises InputError
+    on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
         raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
@@ -125,6 +126,8 @@ def simulate(
     requests = workload.requests(seed)
     run = _Run(spec, timer, workload, requests, ROUTERS[router](np.random.default_rng([seed, 1])), record_steps)
     run.progress = progress
+    if disturb is not None:
+        disturb(run)
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
@@ -163,15 +166,17 @@ class _Group:
     Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("in_flight", "index", "mail", "ranks", "unheard", "wake")
+    __slots__ = ("in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake")
 
-    def __init__(self, index: int, spec: EngineSpec) -> None:
+    def __init__(self, index: int, spec: EngineSpec, timer: StepTimer) -> None:
         self.index = index
+        self.timer = timer
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
         self.ranks = [Rank(spec) for _ in range(spec.ranks_per_group)]
         self.in_flight = 0
         self.wake: simpy.Event | None = None
+        self.process: simpy.Process | None = None
 
 
 class _Run:
@@ -192,7 +197,9 @@ class _Run:
         self.router = router
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
-        self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
+        self.gate: Callable[[Request], bool] | None = None
+        """Asked before a request goes to a rank; False if it was kept for later."""
+        self.groups = [_Group(i, spec, timer) for i in range(spec.num_groups)]
         self.links = _host_links(spec)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.num_steps = self.num_sent = self.num_done = 0
@@ -205,7 +212,7 @@ class _Run:
         else:
             self.env.process(self._arrivals())
         for group in self.groups:
-            self.env.process(self._engine(group))
+            group.process = self.env.process(self._engine(group))
 
     def _allocate(self, sent: RequestArrays) -> None:
         """Plain lists and arrays: element access in the loop is several times faster than with numpy."""
@@ -233,7 +240,7 @@ class _Run:
 
     def _engine(self, group: _Group) -> Generator[simpy.Event, Any, None]:
         """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
-        env, ranks, timer = self.env, group.ranks, self.timer
+        env, ranks, timer = self.env, group.ranks, group.timer
         works = [rank.work for rank in ranks]
         link = self.links[group.index] if self.links else None
         interval = self.spec.receive_interval
@@ -309,6 +316,8 @@ class _Run:
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
+        if self.gate is not None and not self.gate(request):
+            return
         chosen = self.router(self.in_flight)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
@@ -337,7 +346,11 @@ class _Run:
         self.in_flight[rank] -= 1
         group.in_flight -= 1
         self.finish_s[request.index] = self.env.now
-        self.status[request.index] = FINISHED
+        self._end(request, FINISHED)
+
+    def _end(self, request: Request, status: int) -> None:
+        """Nothing more happens to the request; in a closed loop its user sends the next."""
+        self.status[request.index] = status
         self._write(request)
         self._count_done()
         if self.is_closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
+from planner.failuretext import incident_lines
 from planner.tables import table
 from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
 
@@ -213,6 +214,7 @@ def simulation_text(facts: Facts) -> str:
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
             *run_lines(facts["experts"]),
+            *incident_lines(facts.get("failures")),
             *[f"  ! {warning}" for warning in facts["warnings"]],
         ]
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
+from planner.cli.failure_options import NO_FAILURES, Failures
 from planner.cli.terminal import command_line, progress_bar, show
 
 EngineName = Literal["vllm", "sglang", "trtllm"]
@@ -201,6 +202,7 @@ def simulate(
     oversubscription: float = 1.0,
     no_rails: bool = False,
     experts: Experts = DEFAULTS,
+    failures: Failures = NO_FAILURES,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -243,6 +245,8 @@ def simulate(
         The network between nodes is not rail-optimised.
     experts
         How experts are picked, placed and limited.
+    failures
+        Ranks that die during the run.
     seed
         Seed of arrivals and lengths.
     out
@@ -255,6 +259,7 @@ def simulate(
     from planner.deployment import simulate_layout
     from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
+    from planner.failures.settings import failure_settings
     from planner.fit import limits_for
     from planner.layout import parse_layout
     from planner.runfolder import check_folder, write_simulation
@@ -282,6 +287,7 @@ def simulate(
             experts=options.experts(chosen, experts, cut),
             seed=seed,
             progress=lambda share: progress("simulate", share),
+            failures=failure_settings(profile, failures),
         )
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())
