@@ -104,3 +104,117 @@ def readiness_lines(facts: Facts) -> list[str]:
         f"  {'ready'.ljust(width)}  {_seconds(facts['total_s']).rjust(wide)}  "
         f"{format_bytes(facts['weight_bytes'])} of weights on all GPUs of a replica",
     ]
+
+
+def reliability_text(facts: Facts) -> str:
+    """Text of `failures`."""
+    layout, rebuild = facts["layout"], facts["rebuild"]
+    wanted, replicas = facts["replicas_wanted"], layout["replicas"]
+    more = "as many as there are" if wanted == replicas else f"{wanted - replicas} more than there are"
+    return "\n".join(
+        [
+            f"{layout['name']} on {facts['cluster']}: one failed GPU stops {facts['blast_gpus']} GPUs, "
+            f"{facts['blast_share']:.1%} of the capacity, for {_seconds(facts['mttr_s'])}; "
+            f"{facts['failures_per_month']:.2g} times in 30 days",
+            "",
+            f"  GPU fails every    {_seconds(facts['mtbf_gpu_s']):>10}  {facts['mtbf_gpu_source']}",
+            f"  replica fails every{_seconds(facts['mttf_replica_s']):>11}  the GPU's over {facts['blast_gpus']} GPUs",
+            f"  noticed after      {_seconds(facts['detect_s']):>10}  {facts['detect_source']}",
+            f"  rebuilt after      {_seconds(rebuild['total_s']):>10}  see below",
+            f"  a replica works    {_share(facts['availability_replica']):>10}  of the time; "
+            f"{_seconds(facts['downtime_replica_s_per_month'])} of downtime in 30 days over all replicas",
+            f"  all replicas work  {_share(facts['all_replicas_up']):>10}  of the time; at least one "
+            f"{_share(facts['any_replica_up'])}",
+            "",
+            f"  Lost per failure: {facts['in_flight_per_failure']:,.0f} requests in flight, "
+            f"{facts['output_tokens_lost_per_failure']:,.0f} output tokens, "
+            f"{facts['kv_tokens_lost_per_failure']:,.0f} tokens of KV cache to compute again",
+            f"  To serve the whole load {_share(facts['target'])} of the time: {wanted} replicas "
+            f"({wanted * facts['blast_gpus']} GPUs), {more}",
+            *_spare_lines(facts),
+            *_survival_lines(facts),
+            "",
+            "Other sizes of a replica on as many GPUs",
+            table(
+                ["layout", "one failure stops", "fails every", "capacity lost", "GPUs for target", "requests/s/GPU"],
+                [
+                    (
+                        size["layout"],
+                        f"{size['blast_share']:.1%}",
+                        _seconds(size["mttf_s"]),
+                        f"{size['capacity_lost']:.4%}",
+                        f"{size['gpus_wanted']}",
+                        f"{size['requests_per_s_per_gpu']:.3g}",
+                    )
+                    for size in facts["sizes"]
+                ],
+            ),
+            "",
+            "Rebuild of a replica",
+            *readiness_lines(rebuild),
+        ]
+    )
+
+
+def _spare_lines(facts: Facts) -> list[str]:
+    if facts["spare_nodes"] is None:
+        return ["  Assumes that a spare GPU is at hand; --repair 24h counts the spare nodes for that"]
+    return [f"  Spare nodes so that a replacement is at hand as often: {facts['spare_nodes']}, shared by all replicas"]
+
+
+def _survival_lines(facts: Facts) -> list[str]:
+    rows = facts["survival"]
+    if not rows:
+        return []
+    copies = facts["redundant_experts"]
+    return [
+        "",
+        f"Experts with a copy left ({facts['placement']} placement, {copies} redundant per layer)",
+        table(
+            ["dead", "every expert lives", "experts lost", "counted"],
+            [
+                (
+                    f"{row['dead']} {row['unit']}{'s' if row['dead'] > 1 else ''}",
+                    f"{row['all_covered']:.1%}",
+                    f"{row['lost_experts']:,.1f} of {facts['num_experts']:,}",
+                    f"all {row['num_sets']:,} cases" if row["is_exact"] else f"{row['num_sets']:,} cases drawn",
+                )
+                for row in rows
+            ],
+        ),
+        f"  After one dead rank {format_bytes(facts['reload_bytes_per_dead_rank'])} of experts are loaded again; the "
+        f"slots of an elastic group hold all experts with up to {facts['ranks_tolerated_elastic']} dead ranks",
+    ]
+
+
+def scale_out_text(facts: Facts) -> str:
+    """Text of `scale-out`."""
+    ready = facts["ready"]
+    lines = [
+        f"One more replica of {facts['layout']['name']} ({facts['unit_gpus']} GPUs of {facts['cluster']}) is ready "
+        f"after {_seconds(ready['total_s'])} and adds {facts['capacity_requests_per_s_per_replica']:.3g} requests/s",
+        "",
+        *readiness_lines(ready),
+        "",
+        "Weights from elsewhere (--load-from)",
+        table(
+            ["source", "weights", "ready after"],
+            [
+                (name, _seconds(facts["weights_s_by_source"][name]), _seconds(total_s))
+                for name, total_s in facts["ready_s_by_source"].items()
+            ],
+        ),
+        "",
+        f"  The unit of growth is a whole group of {facts['unit_gpus']} GPUs: fewer cannot be added or given back",
+    ]
+    if facts["reserve_replicas"] is not None:
+        lines.append(
+            f"  While it starts the load grows by {facts['growth_until_ready_requests_per_s']:.3g} requests/s: keep "
+            f"{facts['reserve_replicas']} replica(s) in reserve"
+        )
+    if facts["drain_s"] is not None:
+        lines.append(
+            f"  Giving one back waits up to {_seconds(facts['drain_s'])} for its requests: {facts['drain_source']}"
+        )
+    lines += ["", f"Workload  {facts['workload']}; capacity by the closed form, without queueing"]
+    return "\n".join(lines)

@@ -102,3 +102,15 @@ def _load_source(text: str) -> tuple[str, float | None]:
     if rate <= 0:
         raise InputError(f"--load-from {text}: a rate above 0 is needed")
     return "rate", rate
+
+
+def parse_share(option: str, text: str) -> float:
+    """A share between 0 and 1 from `99.9%` or `0.999`; InputError naming `option` otherwise."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100.0 if percent else 1.0)
+    except ValueError:
+        raise InputError(f"{option} {text}: give a share such as 99.9% or 0.999") from None
+    if not 0.0 < share < 1.0:
+        raise InputError(f"{option} {text}: a share between 0 and 1 is needed, such as 99.9%")
+    return share
