@@ -87,20 +87,8 @@ def show_failures(
         mtbf = Sourced(parse_duration("--mtbf-gpu", mtbf_gpu, positive=True), GIVEN)
     repair_s = None if repair is None else parse_duration("--repair", repair, positive=True)
     settings = recovery_settings(load_engine(engine), recovery)
-    deployed, offered = _deployed(
-        model,
-        cluster,
-        layout,
-        engine,
-        workload,
-        rate,
-        placement,
-        max_num_seqs,
-        max_batched_tokens,
-        backend,
-        weights,
-        kv,
-    )
+    limits, formats = (max_num_seqs, max_batched_tokens), (weights, kv)
+    deployed, offered = _deployed(model, cluster, layout, engine, workload, rate, placement, limits, backend, formats)
     answer = reliability(
         deployed, offered, mtbf, settings, target=target, repair_s=repair_s, is_loaded=rate is not None
     )
@@ -164,19 +152,9 @@ def show_scale_out(
     if growth is not None and not 0 < growth < float("inf"):
         raise InputError(f"--growth {growth:g}: requests per second per minute above 0, such as 2")
     settings = recovery_settings(load_engine(engine), recovery)
+    limits, formats = (max_num_seqs, max_batched_tokens), (weights, kv)
     deployed, offered = _deployed(
-        model,
-        cluster,
-        layout,
-        engine,
-        workload,
-        None,
-        "contiguous",
-        max_num_seqs,
-        max_batched_tokens,
-        backend,
-        weights,
-        kv,
+        model, cluster, layout, engine, workload, None, "contiguous", limits, backend, formats
     )
     ready, load = ready_by_source(deployed, settings), load_of(deployed, offered)
     facts = scale_out_facts(deployed, offered, settings, ready, load.capacity_per_s, growth, command_line())
