@@ -205,16 +205,18 @@ def scale_out_text(facts: Facts) -> str:
             ],
         ),
         "",
-        f"  The unit of growth is a whole group of {facts['unit_gpus']} GPUs: fewer cannot be added or given back",
+        f"  The unit of growth is a whole group of {facts['unit_gpus']} GPUs"
+        + (
+            f"; elastic EP can also add or take ranks and waits up to {_seconds(facts['drain_s'])} for their requests:"
+            if facts["drain_s"] is not None
+            else ""
+        ),
+        *([f"    {facts['drain_source']}"] if facts["drain_s"] is not None else []),
     ]
     if facts["reserve_replicas"] is not None:
         lines.append(
             f"  While it starts the load grows by {facts['growth_until_ready_requests_per_s']:.3g} requests/s: keep "
             f"{facts['reserve_replicas']} replica(s) in reserve"
-        )
-    if facts["drain_s"] is not None:
-        lines.append(
-            f"  Giving one back waits up to {_seconds(facts['drain_s'])} for its requests: {facts['drain_source']}"
         )
     lines += ["", f"Workload  {facts['workload']}; capacity by the closed form, without queueing"]
     return "\n".join(lines)

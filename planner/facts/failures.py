@@ -170,7 +170,8 @@ def scale_out_facts(
     """What `scale-out --json` prints; `growth` is in requests per second per minute."""
     chosen = ready[settings.load_from]
     arriving = None if growth is None else growth * chosen.total_s / 60.0
-    drain = recovery(deployment.engine.name).drain
+    is_group = deployment.layout.ep > 1 and deployment.layout.attention_dp > 1
+    drain = recovery(deployment.engine.name).drain if is_group else None
     return {
         "model": deployment.model.name,
         "cluster": deployment.cluster.name,

@@ -82,10 +82,12 @@ def _weights(
     if settings.load_from == "network":
         network = network_rate()
         return Term("weights", gpu_bytes / network.value, f"{format_bytes(gpu_bytes)} per GPU: {network.source}")
-    node_rate = settings.node_bytes_per_s or system.nvme_bytes_per_s or NVME_BYTES_PER_S
-    whose = "--load-from" if settings.node_bytes_per_s else "one NVMe drive per node, handbook serving 5B.2"
-    if settings.node_bytes_per_s is None and system.nvme_bytes_per_s:
-        whose = system.source("node.nvme_bytes_per_s") or system.name
+    node_rate, whose = NVME_BYTES_PER_S, "one NVMe drive per node, handbook serving 5B.2"
+    if settings.load_from == "rate":
+        assert settings.node_bytes_per_s is not None
+        node_rate, whose = settings.node_bytes_per_s, "--load-from"
+    elif system.nvme_bytes_per_s:
+        node_rate, whose = system.nvme_bytes_per_s, system.source("node.nvme_bytes_per_s") or system.name
     if node_bytes / node_rate >= gpu_bytes / loader.value:
         why = f"{format_bytes(node_bytes)} per node at {format_bytes(node_rate)}/s: {whose}"
         return Term("weights", node_bytes / node_rate, why)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from planner.engine import Engine
-from planner.errors import InputError, nearest
+from planner.errors import InputError
 from planner.failures.choices import FailureChoices, OnFailure, RecoveryChoices
 from planner.failures.recovery import Sourced, recovery
 
@@ -97,7 +97,7 @@ def _load_source(text: str) -> tuple[str, float | None]:
         return text, None
     match = _RATE.fullmatch(text)
     if match is None:
-        raise InputError(f"--load-from {text}: {nearest(text, LOAD_SOURCES)} Or a rate per node such as 10GB/s.")
+        raise InputError(f"--load-from {text}: use {', '.join(LOAD_SOURCES)}, or a rate per node such as 10GB/s")
     rate = float(match[1]) * _BYTES[match[2].lower()]
     if rate <= 0:
         raise InputError(f"--load-from {text}: a rate above 0 is needed")

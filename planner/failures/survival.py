@@ -17,7 +17,9 @@ from planner.errors import InputError
 from planner.placement import Placement
 
 _MOST_SETS = 200_000
-"""Sets of dead ranks that are enumerated; beyond, as many are drawn."""
+"""Sets of dead ranks that are enumerated."""
+_DRAWN_SETS = 20_000
+"""Sets that are drawn where there are more."""
 _SEED = 20261122
 
 
@@ -73,7 +75,7 @@ def _covered(sets: NDArray[np.bool_], units: int, dead: int, total: int) -> tupl
         drawn = np.array(list(combinations(range(units), dead)), dtype=np.int64)
     else:
         rng = np.random.default_rng(_SEED)
-        drawn = np.argsort(rng.random((_MOST_SETS // 10, units)), axis=1)[:, :dead]
+        drawn = np.argsort(rng.random((_DRAWN_SETS, units)), axis=1)[:, :dead]
     alive = np.ones((len(drawn), units), dtype=np.float32)
     np.put_along_axis(alive, drawn, 0.0, axis=1)
     # A product of matrices: an expert of one row of `sets` has that many copies on living units.
