@@ -22,6 +22,7 @@ from planner.metrics import Summary
 from planner.model import ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
 from planner.outages import FailureReport, plan_outages, report
+from planner.pipeline import stage_split
 from planner.residency import REUSES
 from planner.simulation import EngineSpec, Simulation, simulate
 from planner.timer import CostTimer, step_timer
@@ -222,7 +223,10 @@ def run(
     if failures is not None:
         plan, ready = plan_outages(deployment.cost(), deployment.limits, deployment.memory, failures)
         outages = Outages(plan, seed)
-    simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress, disturb=outages)
+    split = stage_split(deployment.cost()) if deployment.layout.pp > 1 else None
+    simulation = simulate(
+        deployment.spec(replicas), timer, offered, seed=seed, progress=progress, split=split, disturb=outages
+    )
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     share = offered.arrivals.concurrency / users if users else share

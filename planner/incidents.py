@@ -327,6 +327,8 @@ class Outages:
         self.capacity.append((self.env.now, replica.index, share))
         replica.is_down = replica.is_shut = False
         for group in replica.groups:
+            if self.run.pipelines:
+                self.run.pipelines[group.index].clear()
             group.timer = timer
             group.unheard = self.run.spec.receive_interval
             group.process = self.env.process(self.run._engine(group))

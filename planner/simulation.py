@@ -17,6 +17,7 @@ import simpy
 
 from planner.errors import InputError, nearest
 from planner.metrics import Summary, summarise
+from planner.pipeline import StageSplit, pipelines
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS, Router
 from planner.scheduler import EngineSpec, Rank, RankWork, Request
@@ -109,6 +110,7 @@ def simulate(
     max_simulated_s: float | None = None,
     progress: Callable[[float], None] | None = None,
     record_steps: bool = True,
+    split: StageSplit | None = None,
     disturb: Callable[[_Run], None] | None = None,
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
@@ -116,8 +118,9 @@ def simulate(
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups. What is not answered by `max_simulated_s` [s] stays unfinished. `progress`
     is called with the share of answered requests, at most a hundred times. `record_steps` keeps the step table (72
-    bytes per step). `disturb` is called with the run before its first event (`planner.incidents`). Raises InputError
-    on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
+    bytes per step). `split` cuts steps into pipeline stages, which neighbouring groups share. `disturb` is called with
+    the run before its first event (`planner.incidents`). Raises InputError on an unknown router, a time limit that is
+    not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
         raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
@@ -125,7 +128,7 @@ def simulate(
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
     run = _Run(spec, timer, workload, requests, ROUTERS[router](np.random.default_rng([seed, 1])), record_steps)
-    run.progress = progress
+    run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
     if disturb is not None:
         disturb(run)
     run.env.run(until=max_simulated_s)
@@ -197,10 +200,9 @@ class _Run:
         self.router = router
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
-        self.gate: Callable[[Request], bool] | None = None
-        """Asked before a request goes to a rank; False if it was kept for later."""
+        self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
         self.groups = [_Group(i, spec, timer) for i in range(spec.num_groups)]
-        self.links = _host_links(spec)
+        self.links, self.pipelines = _host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.num_steps = self.num_sent = self.num_done = 0
         self.now_s = 0.0
@@ -243,6 +245,7 @@ class _Run:
         env, ranks, timer = self.env, group.ranks, group.timer
         works = [rank.work for rank in ranks]
         link = self.links[group.index] if self.links else None
+        pipeline = self.pipelines[group.index] if self.pipelines else None
         interval = self.spec.receive_interval
         while True:
             if not group.in_flight:
@@ -257,6 +260,8 @@ class _Run:
             step_s = timer.step_s(works)
             if link is not None:
                 step_s += link.wait_s(start_s, timer.link_s)
+            if pipeline is not None:
+                step_s = pipeline.pass_s(start_s, step_s, ranks)
             if not 0 < step_s < math.inf:
                 raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
             self.num_steps += 1

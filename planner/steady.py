@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost import StepCost
+from planner.pipeline import unevenness
 from planner.steptime import Floats
 from planner.workload import Workload
 
@@ -69,19 +70,19 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     chunks = prompt / chunk
     share = np.minimum(1.0, chunks * batch / output)
     overload = np.maximum(1.0, chunks * batch / output)
+    # A prompt on any rank of any batch in the pipeline delays all of them.
     any_rank = 1 - (1 - share) ** dp
+    any_batch = 1 - (1 - any_rank) ** cost.layout.pp
     ranks_prefilling = dp * share / np.maximum(any_rank, 1e-12)
     past = (prompt - np.minimum(chunk, prompt)) / 2
     if policy == "mixed":
         prompt_step_s = cost.mixed(chunk, past, ranks_prefilling, batch, contexts).total_s
-        tpot_s = (any_rank * prompt_step_s + (1 - any_rank) * decode_s) * overload
+        tpot_s = (any_batch * prompt_step_s + (1 - any_batch) * decode_s) * overload
     else:
         prompt_step_s = cost.prefill(chunk, past, ranks_prefilling).total_s
-        tpot_s = decode_s + any_rank * prompt_step_s * overload
+        tpot_s = decode_s + any_batch * prompt_step_s * overload
     per_prompt_s = chunks * prompt_step_s
-    pp = cost.layout.pp
-    if pp > 1:  # short steps wait for the longer ones of the other batches in the pipeline (see timer.CostTimer)
-        tpot_s = tpot_s + (pp - 1) / pp * (1 - any_rank) * np.maximum(0.0, tpot_s - decode_s)
+    tpot_s = tpot_s * unevenness(cost, batch)
     rate = batch / (output * tpot_s)
     # Prompts share a mixed step up to its token budget; in a prefill-first scheduler they take the rank for themselves.
     busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s

@@ -25,7 +25,7 @@ FLOORS = [
     {"steptime"},
     {"routedcost"},
     {"cost"},
-    {"coverage", "timer", "steady", "small", "scheduler", "records", "routers", "failures"},
+    {"coverage", "timer", "steady", "small", "scheduler", "records", "routers", "failures", "pipeline"},
     {"epochs", "expertsteps"},
     {"metrics"},
     {"simulation"},
