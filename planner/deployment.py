@@ -230,7 +230,8 @@ def run(
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     share = offered.arrivals.concurrency / users if users else share
-    summary = simulation.summary(slo)
+    # A run with an incident has no steady part to pick: all of it counts.
+    summary = simulation.summary(slo, warmup=0.0 if outages and outages.incidents else None)
     objective, ratio = _worst(summary)
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
@@ -242,6 +243,8 @@ def run(
     if isinstance(timer, EpochTimer):
         pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
     failed = report(outages, ready, simulation) if outages and ready else None
+    if failed and failed.num_dropped and ratio <= 1.0:
+        objective, ratio = "requests lost with a replica", _UNSTABLE_RATIO
     return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses, failed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.tables import table
-from planner.units import format_bytes, format_seconds
+from planner.units import HOUR_S, format_bytes, format_seconds
 
 Facts = dict[str, Any]
 
@@ -25,8 +25,10 @@ def _share(value: float) -> str:
     """A share near one with as many nines as it has."""
     if value == 1.0:
         return "100%"
+    if value >= 0.9999995:
+        return "> 99.9999%"
     if value >= 0.999995:
-        return f"{value:.6%}"
+        return f"{value:.5%}"
     return f"{value:.3%}" if value > 0.99 else f"{value:.1%}"
 
 
@@ -117,7 +119,7 @@ def reliability_text(facts: Facts) -> str:
             f"{facts['blast_share']:.1%} of the capacity, for {_seconds(facts['mttr_s'])}; "
             f"{facts['failures_per_month']:.2g} times in 30 days",
             "",
-            f"  GPU fails every    {_seconds(facts['mtbf_gpu_s']):>10}  {facts['mtbf_gpu_source']}",
+            f"  GPU fails every    {facts['mtbf_gpu_s'] / HOUR_S:>8,.0f} h  {facts['mtbf_gpu_source']}",
             f"  replica fails every{_seconds(facts['mttf_replica_s']):>11}  the GPU's over {facts['blast_gpus']} GPUs",
             f"  noticed after      {_seconds(facts['detect_s']):>10}  {facts['detect_source']}",
             f"  rebuilt after      {_seconds(rebuild['total_s']):>10}  see below",
@@ -129,7 +131,7 @@ def reliability_text(facts: Facts) -> str:
             f"  Lost per failure: {facts['in_flight_per_failure']:,.0f} requests in flight, "
             f"{facts['output_tokens_lost_per_failure']:,.0f} output tokens, "
             f"{facts['kv_tokens_lost_per_failure']:,.0f} tokens of KV cache to compute again",
-            f"  To serve the whole load {_share(facts['target'])} of the time: {wanted} replicas "
+            f"  To serve the whole load {_share(facts['target'])} of the time: {wanted} replica{'s' if wanted > 1 else ''} "
             f"({wanted * facts['blast_gpus']} GPUs), {more}",
             *_spare_lines(facts),
             *_survival_lines(facts),
@@ -183,7 +185,18 @@ def _survival_lines(facts: Facts) -> list[str]:
             ],
         ),
         f"  After one dead rank {format_bytes(facts['reload_bytes_per_dead_rank'])} of experts are loaded again; the "
-        f"slots of an elastic group hold all experts with up to {facts['ranks_tolerated_elastic']} dead ranks",
+        f"slots of the others hold all experts with up to {facts['ranks_tolerated_elastic']} dead ranks",
+        *_elastic_lines(facts),
+    ]
+
+
+def _elastic_lines(facts: Facts) -> list[str]:
+    pause_s = facts["elastic_pause_s"]
+    if pause_s is None:
+        return []
+    return [
+        f"  As an elastic group (simulate --elastic) it would pause for {_seconds(pause_s)} per failure, not "
+        f"{_seconds(facts['mttr_s'])}, and serve with one rank less meanwhile"
     ]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from planner.deployment import Deployment, deploy, with_replicas
 from planner.errors import Infeasible, InputError, LayoutError
 from planner.failures.readiness import Readiness, readiness
-from planner.failures.recovery import Sourced
+from planner.failures.recovery import Sourced, loader_rate, recovery
 from planner.failures.risk import at_least_up, availability, group_mttf_s, replicas_for, spares_for
-from planner.failures.settings import LOAD_SOURCES, RecoverySettings
+from planner.failures.settings import GIVEN, LOAD_SOURCES, RecoverySettings
 from planner.failures.survival import Survival, survival, tolerated_ranks
 from planner.layout import Layout, layout_problem
 from planner.loads import placement_of
@@ -60,7 +60,8 @@ class Reliability:
     A failure stops `blast_gpus`, `blast_share` of the capacity. Each replica fails every `mttf_s` and is away
     `mttr_s`; it works `availability` of the time. `replicas_wanted` keep the load served with probability `target`;
     `spare_nodes` make up for nodes in repair (None: no repair time given). `ranks` and `nodes` say which experts
-    survive dead ranks and a dead node, `tolerated` how many ranks an elastic group can lose.
+    survive dead ranks and a dead node, `tolerated` how many ranks an elastic group can lose; `elastic_s` is how long
+    such a group pauses for one failure in all (None where engine or layout cannot).
     """
 
     deployment: Deployment
@@ -80,6 +81,7 @@ class Reliability:
     nodes: tuple[Survival, ...]
     tolerated: int
     reload_bytes: float
+    elastic_s: float | None
     sizes: tuple[Size, ...]
 
     @property
@@ -146,6 +148,7 @@ def reliability(
         nodes=nodes,
         tolerated=tolerated_ranks(moe.num_experts, layout.redundant_experts, layout.ep) if moe else 0,
         reload_bytes=reload_bytes,
+        elastic_s=_elastic_s(deployment, settings, reload_bytes),
         sizes=tuple(_sizes(deployment, workload, mtbf_gpu, settings, target)),
     )
 
@@ -183,15 +186,29 @@ def _ready(deployment: Deployment, settings: RecoverySettings) -> Readiness:
     return readiness(of.model, of.cluster, of.layout, of.engine, of.limits, of.memory, settings)
 
 
+def _elastic_s(deployment: Deployment, settings: RecoverySettings, reload_bytes: float) -> float | None:
+    """Pauses of an elastic group: to notice and go on without the rank, and to take another in."""
+    layout, facts, moe = deployment.layout, recovery(deployment.engine.name), deployment.model.moe
+    if moe is None or layout.ep == 1 or layout.attention_dp != layout.ep or layout.pp > 1:
+        return None
+    if not (facts.elastic_detect and facts.elastic_pause and facts.join_pause):
+        return None
+    if not tolerated_ranks(moe.num_experts, layout.redundant_experts, layout.ep):
+        return None
+    detect = settings.detect if settings.detect.source == GIVEN else facts.elastic_detect
+    reload_s = reload_bytes / (layout.ep - 1) / loader_rate().value
+    return detect.value + facts.elastic_pause.value + facts.join_pause.value + reload_s
+
+
 def _placement(deployment: Deployment) -> Placement | None:
-    """Experts of every MoE layer on the ranks of a stage, with the nodes they are on; None without ranks of experts."""
+    """Experts of the MoE layers of one stage on its ranks, with their nodes; None where ranks share all experts."""
     layout, moe, experts = deployment.layout, deployment.model.moe, deployment.experts
     if moe is None or layout.ep == 1:
         return None
     nodes = math.ceil(layout.stage_gpus / deployment.cluster.gpus_per_node)
     nodes = nodes if layout.ep % nodes == 0 else 1
     question = experts.question(experts.router(moe), layout, "decode", nodes)
-    placed = placement_of(replace(question, num_layers=deployment.model.num_moe_layers))
+    placed = placement_of(replace(question, num_layers=math.ceil(deployment.model.num_moe_layers / layout.pp)))
     return replace(placed, num_nodes=nodes)
 
 

@@ -293,6 +293,14 @@ def test_command_shows_incidents(moeplan):
     assert facts["num_retried"] == facts["incidents"][0]["num_requests"] > 0
 
 
+def test_lost_requests_break_the_slo(moeplan):
+    drop = ("--fail-at", "5s", "--detect", "1s", "--on-failure", "drop", "--slo", "tpot_p95=10s", "--json")
+    facts = json.loads(moeplan(*MIXTRAL, *TWO, *drop)[1])
+    assert facts["failures"]["num_dropped"] > 0
+    assert (facts["meets_slo"], facts["worst_objective"]) == (False, "requests lost with a replica")
+    assert facts["num_measured"] == 60
+
+
 def test_command_without_failures_says_nothing_about_them(moeplan):
     _, out, _ = moeplan(*MIXTRAL, *TWO, "--json")
     assert "failures" not in json.loads(out)

@@ -296,3 +296,19 @@ def test_scale_out_bad_input(moeplan):
         assert words in err
     code, _, err = moeplan(*SCALE[:-1], "tp=16")
     assert code == 2
+
+
+def test_a_dead_rank_of_a_pipeline_takes_experts_of_its_stage(moeplan):
+    asked = ("failures", "deepseek-v3", "--cluster", "h200-sxm:4x8", "--json", "--layout")
+    piped = json.loads(moeplan(*asked, "tp=8,ep=8,pp=2")[1])
+    assert piped["num_experts"] == 29 * 256
+    assert piped["survival"][0]["lost_experts"] == 29 * 256 / 8
+    assert piped["elastic_pause_s"] is None
+    wide = json.loads(moeplan(*asked, "attention_dp=16,ep=16,redundant_experts=256", "--engine", "sglang")[1])
+    assert wide["ranks_tolerated_elastic"] == 8
+    assert wide["elastic_pause_s"] < wide["mttr_s"]
+    assert wide["survival"][0]["all_covered"] == 1.0
+    assert wide["reload_bytes_per_dead_rank"] == 0
+    plain = json.loads(moeplan(*asked, "attention_dp=16,ep=16")[1])
+    # Without copies a dead rank's experts are all it holds: 256 / 16 of 58 layers at 44 MB each.
+    assert plain["reload_bytes_per_dead_rank"] == pytest.approx(16 * 58 * 3 * 7168 * 2048, rel=0.01)

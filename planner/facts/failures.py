@@ -128,7 +128,7 @@ def reliability_facts(answer: Reliability, command: str) -> Facts:
         "in_flight_per_failure": load.sequences,
         "kv_tokens_lost_per_failure": load.kv_tokens,
         "output_tokens_lost_per_failure": load.output_tokens,
-        "num_experts": moe.num_experts * of.model.num_moe_layers if moe else 0,
+        "num_experts": moe.num_experts * math.ceil(of.model.num_moe_layers / layout.pp) if moe else 0,
         "survival": [
             {"unit": unit, "dead": s.dead, "all_covered": s.all_covered, "lost_experts": s.lost_experts}
             | {"num_sets": s.num_sets, "is_exact": s.is_exact}
@@ -139,6 +139,7 @@ def reliability_facts(answer: Reliability, command: str) -> Facts:
         "redundant_experts": layout.redundant_experts,
         "ranks_tolerated_elastic": answer.tolerated,
         "reload_bytes_per_dead_rank": answer.reload_bytes,
+        "elastic_pause_s": answer.elastic_s,
         "sizes": [
             {
                 "layout": str(size.layout),
