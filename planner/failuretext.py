@@ -113,6 +113,7 @@ def reliability_text(facts: Facts) -> str:
     layout, rebuild = facts["layout"], facts["rebuild"]
     wanted, replicas = facts["replicas_wanted"], layout["replicas"]
     more = "as many as there are" if wanted == replicas else f"{wanted - replicas} more than there are"
+    enough = f"{wanted} replica{'s' if wanted > 1 else ''} ({wanted * facts['blast_gpus']} GPUs)"
     return "\n".join(
         [
             f"{layout['name']} on {facts['cluster']}: one failed GPU stops {facts['blast_gpus']} GPUs, "
@@ -131,8 +132,7 @@ def reliability_text(facts: Facts) -> str:
             f"  Lost per failure: {facts['in_flight_per_failure']:,.0f} requests in flight, "
             f"{facts['output_tokens_lost_per_failure']:,.0f} output tokens, "
             f"{facts['kv_tokens_lost_per_failure']:,.0f} tokens of KV cache to compute again",
-            f"  To serve the whole load {_share(facts['target'])} of the time: {wanted} replica{'s' if wanted > 1 else ''} "
-            f"({wanted * facts['blast_gpus']} GPUs), {more}",
+            f"  To serve the whole load {_share(facts['target'])} of the time: {enough}, {more}",
             *_spare_lines(facts),
             *_survival_lines(facts),
             "",

@@ -148,7 +148,9 @@ class FailureReport:
 
 def report(outages: Outages, ready: Readiness, simulation: Simulation) -> FailureReport:
     """What `outages` did to the finished run `simulation`."""
-    end_s, replicas = simulation.simulated_s, len(outages.replicas)
+    # A run whose requests were all given up has no last step.
+    end_s = max([simulation.simulated_s, *(i.detected_s for i in outages.incidents if not np.isnan(i.detected_s))])
+    replicas = len(outages.replicas)
     lost, idle_s, down_s = _integrate(outages.capacity, replicas, end_s)
     requests = simulation.requests
     touched = np.zeros(len(requests), dtype=bool)

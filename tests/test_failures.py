@@ -93,6 +93,15 @@ def test_the_only_replica_makes_requests_wait_for_the_rebuild():
     assert told.downtime_s == pytest.approx(12.0)
 
 
+def test_a_run_in_which_every_request_is_lost_is_told():
+    outages = Outages(plan((0.1, 0), on_failure="drop"))
+    told = report_of(outages, run(EngineSpec(1, 1, 4096), burst([0.0, 0.0]), outages))
+    assert told.num_dropped == 2
+    assert told.downtime_s == pytest.approx(2.0)
+    assert told.availability == pytest.approx(0.1 / 2.1)
+    assert np.isnan(told.during.ttft_mean_s)
+
+
 def report_of(outages, result):
     return report(outages, None, result)
 
