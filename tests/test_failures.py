@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.cost import StepCost
 from planner.deployment import simulate_layout
 from planner.engine import Limits, engine
 from planner.errors import InputError, LayoutError
-from planner.failures.choices import FailureChoices
-from planner.failures.settings import failure_settings
+from planner.failures.choices import FailureChoices, RecoveryChoices
+from planner.failures.settings import failure_settings, recovery_settings
 from planner.hardware import parse_cluster
 from planner.incidents import ElasticPlan, OutagePlan, Outages
 from planner.layout import Layout
+from planner.memory import Ledger
 from planner.model import load
-from planner.outages import report
+from planner.outages import elastic_plan, report
 from planner.records import FINISHED, LOST
 from planner.routers import ROUTERS
 from planner.scheduler import EngineSpec
@@ -283,6 +285,31 @@ def test_elastic_says_what_it_needs(layout, name, error, words):
         layout = Layout(tp=8, ep=8)
     with pytest.raises(error, match=words):
         deepseek_run(layout, FailureChoices(fail_at=("5s",), elastic=True), name)
+
+
+def test_throughput_of_the_survivors_is_within_the_published_range():
+    """LMSYS blog 2026-03-25: DeepSeek-V3.2 on 32 GPUs with 256 redundant experts after 1, 2, 4, 8 and 16 dead ranks.
+
+    The load is not stated: it must lie between the model's answers for 512 and 4,096 sequences in all.
+    """
+    published = np.array([5552.41, 5431.50, 5265.12, 4479.84, 2825.44])
+    model, cluster, profile = load("deepseek-ai/DeepSeek-V3"), parse_cluster("h100-sxm:4x8"), engine("sglang")
+    layout = Layout(attention_dp=32, ep=32, redundant_experts=256)
+    cost = StepCost(model, layout, cluster, profile, "deepep")
+    memory = Ledger(model, cluster.system, profile).use(layout, Limits(64, 2048), "deepep", 2048)
+    elastic = elastic_plan(cost, memory, recovery_settings(profile, RecoveryChoices()))
+    dead = np.array([1, 2, 4, 8, 16])
+    slow = np.array(elastic.slowdown)[dead]
+
+    def relative(sequences):
+        per_rank = sequences / (32 - dead)
+        rate = 1 / (cost.decode(per_rank, np.full(5, 2048.0)).total_s * slow)
+        return rate / rate[0]
+
+    few, many = relative(512), relative(4096)
+    assert (published / published[0] <= few + 0.02).all()
+    assert (published / published[0] >= many - 0.02).all()
+    assert (few - many)[-1] < 0.2
 
 
 MIXTRAL = ("simulate", "mixtral-8x7b-v0.1", "--cluster", "h100-sxm:1x8", "--num-requests", "60", "--rate", "4")
