@@ -70,8 +70,8 @@ class VllmScore:
         self._newest: _Statistics | None = None
         self._sent_by: dict[int, tuple[int, int]] = {}
 
-    def choose(self, request: int, now_s: float) -> int:
-        """Rank for request number `request`, which comes at `now_s`."""
+    def choose(self, request: int, now_s: float, places: Sequence[int] | None = None) -> int:
+        """Rank for request number `request`, which comes at `now_s`; one of `places` where given."""
         newest = self._newest
         if newest is None or now_s - newest.taken_s >= self._statistics_s:
             newest = self._newest = _Statistics.of(self._ranks, now_s)
@@ -80,7 +80,7 @@ class VllmScore:
         if seen is None or seen.taken_s != newest.taken_s:
             seen = self._seen[client] = newest.copy()
         own = self._in_flight[client]
-        chosen = self._best(seen, own, self._start[client])
+        chosen = self._best(seen, own, self._start[client], places)
         seen.loads[chosen] += self._clients
         seen.waiting[chosen] += self._clients
         own[chosen] += 1
@@ -93,12 +93,14 @@ class VllmScore:
         client, rank = self._sent_by.pop(request)
         self._in_flight[client][rank] -= 1
 
-    def _best(self, seen: _Statistics, own: list[int], start: int) -> int:
+    def _best(self, seen: _Statistics, own: list[int], start: int, places: Sequence[int] | None) -> int:
         best, least = 0, math.inf
         loads, waiting, usage, clients = seen.loads, seen.waiting, seen.usage, self._clients
         count = len(loads)
         for place in range(start, start + count):
             rank = place % count
+            if places is not None and rank not in places:
+                continue
             score: float = max(clients * own[rank], loads[rank])
             if waiting[rank] and usage[rank] > _FREE_USAGE:
                 score += waiting[rank] * _WAITING_WEIGHT * (usage[rank] - _FREE_USAGE)
@@ -116,12 +118,14 @@ def _client_draws(rng: np.random.Generator, clients: int) -> Iterator[int]:
 class Balancer:
     """Chooses the rank of every request.
 
-    `router` chooses among all ranks, or, if the deployment has a router of its own, among groups.
+    `router` chooses among all ranks, or, if the deployment has a router of its own, among groups. While `open` is not
+    None, only the ranks in it get requests.
     """
 
     def __init__(self, spec: EngineSpec, router: str, groups: Sequence[Sequence[Rank]], seed: int) -> None:
         if spec.rank_router and spec.rank_router not in RANK_ROUTERS:
             raise InputError(f"unknown rank_router {spec.rank_router!r} ({nearest(spec.rank_router, RANK_ROUTERS)})")
+        self.open: list[int] | None = None
         self._per_group = spec.ranks_per_group
         self._outer = ROUTERS[router](np.random.default_rng([seed, 1]))
         self._scores: list[VllmScore] = []
@@ -136,14 +140,26 @@ class Balancer:
     def choose(self, in_flight: list[int], request: int, now_s: float) -> int:
         """Rank, counted over all groups, for request number `request` at `now_s`; `in_flight` by rank."""
         if not self._scores and not self._inner:
-            return self._outer(in_flight)
+            return _pick(self._outer, in_flight, self.open)
         size = self._per_group
-        group = self._outer([sum(in_flight[first : first + size]) for first in range(0, len(in_flight), size)])
+        loads = [sum(in_flight[first : first + size]) for first in range(0, len(in_flight), size)]
+        groups = places = None
+        if self.open is not None:
+            groups = sorted({rank // size for rank in self.open})
+        group = _pick(self._outer, loads, groups)
+        first = group * size
+        if self.open is not None:
+            places = [rank - first for rank in self.open if first <= rank < first + size]
         if self._scores:
-            return group * size + self._scores[group].choose(request, now_s)
-        return group * size + self._inner[group](in_flight[group * size : (group + 1) * size])
+            return first + self._scores[group].choose(request, now_s, places)
+        return first + _pick(self._inner[group], in_flight[first : first + size], places)
 
     def finished(self, request: int, rank: int) -> None:
         """Request number `request` has left `rank`."""
         if self._scores:
             self._scores[rank // self._per_group].finished(request)
+
+
+def _pick(router: Router, in_flight: list[int], places: list[int] | None) -> int:
+    """The choice of `router`, among `places` if there are any."""
+    return router(in_flight) if places is None else places[router([in_flight[place] for place in places])]

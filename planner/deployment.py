@@ -14,12 +14,16 @@ from planner.epochs import EpochTimer
 from planner.errors import DoesNotFit, InputError, LayoutError, WorkloadError
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.expertsteps import ExpertSteps, expert_steps, tokens_of
+from planner.failures.settings import FailureSettings
 from planner.hardware import Cluster
+from planner.incidents import Outages
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
 from planner.model import ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
+from planner.outages import FailureReport, plan_outages, report
+from planner.pipeline import stage_split
 from planner.residency import REUSES
 from planner.simulation import Simulation, simulate
 from planner.tacticcost import step_cost
@@ -200,6 +204,7 @@ class Run:
     num_rebalances: int
     rebalance_stall_s: float
     rebalance_moved_bytes: float
+    failures: FailureReport | None = None
 
     @property
     def meets_slo(self) -> bool:
@@ -220,11 +225,12 @@ def run(
     seed: int = 0,
     max_replicas: int | None = None,
     progress: Callable[[float], None] | None = None,
+    failures: FailureSettings | None = None,
 ) -> Run:
     """Simulate `deployment` under `workload` and judge it against `slo`.
 
     `max_replicas` replicas at most are simulated, at their share of the load; by default two, or one of many ranks, or
-    all that fetch experts over one host link.
+    all that fetch experts over one host link. `failures` says which replicas stop on the way.
     """
     check_context(deployment.model, workload)
     # Replicas on one link to the host slow each other down: they are simulated together.
@@ -239,11 +245,19 @@ def run(
         offered = offered.with_num_requests(
             min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share)))
         )
-    simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
+    outages = ready = None
+    if failures is not None:
+        plan, ready = plan_outages(deployment.cost(), deployment.limits, deployment.memory, failures)
+        outages = Outages(plan, seed)
+    split = stage_split(deployment.cost()) if deployment.layout.pp > 1 else None
+    simulation = simulate(
+        deployment.spec(replicas), timer, offered, seed=seed, progress=progress, split=split, disturb=outages
+    )
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     share = offered.arrivals.concurrency / users if users else share
-    summary = simulation.summary(slo)
+    # A run with an incident has no steady part to pick: all of it counts.
+    summary = simulation.summary(slo, warmup=0.0 if outages and outages.incidents else None)
     objective, ratio = _worst(summary)
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
@@ -255,7 +269,10 @@ def run(
     pauses = (0, 0.0, 0.0)
     if isinstance(timer, EpochTimer):
         pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
-    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses)
+    failed = report(outages, ready, simulation) if outages and ready else None
+    if failed and failed.num_dropped and ratio <= 1.0:
+        objective, ratio = "requests lost with a replica", _UNSTABLE_RATIO
+    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses, failed)
 
 
 def _timer(deployment: Deployment, replicas: int) -> CostTimer | UbatchTimer | EpochTimer:
@@ -338,6 +355,7 @@ def simulate_layout(
     tactics: Tactics = PLAIN,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    failures: FailureSettings | None = None,
 ) -> Run:
     """Deploy and simulate one layout, all replicas of it.
 
@@ -351,7 +369,7 @@ def simulate_layout(
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
     deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics)
-    return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress)
+    return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress, failures=failures)
 
 
 def _check_host_used(experts: ExpertSettings) -> None:

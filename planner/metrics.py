@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from planner.enginespec import EngineSpec
 from planner.errors import InputError
-from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
+from planner.records import FINISHED, LOST, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.workload import SLO_STATISTICS, Objective, Slo
 
 
@@ -314,7 +314,7 @@ def _saturation(requests: RequestTable, first: int, last: int, *, is_open: bool)
     means growth above 3 sqrt(2 N), above 2 sqrt(arrivals), above 5 % of the arrivals of the second half, and
     a system that was not emptier in the middle than at the beginning.
     """
-    accepted = requests.status != REJECTED
+    accepted = (requests.status != REJECTED) & (requests.status != LOST)
     middle = (first + last) // 2
     if is_open and last - first >= 20:
         at_s = requests.arrival_s[[first, middle, last - 1]]

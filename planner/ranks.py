@@ -9,16 +9,13 @@ from planner.speculation import AcceptanceWalk
 from planner.speculativerank import SpeculativeRank
 
 
-def rank_of(spec: EngineSpec) -> Rank:
-    """A rank with drafts, one that retracts, or a plain one; with drafts `spec.admission_reserve` admits."""
+def rank_of(spec: EngineSpec, walk: AcceptanceWalk | None = None) -> Rank:
+    """A rank with drafts, one that retracts, or a plain one; with drafts `spec.admission_reserve` admits.
+
+    `walk` draws the acceptance of drafts; a rank without one has its own.
+    """
     if spec.acceptance:
-        return SpeculativeRank(spec)
+        rank = SpeculativeRank(spec)
+        rank.walk = walk or rank.walk
+        return rank
     return Rank(spec) if spec.token_ratio is None else RetractingRank(spec)
-
-
-def share_walk(ranks: list[Rank], acceptance: tuple[float, ...], seed: int) -> None:
-    """Let the `ranks` of a run draw acceptance from one walk seeded by `seed`."""
-    walk = AcceptanceWalk(acceptance, [seed, 2])
-    for rank in ranks:
-        if isinstance(rank, SpeculativeRank):
-            rank.walk = walk

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-UNFINISHED, FINISHED, REJECTED = 0, 1, 2
+UNFINISHED, FINISHED, REJECTED, LOST = 0, 1, 2, 3
 """Values of `RequestTable.status`."""
 
-_STATUS_NAMES = np.array(["unfinished", "finished", "rejected"])
+_STATUS_NAMES = np.array(["unfinished", "finished", "rejected", "lost"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,8 +22,8 @@ class RequestTable:
     """Requests in order of arrival; every column is `[num_requests]`, times are simulated seconds.
 
     `admitted_s` is when the first prompt tokens were first scheduled. Times that never came are NaN. `rank` counts
-    through all groups (-1 when rejected), `status` is UNFINISHED (the run ended first), FINISHED or REJECTED (larger
-    than the KV pool).
+    through all groups (-1 when rejected), `status` is UNFINISHED (the run ended first), FINISHED, REJECTED (larger
+    than the KV pool) or LOST (given up with the replica it was on).
     """
 
     arrival_s: NDArray[np.float64]

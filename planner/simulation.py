@@ -22,10 +22,12 @@ from planner.frontend import FrontEnd
 from planner.hostlink import host_links
 from planner.lockstep import PrefillHold
 from planner.metrics import Summary, summarise
-from planner.ranks import rank_of, share_walk
+from planner.pipeline import StageSplit, pipelines
+from planner.ranks import rank_of
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS
 from planner.scheduler import Rank, RankWork, Request
+from planner.speculation import AcceptanceWalk
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
@@ -114,14 +116,17 @@ def simulate(
     max_simulated_s: float | None = None,
     progress: Callable[[float], None] | None = None,
     record_steps: bool = True,
+    split: StageSplit | None = None,
+    disturb: Callable[[_Run], None] | None = None,
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
     `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
-    times. `record_steps` keeps the step table (72 bytes per step). Raises InputError on an unknown router, a time limit
-    that is not positive, or a timer that returns no positive time.
+    times. `record_steps` keeps the step table (72 bytes per step). `split` cuts steps into pipeline stages, which
+    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). Raises
+    InputError on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
         raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
@@ -129,9 +134,9 @@ def simulate(
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
     run = _Run(spec, timer, workload, requests, (router, seed), record_steps)
-    run.progress = progress
-    if spec.acceptance:
-        share_walk([rank for group in run.groups for rank in group.ranks], spec.acceptance, seed)
+    run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
+    if disturb is not None:
+        disturb(run)
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
@@ -142,17 +147,19 @@ class _Group:
     Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "mail", "ranks", "unheard", "wake")
+    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake")
 
-    def __init__(self, index: int, spec: EngineSpec) -> None:
+    def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index
+        self.timer = timer
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
-        self.ranks = [rank_of(spec) for _ in range(spec.ranks_per_group)]
+        self.ranks = ranks
         balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
         self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
         self.in_flight = 0
         self.wake: simpy.Event | None = None
+        self.process: simpy.Process | None = None
 
 
 class _Run:
@@ -172,10 +179,13 @@ class _Run:
         self.timer = timer
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
-        self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
-        self.links = host_links(spec)
+        self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
+        self.walk = AcceptanceWalk(spec.acceptance, [routing[1], 2]) if spec.acceptance else None
+        ranks = [[self.new_rank() for _ in range(spec.ranks_per_group)] for _ in range(spec.num_groups)]
+        self.groups = [_Group(i, spec, timer, ranks[i]) for i in range(spec.num_groups)]
+        self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
-        self.balancer = Balancer(spec, routing[0], [group.ranks for group in self.groups], routing[1])
+        self.balancer = Balancer(spec, routing[0], ranks, routing[1])
         self.num_steps = self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
         self.now_s = 0.0
@@ -187,7 +197,11 @@ class _Run:
         else:
             self.env.process(self._arrivals())
         for group in self.groups:
-            self.env.process(self._engine(group))
+            group.process = self.env.process(self._engine(group))
+
+    def new_rank(self) -> Rank:
+        """An empty rank; the ranks of a run draw acceptance from one walk."""
+        return rank_of(self.spec, self.walk)
 
     def _allocate(self, sent: RequestArrays) -> None:
         """Plain lists and arrays: element access in the loop is several times faster than with numpy."""
@@ -215,9 +229,10 @@ class _Run:
 
     def _engine(self, group: _Group) -> Generator[simpy.Event, Any, None]:
         """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
-        env, ranks, timer = self.env, group.ranks, self.timer
+        env, ranks, timer = self.env, group.ranks, group.timer
         works = [rank.work for rank in ranks]
         link = self.links[group.index] if self.links else None
+        pipeline = self.pipelines[group.index] if self.pipelines else None
         interval = self.spec.receive_interval
         while True:
             if not group.in_flight:
@@ -234,6 +249,8 @@ class _Run:
             step_s = timer.step_s(works)
             if link is not None:
                 step_s += link.wait_s(start_s, timer.link_s)
+            if pipeline is not None:
+                step_s = pipeline.pass_s(start_s, step_s, ranks)
             if not 0 < step_s < math.inf:
                 raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
             self.num_steps += 1
@@ -293,6 +310,8 @@ class _Run:
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
+        if self.gate is not None and not self.gate(request):
+            return
         chosen = self.balancer.choose(self.in_flight, request.index, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
@@ -322,7 +341,11 @@ class _Run:
         self.balancer.finished(request.index, rank)
         group.in_flight -= 1
         self.finish_s[request.index] = self.env.now
-        self.status[request.index] = FINISHED
+        self._end(request, FINISHED)
+
+    def _end(self, request: Request, status: int) -> None:
+        """Nothing more happens to the request; in a closed loop its user sends the next."""
+        self.status[request.index] = status
         self._write(request)
         self._count_done()
         if self.is_closed:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost import StepCost
+from planner.pipeline import unevenness
 from planner.steptime import Floats
 from planner.workload import Workload
 
@@ -76,16 +77,22 @@ def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload:
     any_rank = 1 - (1 - share) ** dp
     ranks_prefilling = dp * share / np.maximum(any_rank, 1e-12)
     past = (prompt - np.minimum(chunk, prompt)) / 2
+    alone: Floats | float = 1.0
     if policy == "mixed":
+        # A chunk in any batch of a pipeline lengthens the round of all of them.
+        any_batch = 1 - (1 - any_rank) ** cost.layout.pp
         prompt_step_s = cost.mixed(chunk, past, ranks_prefilling, batch, contexts).total_s
-        tpot_s = (any_rank * prompt_step_s + (1 - any_rank) * decode_s) * overload
+        tpot_s = (any_batch * prompt_step_s + (1 - any_batch) * decode_s) * overload
     else:
         prompt_step_s = cost.prefill(chunk, past, ranks_prefilling).total_s
-        tpot_s = decode_s + any_rank * prompt_step_s * overload
-    per_prompt_s = chunks * prompt_step_s
-    pp = cost.layout.pp
-    if pp > 1:  # short steps wait for the longer ones of the other batches in the pipeline (see timer.CostTimer)
-        tpot_s = tpot_s + (pp - 1) / pp * (1 - any_rank) * np.maximum(0.0, tpot_s - decode_s)
+        # m chunks hold their own batch for m + p - 1 stage times (handbook serving 6.8), and each of them holds every
+        # stage once for the p - 1 other batches.
+        stages = cost.layout.pp
+        own = (np.maximum(chunks, 1.0) + stages - 1) / (stages * np.maximum(chunks, 1.0))
+        tpot_s = decode_s + any_rank * (own + (stages - 1) / stages) * prompt_step_s * overload
+        alone = own
+    per_prompt_s = chunks * prompt_step_s * alone
+    tpot_s = tpot_s * unevenness(cost, batch)
     rate = batch / (output * tpot_s)
     # Prompts share a mixed step up to its token budget; in a prefill-first scheduler they take the rank for themselves.
     busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s

@@ -29,8 +29,9 @@ class TacticTimer(CostTimer):
         self.use_factors({phase: cost.draw_factors(phase) for phase in _PHASES} if cost.model.moe else None)
         self._hidden = _Hidden(cost, limits) if cost.tactics.overlap is not None else None
 
-    def _own_s(self, ranks: Sequence[RankWork]) -> float:
-        """The step without waiting for other batches of a pipeline."""
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one lockstep step of `ranks`, through all pipeline stages without waiting for other batches."""
+        self.draw = next(self._order)
         if len(ranks) == 1 and self._hidden is None:
             return self._lone_rank_s(ranks[0])
         each = self._each
@@ -88,6 +89,8 @@ class TacticTimer(CostTimer):
 
 class LoneTacticTimer(TacticTimer, LoneRankTimer):
     """`TacticTimer` of groups of one rank without pipeline."""
+
+    step_s = LoneRankTimer.step_s
 
 
 class _Hidden:

@@ -6,6 +6,7 @@ from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
 from planner.facts.tactics import tactic_lines
+from planner.failuretext import incident_lines
 from planner.tables import table
 from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
 
@@ -216,6 +217,7 @@ def simulation_text(facts: Facts) -> str:
             f"{format_seconds(facts['simulated_s'])} simulated",
             *[f"  {line}" for line in tactic_lines(facts)],
             *run_lines(facts["experts"]),
+            *incident_lines(facts.get("failures")),
             *[f"  ! {warning}" for warning in facts["warnings"]],
         ]
     )

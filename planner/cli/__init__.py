@@ -16,6 +16,7 @@ from planner.cli import (
     experts_place,
     experts_residency,
     experts_variants,
+    failures,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -30,6 +31,8 @@ app = App(
 )
 for command in (commands.describe, commands.fit, commands.plan, commands.simulate, validate.validate):
     app.command(command)
+app.command(failures.show_failures, name="failures")
+app.command(failures.show_scale_out, name="scale-out")
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")
 _experts.command(experts_inspect.inspect_records, name="inspect")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
+from planner.cli.failure_options import NO_FAILURES, Failures
 from planner.cli.tactic_options import NONE, Chosen
 from planner.cli.terminal import command_line, progress_bar, show
 
@@ -209,6 +210,7 @@ def simulate(
     no_rails: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
+    failures: Failures = NO_FAILURES,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -254,6 +256,8 @@ def simulate(
         How experts are picked, placed and limited.
     tactics
         What the engine does beyond plain batching.
+    failures
+        Ranks that die during the run.
     seed
         Seed of arrivals and lengths.
     out
@@ -266,6 +270,7 @@ def simulate(
     from planner.deployment import simulate_layout
     from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
+    from planner.failures.settings import failure_settings
     from planner.fit import limits_for
     from planner.layout import parse_layout
     from planner.runfolder import check_folder, write_simulation
@@ -297,6 +302,7 @@ def simulate(
             tactics=drafts,
             seed=seed,
             progress=lambda share: progress("simulate", share),
+            failures=failure_settings(profile, failures),
         )
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())
