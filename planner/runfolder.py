@@ -143,7 +143,7 @@ def _table(table: Any, more: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A request or step table as CSV with `more` columns, times with microsecond resolution."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    named = {name: getattr(table, name) for name in table.__slots__} | dict(more)
+    named = table.columns() | dict(more)
     writer.writerow(named)
     formatted = [
         [f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, named.values())

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.errors import InputError, nearest
+from planner.prefixcache import Prefix, PrefixCache
 
 
 class Request:
     """One request on its way through a rank; times are simulated seconds, NaN until they happen.
 
     `target` is the number of tokens to compute before the next output token can be produced: the prompt, and after
-    a preemption also the tokens produced so far. `computed` of them are done.
+    a preemption also the tokens produced so far. `computed` of them are done. `prefix` says what its prompt shares.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Request:
         "joined_decode_step",
         "num_preemptions",
         "output_tokens",
+        "prefix",
         "produced",
         "prompt_tokens",
         "target",
@@ -56,6 +58,7 @@ class Request:
         self.joined_decode_step = 0
         self.finish_decode_step = 0
         self.final_blocks = 0
+        self.prefix: Prefix | None = None
 
 
 class RankWork:
@@ -104,6 +107,7 @@ class EngineSpec:
 
     A request reaches its queue `frontend_s` + `frontend_s_per_token` x prompt tokens after it was sent (HTTP,
     tokenising, handing over), and the scheduler looks for new ones every `receive_interval` decode steps.
+    `prefix_caching` keeps the blocks of finished requests for prompts that begin alike.
     """
 
     num_groups: int
@@ -119,6 +123,7 @@ class EngineSpec:
     frontend_s: float = 0.0
     frontend_s_per_token: float = 0.0
     receive_interval: int = 1
+    prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")
@@ -162,6 +167,7 @@ class Rank:
         "_residues",
         "admission_reserve",
         "block_tokens",
+        "cache",
         "context_tokens",
         "decode_steps",
         "final_blocks",
@@ -185,6 +191,8 @@ class Rank:
         self.admission_reserve = spec.admission_reserve
         self.total_blocks = spec.kv_blocks_per_rank
         self.free_blocks = self.total_blocks
+        """Blocks no running request holds; those of the prefix cache are among them."""
+        self.cache: PrefixCache | None = None
         self.final_blocks = 0
         """Blocks the running requests will hold at their ends."""
         self.waiting: deque[Request] = deque()
@@ -255,12 +263,15 @@ class Rank:
             budget -= self._take_chunk(self.partial, budget)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            if not self._has_room(request):
+            held = self.cache.held_blocks(request, self.free_blocks) if self.cache is not None else 0
+            if not self._has_room(request, held):
                 break
             self.waiting.popleft()
             self.running[request] = None
-            self.free_blocks -= self.blocks(request.target)
-            self.final_blocks += request.final_blocks
+            if self.cache is not None:
+                self.cache.admit(request)
+            self.free_blocks -= self.blocks(request.target) - held
+            self.final_blocks += request.final_blocks - held
             if request.admitted_s != request.admitted_s:
                 request.admitted_s = self.now_s
             budget -= self._take_chunk(request, budget)
@@ -282,9 +293,10 @@ class Rank:
             self._prefilled.clear()
         return finished
 
-    def _has_room(self, request: Request) -> bool:
-        needed = self.blocks(request.target)
-        unwritten = self.final_blocks + request.final_blocks - (self.total_blocks - self.free_blocks) - needed
+    def _has_room(self, request: Request, held: int) -> bool:
+        """Whether `request` may be admitted when others hold `held` of its blocks."""
+        needed = self.blocks(request.target) - held
+        unwritten = self.final_blocks + request.final_blocks - held - (self.total_blocks - self.free_blocks) - needed
         return self.free_blocks - needed >= self.admission_reserve * unwritten
 
     def _take_chunk(self, request: Request, budget: int) -> int:
@@ -296,6 +308,8 @@ class Rank:
         work.prefill_pairs += chunk * past + chunk * (chunk + 1) // 2
         work.num_prefills += 1
         if request.computed == request.target:
+            if self.cache is not None:
+                self.cache.publish(request, request.target)
             self._prefilled.append(request)
             self.partial = None
         else:
@@ -308,8 +322,7 @@ class Rank:
             request.first_token_s = now_s
         remaining = request.output_tokens - request.produced
         if not remaining:
-            self.free_blocks += self.blocks(request.target)
-            self.final_blocks -= request.final_blocks
+            self._release(request, request.target, request.target)
             del self.running[request]
             finished.append(request)
             return
@@ -327,16 +340,20 @@ class Rank:
         self._residues[(request.target - request.joined_decode_step) % self.block_tokens] -= 1
         self.num_decoding -= 1
         self.context_tokens -= context
-        self.free_blocks += self.blocks(context)
-        self.final_blocks -= request.final_blocks
+        self._release(request, context, context)
         request.produced += decoded
+
+    def _release(self, request: Request, tokens: int, computed: int) -> None:
+        """Give back the blocks of `tokens`; the `computed` first of them stay in the prefix cache, if there is one."""
+        kept = self.cache.release(request, computed, self.free_blocks) if self.cache is not None else 0
+        self.free_blocks += self.blocks(tokens) - kept
+        self.final_blocks -= request.final_blocks - kept
 
     def _preempt_last(self) -> None:
         request, _ = self.running.popitem()
         if request is self.partial:
             self.partial = None
-            self.free_blocks += self.blocks(request.target)
-            self.final_blocks -= request.final_blocks
+            self._release(request, request.target, request.computed)
         else:
             self._leave_decode(request)
             bucket = self._finish_at[request.finish_decode_step]

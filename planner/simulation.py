@@ -20,6 +20,7 @@ from planner.metrics import Summary, summarise
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS, Router
 from planner.scheduler import EngineSpec, Rank, RankWork, Request
+from planner.sharing import Sharing, route
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ class Simulation:
         """Percentiles, rates and verdict of the steady part of the run; see `planner.metrics.summarise`."""
         arrivals = self.workload.arrivals
         concurrency = arrivals.concurrency if arrivals.kind == "closed" else None
-        return summarise(
-            self.requests, self.steps, self.spec, self.simulated_s, concurrency=concurrency, slo=slo, warmup=warmup
-        )
+        talk = self.workload.mean_turns, self.workload.conversation_think_s
+        run = self.requests, self.steps, self.spec, self.simulated_s
+        return summarise(*run, concurrency=concurrency, slo=slo, warmup=warmup, conversation=talk)
 
 
 def simulate(
@@ -197,7 +198,9 @@ class _Run:
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.num_steps = self.num_sent = self.num_done = 0
         self.now_s = 0.0
-        self.is_closed = workload.arrivals.kind == "closed"
+        self.is_closed, self.num_requests = workload.arrivals.kind == "closed", workload.num_requests
+        ranks = [rank for group in self.groups for rank in group.ranks]
+        self.sharing = Sharing(sent, self.num_requests, spec, ranks) if sent.sharing else None
         self._allocate(sent)
         if self.is_closed:
             for _ in range(workload.arrivals.concurrency):
@@ -212,7 +215,7 @@ class _Run:
         self.sent = sent
         self.prompts: list[int] = sent.prompt_tokens.tolist()
         self.outputs: list[int] = sent.output_tokens.tolist()
-        count = len(self.prompts)
+        count = self.num_requests
         self.arrival_s = array("d", [math.nan]) * count
         self.admitted_s = array("d", [math.nan]) * count
         self.first_token_s = array("d", [math.nan]) * count
@@ -226,9 +229,11 @@ class _Run:
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open loop: every request at its time, whether or not earlier ones are answered."""
         env = self.env
-        for arrival_s in self.sent.arrival_s.tolist():
+        for arrival_s in self.sharing.starts_s if self.sharing else self.sent.arrival_s.tolist():
             if arrival_s > env.now:
                 yield env.timeout(arrival_s - env.now)
+            if self.num_sent == self.num_requests:
+                return
             self._send()
 
     def _engine(self, group: _Group) -> Generator[simpy.Event, Any, None]:
@@ -288,12 +293,16 @@ class _Run:
                 self.timer.draw,
             )
         )
+        if self.sharing is not None:
+            self.sharing.record_step(group.ranks)
 
-    def _send(self) -> bool:
-        """The next request enters a queue; False if it is too large for any and was rejected."""
+    def _send(self, turn: int | None = None) -> bool:
+        """The next request, or that `turn`, enters a queue; False if it is too large for any and was rejected."""
         index = self.num_sent
         self.num_sent += 1
-        request = Request(index, self.prompts[index], self.outputs[index], self.env.now)
+        row, prefix = (index, None) if self.sharing is None else self.sharing.send(turn)
+        request = Request(index, self.prompts[row], self.outputs[row], self.env.now)
+        request.prefix = prefix
         self.arrival_s[index] = self.env.now
         if not self.groups[0].ranks[0].can_ever_hold(request):
             self.status[index] = REJECTED
@@ -309,7 +318,7 @@ class _Run:
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
-        chosen = self.router(self.in_flight)
+        chosen = route(self.router, request.prefix, self.in_flight)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
@@ -330,8 +339,13 @@ class _Run:
 
     def _send_next(self) -> None:
         """Closed loop: a user sends until one of its requests is accepted or none is left."""
-        while self.num_sent < len(self.prompts) and not self._send():
+        while self.num_sent < self.num_requests and not self._send():
             pass
+
+    def _turn(self, row: int) -> None:
+        """A user has thought; one of a closed loop whose turn is too large begins another conversation."""
+        if self.num_sent < self.num_requests and not self._send(row) and self.is_closed:
+            self._send_next()
 
     def _finish(self, group: _Group, rank: int, request: Request) -> None:
         self.in_flight[rank] -= 1
@@ -340,7 +354,8 @@ class _Run:
         self.status[request.index] = FINISHED
         self._write(request)
         self._count_done()
-        if self.is_closed:
+        goes_on = self.sharing is not None and self.sharing.goes_on(request.index, self.env, self._turn)
+        if self.is_closed and not goes_on:
             self._send_next()
 
     def _write(self, request: Request) -> None:
@@ -353,7 +368,7 @@ class _Run:
     def _count_done(self) -> None:
         self.num_done += 1
         if self.progress is not None:
-            total = len(self.prompts)
+            total = self.num_requests
             if self.num_done == total or self.num_done % -(-total // _PROGRESS_CALLS) == 0:
                 self.progress(self.num_done / total)
 
@@ -364,19 +379,22 @@ class _Run:
                 for request in rank.unfinished():
                     self._write(request)
         sent = slice(0, self.num_sent)
+        rows = sent if self.sharing is None else self.sharing.rows
         return RequestTable(
             arrival_s=np.array(self.arrival_s)[sent],
             admitted_s=np.array(self.admitted_s)[sent],
             first_token_s=np.array(self.first_token_s)[sent],
             finish_s=np.array(self.finish_s)[sent],
-            prompt_tokens=self.sent.prompt_tokens[sent],
-            output_tokens=self.sent.output_tokens[sent],
+            prompt_tokens=self.sent.prompt_tokens[rows],
+            output_tokens=self.sent.output_tokens[rows],
             produced_tokens=np.array(self.produced)[sent],
             num_preemptions=np.array(self.num_preemptions)[sent],
             rank=np.array(self.rank)[sent],
             status=np.array(self.status)[sent],
+            **(self.sharing.request_columns() if self.sharing else {}),
         )
 
     def step_table(self) -> StepTable:
         """Columns of the recorded steps."""
-        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS))
+        found = self.sharing.step_column if self.sharing else None
+        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS), found)

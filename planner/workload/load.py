@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from planner.errors import WorkloadError, nearest
@@ -50,14 +51,16 @@ def load_workload(
         workload = workload.with_concurrency(concurrency)
     closed = workload.arrivals.kind == "closed"
     if num_requests is None and closed and (concurrency is not None or text.strip() in PRESETS):
-        num_requests = max(DEFAULT_NUM_REQUESTS, CLOSED_LOOP_ROUNDS * workload.arrivals.concurrency)
+        rounds = CLOSED_LOOP_ROUNDS * math.ceil(workload.mean_turns)
+        num_requests = max(DEFAULT_NUM_REQUESTS, rounds * workload.arrivals.concurrency)
     return workload if num_requests is None else workload.with_num_requests(num_requests)
 
 
 def _read(text: str) -> Workload:
     if text in PRESETS:
         preset = PRESETS[text]
-        return Workload(text, preset.prompt, preset.output, preset.arrivals, DEFAULT_NUM_REQUESTS)
+        sharing = preset.prefix, preset.turns
+        return Workload(text, preset.prompt, preset.output, preset.arrivals, DEFAULT_NUM_REQUESTS, *sharing)
     suffix = Path(text).suffix.lower()
     if suffix == ".toml":
         from planner.workload.schema import read_workload_toml
