@@ -17,7 +17,7 @@ from planner.hardware import Cluster
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
-from planner.model import ModelConfig
+from planner.model import Attention, ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
 from planner.residency import REUSES
 from planner.simulation import EngineSpec, Simulation, simulate
@@ -43,7 +43,7 @@ class Deployment:
     """A model cut by `layout` on `cluster` under `engine`; `memory` is the ledger of its tightest GPU.
 
     `backend` is how ranks meet at the experts: `all_reduce` (every rank has all tokens), or between attention-DP
-    ranks `allgather_reducescatter` or `deepep`.
+    ranks `allgather_reducescatter` or `deepep`. `router` (`planner.routers`) spreads requests over ranks.
     """
 
     model: ModelConfig
@@ -55,6 +55,7 @@ class Deployment:
     memory: MemoryUse
     experts: ExpertSettings = AS_SERVED
     offload: Offload | None = None
+    router: str = "least_requests"
 
     @property
     def name(self) -> str:
@@ -99,6 +100,7 @@ class Deployment:
             receive_interval=self.engine.receive_interval,
             groups_per_link=self.replicas_per_root if self.offload else 0,
             groups_per_node=replicas_per_node(layout, self.cluster),
+            prefix_caching=caches_prefixes(self.model, self.engine),
         )
 
     @property
@@ -117,6 +119,7 @@ def deploy(
     backend: str,
     context_tokens: int,
     experts: ExpertSettings = AS_SERVED,
+    router: str = "least_requests",
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
@@ -150,7 +153,7 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, router)
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def run(
     check_context(deployment.model, workload)
     # Replicas on one link to the host slow each other down: they are simulated together.
     least = deployment.replicas_per_root if deployment.offload else 1
-    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment.layout)))
+    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment, workload)))
     users = workload.arrivals.concurrency
     replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
@@ -213,7 +216,8 @@ def run(
         offered = offered.with_num_requests(
             min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share)))
         )
-    simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
+    spec, router = deployment.spec(replicas), deployment.router
+    simulation = simulate(spec, timer, offered, seed=seed, router=router, progress=progress)
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     share = offered.arrivals.concurrency / users if users else share
@@ -248,7 +252,7 @@ def _encoder_share(model: ModelConfig) -> float:
 
 def check_context(model: ModelConfig, workload: Workload) -> None:
     """WorkloadError when lengths that were stated one by one, or the mean of a distribution, exceed the context."""
-    stated = workload.prompt.kind not in ("uniform", "lognormal")
+    stated = workload.turns is None and workload.prompt.kind not in ("uniform", "lognormal")
     tokens = workload.max_prompt_tokens + workload.max_output_tokens
     if not stated:
         tokens = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
@@ -259,8 +263,22 @@ def check_context(model: ModelConfig, workload: Workload) -> None:
         )
 
 
-def simulated_replicas(layout: Layout) -> int:
-    """How many of a layout's replicas a plan simulates."""
+def caches_prefixes(model: ModelConfig, engine: Engine) -> bool:
+    """Whether `engine` finds prefixes of `model` again: it must cache, and all of a prompt's state must be KV blocks.
+
+    Encoders see whole prompts. Recurrent layers keep a state beside the blocks, of which vLLM caches snapshots at the
+    ends of blocks of hundreds of tokens (`--mamba-cache-mode align`): not modelled.
+    """
+    plain = all(isinstance(mixer, Attention) for layer in model.layers for mixer in layer.mixers)
+    return engine.prefix_caching and plain and not any(layer.stack == "encoder" for layer in model.layers)
+
+
+def simulated_replicas(deployment: Deployment, workload: Workload) -> int:
+    """How many of its replicas a plan simulates: all where the next turn of a conversation, or a group, may be sent to
+    any of them, because the hits of their caches depend on how many there are."""
+    layout = deployment.layout
+    if workload.shares and (workload.turns or workload.recorded or deployment.router == "prefix_affinity"):
+        return layout.replicas
     wanted = max(1, min(MAX_SIMULATED_REPLICAS, MAX_SIMULATED_RANKS // (layout.attention_dp * layout.pp)))
     return min(layout.replicas, wanted)
 
@@ -307,6 +325,7 @@ def simulate_layout(
     limits: Limits,
     backend: str,
     experts: ExpertSettings = AS_SERVED,
+    router: str = "least_requests",
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
@@ -321,7 +340,7 @@ def simulate_layout(
         limits = replace(limits, max_num_seqs=min(limits.max_num_seqs, -(-users // layout.replicas)))
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
-    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, router)
     return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress)
 
 

@@ -50,6 +50,7 @@ class Engine:
     `kv_fraction_of` says what `kv_fraction` multiplies: `total` device memory minus all other uses (vLLM),
     memory `free` after weights and activations (TensorRT-LLM), or a `static` reserve formula (SGLang).
     `receive_interval` is after how many decode steps the scheduler looks for new requests.
+    `prefix_caching` says whether blocks of `block_tokens` are found again by prompts that begin alike.
     `admission_reserve` is the share of the KV that running requests have yet to write that admission keeps free.
     """
 
@@ -68,6 +69,7 @@ class Engine:
     bytes_per_graph: float
     overheads: Overheads
     admission_reserve: float
+    prefix_caching: bool
     divides_prefill_by_attention_dp: bool = False
     receive_interval: int = 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -132,9 +132,16 @@ class Search:
     """Evaluates candidates of one cluster under one engine against one workload and SLO."""
 
     def __init__(
-        self, cluster: Cluster, engine: Engine, workload: Workload, slo: Slo, experts: ExpertSettings = AS_SERVED
+        self,
+        cluster: Cluster,
+        engine: Engine,
+        workload: Workload,
+        slo: Slo,
+        experts: ExpertSettings = AS_SERVED,
+        router: str = "least_requests",
     ) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
+        self.router = router
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
@@ -230,6 +237,7 @@ class Search:
                 deployment = Deployment(
                     model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts
                 )
+                deployment = replace(deployment, router=self.router)
                 estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
                 score = self._score(estimates, int(i), float(capacity[i]))
                 self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score))

@@ -149,6 +149,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         ),
         f"  {significant(facts['output_tok_per_s'])} output tok/s, "
         f"{significant(facts['output_tok_per_s_per_gpu'])} per GPU at the demanded load",
+        *_prefix_lines(facts),
         *run_lines(facts["experts"]),
         "",
         "Best layouts",
@@ -188,6 +189,21 @@ def _top_row(row: Facts) -> tuple[str, ...]:
     )
 
 
+def _prefix_lines(facts: Facts) -> list[str]:
+    """One line about the prefix caches, where requests share anything."""
+    cache = facts.get("prefix_cache")
+    if cache is None:
+        return []
+    if not cache["enabled"]:
+        reason = cache.get("disabled_because", "it is switched off")
+        return [f"  Prefix cache: none, {reason}; every prompt is computed in full"]
+    caches = f"{cache['num_caches']} caches" if cache["num_caches"] > 1 else "1 cache"
+    return [
+        f"  Prefix cache: {cache['hit_rate']:.1%} of the prompt tokens found; {caches} of "
+        f"{cache['block_tokens']}-token blocks, {cache['router'].replace('_', ' ')} routing"
+    ]
+
+
 def simulation_text(facts: Facts) -> str:
     """Text of `simulate`."""
     verdict = {True: "meets the SLO", False: "misses the SLO", None: "no SLO given"}[facts["meets_slo"]]
@@ -212,6 +228,7 @@ def simulation_text(facts: Facts) -> str:
             f"{facts['num_rejected']:,} rejected",
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
+            *_prefix_lines(facts),
             *run_lines(facts["experts"]),
             *[f"  ! {warning}" for warning in facts["warnings"]],
         ]

@@ -122,10 +122,10 @@ def simulate_rank(spec, cache, arrivals):
         for entry in [e for e in pending if e[1] <= steps]:
             pending.remove(entry)
             index, _, prompt, output, group, shared, talk = entry
+            past = shared
             if talk >= 0:
-                past, group, shared = history.get(talk, (0, group, shared))
-                prompt += past
-            request = SharingRequest(index, max(prompt, shared), output, group, shared, talk)
+                past, group, shared = history.get(talk, (shared, group, shared))
+            request = SharingRequest(index, past + prompt, output, group, shared, talk)
             if talk >= 0:
                 history[talk] = (request.prompt_tokens + output, group, shared)
             if rank.can_ever_hold(request):

@@ -11,6 +11,7 @@ from planner.cli.expert_options import DEFAULTS, Experts
 from planner.cli.terminal import command_line, progress_bar, show
 
 EngineName = Literal["vllm", "sglang", "trtllm"]
+RouterName = Literal["least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 _DEFAULT_SLO = "ttft_p95=2s,tpot_p95=50ms"
 _DEFAULT_WORKLOAD = "chat"
 
@@ -105,6 +106,8 @@ def plan(
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    router: RouterName = "least_requests",
+    no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     seed: int = 0,
     out: Path | None = None,
@@ -119,8 +122,9 @@ def plan(
     cluster
         Offered GPUs as system:nodes x GPUs, such as h200-sxm:2x8; repeat the option to offer several.
     workload
-        Preset (chat, rag, code, summarize, reasoning, batch), `fixed:1024/256`, `uniform:819-1024/819-1024`,
-        `lognormal:1024~0.6/256~0.8`, a TOML, or a trace CSV (arrival_s, prompt_tokens, output_tokens).
+        Preset (chat, rag, code, summarize, reasoning, batch, agents, multi-turn), `fixed:1024/256`,
+        `uniform:819-1024/819-1024`, `lognormal:1024~0.6/256~0.8`, a TOML, or a trace CSV (arrival_s, prompt_tokens,
+        output_tokens).
     rate
         Requests per second (Poisson unless the workload says otherwise).
     concurrency
@@ -139,6 +143,10 @@ def plan(
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    router
+        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+    no_prefix_cache
+        Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
         How experts are picked, placed and limited.
     seed
@@ -149,7 +157,6 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
-    from planner.engine import engine as load_engine
     from planner.facts.plan import plan_facts
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
@@ -168,8 +175,9 @@ def plan(
             clusters,
             demand,
             objectives,
-            load_engine(engine),
+            options.engine(engine, no_prefix_cache),
             kv_formats=None if kv == "auto" else (kv,),
+            router=router,
             experts=options.experts(chosen, experts),
             seed=seed,
             progress=progress,
@@ -200,6 +208,8 @@ def simulate(
     kv: str | None = None,
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    router: RouterName = "least_requests",
+    no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     seed: int = 0,
     out: Path | None = None,
@@ -241,6 +251,10 @@ def simulate(
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    router
+        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+    no_prefix_cache
+        Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
         How experts are picked, placed and limited.
     seed
@@ -253,7 +267,6 @@ def simulate(
     from planner import options
     from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
-    from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
     from planner.fit import limits_for
     from planner.layout import parse_layout
@@ -265,7 +278,11 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
+    profile, cut, chosen = (
+        options.engine(engine, no_prefix_cache),
+        parse_layout(layout),
+        options.precision(model, weights, kv),
+    )
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     if backend == "deepep" and max_num_seqs is None:
         max_num_seqs = most_sequences(profile)
@@ -280,6 +297,7 @@ def simulate(
             limits=limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp),
             backend=backend,
             experts=options.experts(chosen, experts, cut),
+            router=router,
             seed=seed,
             progress=lambda share: progress("simulate", share),
         )

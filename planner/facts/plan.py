@@ -8,7 +8,7 @@ from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
-from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
+from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts, sharing_facts
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
@@ -109,7 +109,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "cdf": _cdf(winner),
         "timeline": _timeline(winner),
         "warnings": _warnings(rec, winner, share),
-    }
+    } | sharing_facts(winner)
 
 
 def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, float]:
@@ -308,7 +308,7 @@ def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
         warnings.append(f"{winner.summary.num_rejected} requests were rejected: {winner.simulation.rejection_reason}")
     if share["roofline"] > 0.5:
         warnings.append(f"{share['roofline']:.0%} of the time comes from rooflines, not measurements.")
-    simulated = simulated_replicas(winner.deployment.layout)
+    simulated = simulated_replicas(winner.deployment, winner.workload)
     if winner.deployment.layout.replicas > simulated:
         warnings.append(
             f"{simulated} of {winner.deployment.layout.replicas} replicas were simulated, at their share of the load."
