@@ -127,6 +127,8 @@ def _layouts(answer: Recommendation) -> str:
         "estimated_capacity_requests_per_s": lambda c: f"{c.capacity_per_s:.6g}",
         "simulated_worst_ratio": lambda c: _ratio(simulated.get(id(c.deployment))),
     }
+    if answer.workload.shares:
+        columns["estimated_prefix_hit_rate"] = lambda c: f"{c.hit_rate or 0.0:.4f}"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

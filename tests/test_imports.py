@@ -34,6 +34,7 @@ FLOORS = [
         "records",
         "routers",
         "prefixcache",
+        "prefixhits",
         "affinity",
         "sharing",
     },
