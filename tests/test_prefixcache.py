@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,6 +89,16 @@ class BlockCache:
                 self.free.append(block)
         return kept
 
+    def blocks_in_use(self, rank):
+        """Different blocks of the running requests, those without a hash yet included."""
+        decoding = {r for bucket in rank._finish_at.values() for r in bucket}
+        unnamed, named = 0, set()
+        for request, blocks in self.blocks.items():
+            written = rank.decode_steps - request.joined_decode_step if request in decoding else 0
+            unnamed += rank.blocks(request.target + written) - len(blocks)
+            named |= set(blocks)
+        return unnamed + len(named)
+
     @property
     def cached(self):
         return len(self.free)
@@ -112,7 +121,9 @@ def simulate_rank(spec, cache, arrivals):
     rank.cache = cache
     talks, pending, history, log, steps = {}, [], {}, [], 0
     for index, (step, prompt, output, group, shared, talk) in enumerate(arrivals):
-        talks.setdefault(talk if talk >= 0 else -1 - index, []).append((index, step, prompt, output, group, shared, talk))
+        talks.setdefault(talk if talk >= 0 else -1 - index, []).append(
+            (index, step, prompt, output, group, shared, talk)
+        )
     pending = [turns.pop(0) for turns in talks.values()]
     waiting = {turns_key: turns for turns_key, turns in talks.items() if turns}
     alive = 0
@@ -137,11 +148,14 @@ def simulate_rank(spec, cache, arrivals):
         work = rank.work
         assert 0 <= rank.free_blocks <= rank.total_blocks
         for request in rank.running:
-            assert request.computed <= request.target
+            assert request.prefix.cached_tokens < request.target
+            assert request.prefix.cached_tokens % rank.block_tokens == 0
         log.append((work.prefill_tokens, work.prefill_pairs, work.decode_seqs, work.decode_context_tokens))
         finished = rank.complete(steps + 0.5)
         cache.shrink(rank.free_blocks) if isinstance(cache, BlockCache) else cache._shrink(rank.free_blocks)
         assert cache.cached <= rank.free_blocks
+        if isinstance(cache, BlockCache):
+            assert cache.blocks_in_use(rank) + rank.free_blocks == rank.total_blocks
         log.append((rank.free_blocks, cache.cached, cache.found_tokens, [r.index for r in finished]))
         for request in finished:
             assert request.produced == request.output_tokens
@@ -183,3 +197,118 @@ def test_stretches_of_chains_do_what_single_blocks_do(spec, arrivals):
     assert log == expected
     assert rank.free_blocks == rank.total_blocks
     assert rank.final_blocks == 0
+
+
+def rank_with_cache(**changes):
+    spec = EngineSpec(
+        1, 1, changes.pop("kv_tokens", 4096), **{"block_tokens": 16, "max_batched_tokens": 8192} | changes
+    )
+    rank = Rank(spec)
+    rank.cache = PrefixCache(spec.block_tokens)
+    return rank
+
+
+def admit(rank, *requests):
+    for request in requests:
+        rank.enqueue(request)
+    rank.plan(0.0)
+    found, rank.cache.found_tokens = rank.cache.found_tokens, 0
+    rank.complete(1.0)
+    return found
+
+
+def test_hit_is_whole_blocks_and_leaves_the_last_token():
+    rank = rank_with_cache()
+    assert admit(rank, SharingRequest(0, 100, 5, 0, 70, -1)) == 0
+    assert admit(rank, SharingRequest(1, 100, 5, 0, 70, -1)) == 64
+    assert (rank.work.prefill_tokens, rank.work.prefill_pairs) == (36, 36 * 64 + 36 * 37 // 2)
+    whole = SharingRequest(2, 64, 5, 0, 64, -1)
+    assert admit(rank, whole) == 48, "the last token of a prompt is computed, and with it its block"
+    assert admit(rank, SharingRequest(3, 100, 5, 0, 10, -1)) == 0, "less than a block is shared"
+    assert admit(rank, SharingRequest(4, 100, 5, 1, 70, -1)) == 0, "another group"
+
+
+def test_running_requests_hold_a_shared_prefix_once():
+    rank = rank_with_cache()
+    for number in range(3):
+        admit(rank, SharingRequest(number, 110, 50, 0, 64, -1))
+        assert rank.total_blocks - rank.free_blocks == 4 + 3 * (number + 1)
+
+
+def test_conversation_finds_prompt_and_answer_but_the_last_token():
+    rank = rank_with_cache()
+    rank.enqueue(SharingRequest(0, 40, 25, -1, 0, 7))
+    finished = []
+    while not finished:
+        rank.plan(0.0)
+        finished = rank.complete(1.0)
+    assert admit(rank, SharingRequest(1, 40 + 25 + 30, 5, -1, 0, 7)) == 64, "64 of the 64 tokens in the cache"
+    assert admit(rank, SharingRequest(2, 40 + 25 + 30, 5, -1, 0, 8)) == 0
+
+
+def test_least_recent_prefix_goes_first_and_its_tail_before_its_head():
+    rank = rank_with_cache(kv_tokens=16 * 20)
+
+    def serve(group):
+        found = admit(rank, SharingRequest(group, 97, 1, group, 96, -1))
+        assert not rank.running
+        return found
+
+    assert [serve(group) for group in (0, 1, 2)] == [0, 0, 0]
+    assert serve(0) == 96
+    assert serve(3) == 0, "took the room of group 1, the least recent"
+    assert serve(2) == 96
+    assert serve(0) == 96
+    assert 0 <= serve(1) < 96
+
+
+def test_preempted_conversation_finds_what_it_left():
+    rank = rank_with_cache(kv_tokens=16 * 10)
+    first, second = SharingRequest(0, 64, 60, -1, 0, 0), SharingRequest(1, 64, 60, -1, 0, 1)
+    for request in (first, second):
+        rank.enqueue(request)
+    done = []
+    for step in range(200):
+        rank.plan(float(step))
+        done += rank.complete(step + 0.5)
+    assert {r.index for r in done} == {0, 1}
+    assert second.num_preemptions
+    assert second.prefix.cached_tokens == 0, "first admission found nothing"
+    assert rank.cache.found_tokens > 0
+    assert rank.free_blocks == rank.total_blocks
+
+
+def test_one_shot_groups_change_nothing_but_the_cache():
+    """A cache in which nobody finds anything schedules as no cache does."""
+    spec = EngineSpec(1, 1, 2000, block_tokens=16, max_num_seqs=8, max_batched_tokens=200, admission_reserve=1.0)
+    arrivals = [(1 + i // 3, 10 + 37 * i % 300, 1 + 11 * i % 40, i, 10 + 37 * i % 300, -1) for i in range(60)]
+    _, log = simulate_rank(spec, PrefixCache(16), arrivals)
+    _, blind = simulate_rank(spec, NoCache(), arrivals)
+    assert [entry[:4] for entry in log[::2]] == [entry[:4] for entry in blind[::2]]
+    assert [entry[0] for entry in log[1::2]] == [entry[0] for entry in blind[1::2]]
+
+
+class NoCache:
+    """Finds and keeps nothing."""
+
+    cached = found_tokens = 0
+
+    def held_blocks(self, request, free_blocks):
+        return 0
+
+    def admit(self, request):
+        return None
+
+    def publish(self, request, tokens):
+        return None
+
+    def release(self, request, tokens, free_blocks):
+        return 0
+
+    def _shrink(self, free_blocks):
+        return None
+
+
+def test_prefix_names_what_is_shared():
+    assert Prefix(-1, 0, -1).segments == []
+    assert [key for key, _, _ in Prefix(3, 100, 5).segments] == [("group", 3), ("conversation", 5)]
