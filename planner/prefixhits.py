@@ -30,6 +30,8 @@ _TIMES_S: Floats = np.concatenate([[0.0], np.geomspace(1e-3, 1e7, 121)])
 """Characteristic times that are tried [s]; the last one stands for a cache that forgets nothing."""
 _COUNTS: Floats = np.concatenate([[0.0], np.geomspace(1e-3, 1e9, 241)])
 """Numbers of requests at which the presence of groups is tabulated."""
+_MOST_KINDS = 2000
+"""Groups up to which each counts by itself; more are taken together with neighbours of nearly the same popularity."""
 _MAX_AGE = 12
 """Turns after which what is left on a rank that a conversation comes back to counts as gone."""
 
@@ -51,11 +53,11 @@ class HitModel:
     def __init__(self, workload: Workload, block_tokens: int, num_ranks: int, affinity: bool) -> None:
         sent = _sample(workload)
         assert sent.sharing is not None
-        group, shared = sent.sharing.group, sent.sharing.shared_tokens.astype(float)
+        shared = sent.sharing.shared_tokens.astype(float)
         prompt, output = sent.prompt_tokens.astype(float), sent.output_tokens.astype(float)
         self._mean_prompt = float(prompt.mean())
         self._running = float((prompt + output / 2 - shared).mean())
-        self._tabulate_groups(group, shared, prompt, block_tokens, num_ranks if affinity else 1)
+        self._tabulate_groups(workload, sent, block_tokens, num_ranks if affinity else 1)
         self._tabulate_history(sent, block_tokens, 1 if affinity else num_ranks)
 
     @property
@@ -76,21 +78,13 @@ class HitModel:
             found[i] += np.interp(time_s, _TIMES_S, self._history_hits)
         return Hits(found / self._mean_prompt, running)
 
-    def _tabulate_groups(
-        self, group: NDArray[np.int64], shared: Floats, prompt: Floats, block_tokens: int, spread: int
-    ) -> None:
+    def _tabulate_groups(self, workload: Workload, sent: RequestArrays, block_tokens: int, spread: int) -> None:
         """Tokens of the groups that are there, and tokens found per request, after `_COUNTS` requests on a rank."""
-        names, member, size = np.unique(group[group >= 0], return_inverse=True, return_counts=True)
-        if not len(names):
-            self._group_tokens = self._group_hits = np.zeros(len(_COUNTS))
-            return
-        spread = min(spread, len(names))
-        popularity = size / len(group)
-        whole = np.floor(np.minimum(shared, prompt - 1)[group >= 0] / block_tokens) * block_tokens
-        tokens = np.bincount(member, whole) / size
+        popularity, tokens, number = _groups(workload, sent, block_tokens)
+        spread = max(1, min(spread, int(number.sum())))
         present = 1.0 - np.exp(-np.outer(_COUNTS, popularity * spread))
-        self._group_tokens = present @ tokens / spread
-        self._group_hits = present @ (popularity * tokens)
+        self._group_tokens = present @ (number * tokens) / spread
+        self._group_hits = present @ (number * popularity * tokens)
 
     def _tabulate_history(self, sent: RequestArrays, block_tokens: int, num_ranks: int) -> None:
         """Over `_TIMES_S`: tokens left behind per request that are still there, and tokens of the history found."""
@@ -125,6 +119,26 @@ class HitModel:
 def _sample(workload: Workload) -> RequestArrays:
     count = min(workload.num_requests, _SAMPLED_ROWS) if workload.recorded else _SAMPLED_ROWS
     return workload.with_num_requests(count).requests(0)
+
+
+def _groups(workload: Workload, sent: RequestArrays, block_tokens: int) -> tuple[Floats, Floats, Floats]:
+    """Kinds of groups: share of the requests of one of them, tokens in whole blocks, how many there are."""
+    assert sent.sharing is not None
+    belongs = sent.sharing.group >= 0
+    member = sent.sharing.group[belongs]
+    shared = np.minimum(sent.sharing.shared_tokens, sent.prompt_tokens - 1)[belongs]
+    whole = (shared // block_tokens * block_tokens).astype(float)
+    if workload.prefix is None:
+        size = np.bincount(member)
+        return size / len(belongs), np.bincount(member, whole) / np.maximum(size, 1), np.ones(len(size))
+    popularity = workload.prefix.popularity
+    size = np.bincount(member, minlength=len(popularity))
+    tokens = np.where(size, np.bincount(member, whole, len(popularity)) / np.maximum(size, 1), whole.mean())
+    first = np.unique(np.geomspace(1, len(popularity) + 1, _MOST_KINDS).astype(np.int64))[:-1] - 1
+    if len(popularity) <= _MOST_KINDS:
+        first = np.arange(len(popularity))
+    number = np.diff(first, append=len(popularity)).astype(float)
+    return np.add.reduceat(popularity, first) / number, np.add.reduceat(tokens, first) / number, number
 
 
 def _turns(sent: RequestArrays) -> tuple[NDArray[np.int64], NDArray[np.bool_], Floats]:
