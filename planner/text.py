@@ -197,11 +197,10 @@ def _prefix_lines(facts: Facts) -> list[str]:
     if not cache["enabled"]:
         reason = cache.get("disabled_because", "it is switched off")
         return [f"  Prefix cache: none, {reason}; every prompt is computed in full"]
-    caches = f"{cache['num_caches']} caches" if cache["num_caches"] > 1 else "1 cache"
-    return [
-        f"  Prefix cache: {cache['hit_rate']:.1%} of the prompt tokens found; {caches} of "
-        f"{cache['block_tokens']}-token blocks, {cache['router'].replace('_', ' ')} routing"
-    ]
+    line = f"  Prefix cache: {cache['hit_rate']:.1%} of the prompt tokens found, blocks of {cache['block_tokens']}"
+    if cache["num_caches"] > 1:
+        line += f", {cache['num_caches']} caches, {cache['router'].replace('_', ' ')} routing"
+    return [line]
 
 
 def simulation_text(facts: Facts) -> str:
