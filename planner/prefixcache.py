@@ -106,10 +106,11 @@ class PrefixCache:
             return 0
         self._shrink(free_blocks)
         hit, held = self._hit_blocks(request), 0
-        for key, base_tokens, _ in request.prefix.segments:
+        for key, base_tokens, end_tokens in request.prefix.segments:
             chain = self._chains.get(key)
             if chain is not None:
-                held += max(0, min(hit, chain.held) - base_tokens // self.block_tokens)
+                own = min(hit, chain.held, end_tokens // self.block_tokens)
+                held += max(0, own - base_tokens // self.block_tokens)
         return held
 
     def admit(self, request: Request) -> None:
@@ -118,10 +119,10 @@ class PrefixCache:
         if prefix is None:
             return
         hit = self._hit_blocks(request)
-        for position, (key, _, _) in enumerate(prefix.segments):
+        for position, (key, _, end_tokens) in enumerate(prefix.segments):
             chain = self._chains.get(key)
-            if chain is not None and hit > chain.base:
-                stop = min(hit, chain.stop)
+            stop = min(hit, end_tokens // self.block_tokens)
+            if chain is not None and stop > chain.base:
                 self._touch(chain, stop)
                 chain.hold(stop)
                 prefix.held[position] = stop

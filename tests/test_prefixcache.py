@@ -312,3 +312,50 @@ class NoCache:
 def test_prefix_names_what_is_shared():
     assert Prefix(-1, 0, -1).segments == []
     assert [key for key, _, _ in Prefix(3, 100, 5).segments] == [("group", 3), ("conversation", 5)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    SPECS,
+    st.lists(
+        st.tuples(
+            *(st.integers(1, n) for n in (30, 60, 25)), st.integers(-1, 2), st.integers(1, 50), st.integers(-1, 2)
+        ),
+        max_size=25,
+    ),
+)
+def test_any_mix_of_groups_and_overlapping_turns_keeps_the_books(spec, arrivals):
+    """Traces may share different lengths of one prefix and send turns of a conversation at once."""
+    rank, cache = Rank(spec), PrefixCache(spec.block_tokens)
+    rank.cache = cache
+    arrivals = [(*a[:3], a[5], 7 * a[5] + 3, a[5]) if a[5] >= 0 else a for a in arrivals]  # of one group throughout
+    requests = [
+        SharingRequest(i, max(prompt, shared if group >= 0 else 0), output, group, shared, talk)
+        for i, (_, prompt, output, group, shared, talk) in enumerate(arrivals)
+    ]
+    due = sorted((a[0], r.index) for a, r in zip(arrivals, requests, strict=True) if rank.can_ever_hold(r))
+    total, step, done = len(due), 0, 0
+    while done < total:
+        step += 1
+        assert step < 5000
+        while due and due[0][0] <= step:
+            rank.enqueue(requests[due.pop(0)[1]])
+        rank.plan(float(step))
+        done += len(rank.complete(step + 0.5))
+        stretches = list(cache._order.values())
+        assert cache.cached == sum(s.stop - s.start for s in stretches)
+        assert all(s.stop > s.start for s in stretches)
+        assert 0 <= rank.free_blocks <= rank.total_blocks
+        for chain in cache._chains.values():
+            free = [(s.start, s.stop) for s in chain.free]
+            assert free == sorted(free)
+            assert chain.stop == max([chain.held, *(stop for _, stop in free)])
+            stamps = [s.stamp for s in chain.free]
+            assert stamps == sorted(stamps, reverse=True)
+    cache._shrink(rank.free_blocks)
+    assert rank.free_blocks == rank.total_blocks
+    assert rank.final_blocks == 0
+    assert all(r.prefix.cached_tokens < r.target and r.prefix.cached_tokens % spec.block_tokens == 0 for r in requests)
+    cache._shrink(0)
+    assert not cache._chains
+    assert not cache.cached

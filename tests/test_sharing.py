@@ -20,6 +20,7 @@ from planner.prefixhits import HitModel
 from planner.records import FINISHED, REJECTED
 from planner.scheduler import EngineSpec
 from planner.simulation import simulate
+from planner.steady import SteadyState, steady_state, steady_with_hits
 from planner.workload import Arrivals, Lengths, SharedPrefix, Turns, Workload, load_workload
 
 FIXED = Lengths.fixed
@@ -406,3 +407,45 @@ def test_unknown_router_is_refused(moeplan):
     code, _, err = moeplan("simulate", *ARGUMENTS, "--router", "sticky")
     assert code == 2
     assert "prefix_affinity" in err
+
+
+def test_plan_of_a_recorded_trace_expects_its_hits(moeplan, tmp_path):
+    path, folder = tmp_path / "trace.csv", tmp_path / "plan"
+    rows = [f"{i * 0.2:.1f},{1000 + i % 7 * 50},{40 + i % 5},g{i % 3},900,\n" for i in range(300)]
+    path.write_text(HEADER + "".join(rows))
+    question = ("plan", "mixtral-8x7b", "--cluster", "h100-sxm:1x2", "--workload", str(path), "--out", str(folder))
+    code, out, err = moeplan(*question)
+    assert code == 0, err
+    assert "Prefix cache: 77.9% of the prompt tokens found" in out
+    header, *lines = (folder / "layouts.csv").read_text().splitlines()
+    column = header.split(",").index("estimated_prefix_hit_rate")
+    assert all(float(line.split(",")[column]) == pytest.approx(896 / 1150, abs=0.01) for line in lines)
+    assert "## Shared prefixes" in (folder / "report.md").read_text()
+
+
+def test_thinking_users_fill_fewer_places():
+    batch = np.array([1.0, 10.0, 100.0])
+    rate = np.array([0.5, 2.0, 4.0])
+    nothing = np.zeros(3)
+    steady = SteadyState(
+        batch, nothing, rate, nothing, nothing, nothing, 0.0, nothing, np.array([100.0, 900.0, 8000.0])
+    )
+    np.testing.assert_array_equal(steady.batch_of(np.array([50.0]), 0.0), [50.0])
+    np.testing.assert_allclose(steady.batch_of(np.array([6.0, 30.0]), 10.0), [1.0, 10.0])
+    assert steady.batch_within(900.0, 1.0) == 10.0
+    assert steady.batch_within(50.0, 1.0) == 0.5
+
+
+def test_layouts_are_ranked_with_what_the_cache_can_hold(mixtral, vllm):
+    cluster, limits = parse_cluster("h100-sxm:1x2"), Limits(256, 8192)
+    deployment = deploy(mixtral, cluster, Layout(tp=2, moe_tp=2), vllm, limits, "all_reduce", 1000)
+    model = HitModel(TALKS, 16, 1, False)
+    small, large, never = (
+        steady_with_hits(deployment.cost(), 8192, "mixed", TALKS, model, kv_tokens)
+        for kv_tokens in (30_000, 10**6, 100)
+    )
+    assert (small.hit_rate <= large.hit_rate + 1e-9).all()
+    assert small.hit_rate[3] < 0.8 * large.hit_rate[3]
+    assert (large.requests_per_s >= never.requests_per_s).all()
+    plain = steady_state(deployment.cost(), 8192, "mixed", TALKS)
+    np.testing.assert_allclose(never.tpot_s, plain.tpot_s)
