@@ -86,8 +86,8 @@ class StepTable:
 
     `start_s` and `step_s` [s]; `context_tokens` is the KV read by decodes; `kv_tokens_used` the tokens of all blocks
     taken, this step's new ones included; `num_waiting` the queue left after scheduling; `draw` which cached draw of
-    the router the step used (`planner.loads`). `cached_tokens` are the prompt tokens that requests admitted in the step
-    found in the prefix caches; None where requests share nothing.
+    the router the step used (`planner.loads`). `cached_tokens` are the prompt tokens that requests admitted in the
+    step, preempted ones included, found in the prefix caches; None where requests share nothing.
     """
 
     start_s: NDArray[np.float64]

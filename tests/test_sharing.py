@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -401,6 +402,21 @@ def test_bad_sharing_in_a_trace(tmp_path, rows, message):
     with pytest.raises(WorkloadError) as fault:
         load_workload(str(path))
     assert message in str(fault.value)
+
+
+def test_a_run_shorter_than_its_conversations_says_so(moeplan):
+    flags = ("--workload", "multi-turn", "--rate", "20")
+    _, out, _ = moeplan("simulate", *ARGUMENTS, *flags)
+    assert re.search(r"a conversation takes [67]\d s: later turns are too few", out)
+    assert "Use --num-requests 4" in out
+    assert load_workload("multi-turn", rate=20.0).num_requests >= 5 * 20 * 59
+
+
+def test_lru_of_even_groups_finds_the_share_that_fits():
+    """Without popularity and private blocks an LRU cache of C of N equal prefixes finds C / N."""
+    one = Workload("even", FIXED(1), FIXED(1), Arrivals.poisson(1), 6000, SharedPrefix(100, FIXED(160)))
+    for held in (25, 60):
+        assert hit_rate(one, 160 * held + 16) == pytest.approx(held / 100 * 160 / 161, abs=0.03)
 
 
 def test_unknown_router_is_refused(moeplan):

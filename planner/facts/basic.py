@@ -131,6 +131,7 @@ def fit_facts(model: ModelConfig, system: System, engine: Engine, answer: Fit) -
 def simulation_facts(run: Run, command: str) -> Facts:
     """What `simulate --json` prints."""
     from planner.facts.experts import expert_facts, expert_warnings
+    from planner.facts.sharing import sharing_facts, sharing_warnings
 
     summary, deployment = run.summary, run.deployment
     return {
@@ -167,31 +168,10 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "simulated_s": run.simulation.simulated_s,
         "memory": memory_facts(deployment.memory),
         "experts": expert_facts(run),
-        "warnings": expert_warnings(run),
+        "warnings": expert_warnings(run) + sharing_warnings(run),
         "command": command,
         "versions": {"moeplan": __version__},
     } | sharing_facts(run)
-
-
-def sharing_facts(run: Run) -> Facts:
-    """What the prefix caches found, where requests share anything; nothing otherwise."""
-    from planner.deployment import caches_prefixes
-
-    deployment, requests = run.deployment, run.simulation.requests
-    if requests.cached_tokens is None:
-        return {}
-    cached = caches_prefixes(deployment.model, deployment.engine)
-    found: Facts = {
-        "enabled": cached,
-        "block_tokens": deployment.engine.block_tokens,
-        "num_caches": run.simulation.spec.num_groups * run.simulation.spec.ranks_per_group,
-        "router": deployment.router,
-        "hit_rate": run.summary.prefix_hit_rate,
-        "cached_tokens": int(requests.cached_tokens.sum()),
-    }
-    if deployment.engine.prefix_caching and not cached:
-        found["disabled_because"] = f"{deployment.model.name} has recurrent layers or an encoder"
-    return {"prefix_cache": found}
 
 
 def _finite(value: float) -> float | None:

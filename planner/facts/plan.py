@@ -8,8 +8,9 @@ from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
-from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts, sharing_facts
+from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
 from planner.recommend import Recommendation
@@ -301,7 +302,7 @@ def _past_error(rec: Recommendation, winner: Run) -> str:
 
 
 def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
-    warnings = [*rec.model.notes, *_support_warnings(winner)]
+    warnings = [*rec.model.notes, *_support_warnings(winner), *sharing_warnings(winner)]
     if winner.summary.num_measured < _FEW_REQUESTS:
         warnings.append(f"Only {winner.summary.num_measured} requests were measured: percentiles mean little.")
     if winner.summary.num_rejected:

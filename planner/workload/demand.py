@@ -148,8 +148,9 @@ class Workload:
 
     def __str__(self) -> str:
         more = "".join(f", {part}" for part in (self.prefix, self.turns) if part is not None)
+        tokens = "new tokens" if more else "tokens"
         return (
-            f"{self.name}: {self.prompt} tokens in, {self.output} out{more}, {self.arrivals}, "
+            f"{self.name}: {self.prompt} {tokens} in, {self.output} out{more}, {self.arrivals}, "
             f"{self.num_requests:,} requests"
         )
 
