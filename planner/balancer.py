@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.affinity import PrefixAffinity
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.routers import ROUTERS, Router
-from planner.scheduler import Rank
+from planner.scheduler import Rank, Request
 
 STATISTICS_S = 0.1
 """Least time between two statistics of a rank (min_stats_update_interval_ms of vllm/v1/engine/coordinator.py)."""
@@ -119,7 +120,7 @@ class Balancer:
     """Chooses the rank of every request.
 
     `router` chooses among all ranks, or, if the deployment has a router of its own, among groups. While `open` is not
-    None, only the ranks in it get requests.
+    None, only the ranks in it get requests. A router that follows prefixes chooses among all ranks in any case.
     """
 
     def __init__(self, spec: EngineSpec, router: str, groups: Sequence[Sequence[Rank]], seed: int) -> None:
@@ -130,6 +131,8 @@ class Balancer:
         self._outer = ROUTERS[router](np.random.default_rng([seed, 1]))
         self._scores: list[VllmScore] = []
         self._inner: list[Router] = []
+        if isinstance(self._outer, PrefixAffinity):
+            return
         if spec.rank_router == "vllm_score":
             self._scores = [VllmScore(ranks, np.random.default_rng([seed, 2, i])) for i, ranks in enumerate(groups)]
         elif spec.rank_router:
@@ -137,8 +140,10 @@ class Balancer:
                 ROUTERS[spec.rank_router](np.random.default_rng([seed, 2, i])) for i in range(spec.num_groups)
             ]
 
-    def choose(self, in_flight: list[int], request: int, now_s: float) -> int:
-        """Rank, counted over all groups, for request number `request` at `now_s`; `in_flight` by rank."""
+    def choose(self, in_flight: list[int], request: Request, now_s: float) -> int:
+        """Rank, counted over all groups, for `request` at `now_s`; `in_flight` by rank."""
+        if isinstance(self._outer, PrefixAffinity):
+            return self._outer.route(request.prefix, in_flight, self.open)
         if not self._scores and not self._inner:
             return _pick(self._outer, in_flight, self.open)
         size = self._per_group
@@ -151,7 +156,7 @@ class Balancer:
         if self.open is not None:
             places = [rank - first for rank in self.open if first <= rank < first + size]
         if self._scores:
-            return first + self._scores[group].choose(request, now_s, places)
+            return first + self._scores[group].choose(request.index, now_s, places)
         return first + _pick(self._inner[group], in_flight[first : first + size], places)
 
     def finished(self, request: int, rank: int) -> None:

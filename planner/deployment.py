@@ -24,6 +24,7 @@ from planner.model import ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
 from planner.outages import FailureReport, plan_outages, report
 from planner.pipeline import stage_split
+from planner.prefixhits import caches_prefixes
 from planner.residency import REUSES
 from planner.simulation import Simulation, simulate
 from planner.tacticcost import step_cost
@@ -52,7 +53,7 @@ class Deployment:
     """A model cut by `layout` on `cluster` under `engine`; `memory` is the ledger of its tightest GPU.
 
     `backend` is how ranks meet at the experts: `all_reduce` (every rank has all tokens), or between attention-DP
-    ranks `allgather_reducescatter` or `deepep`.
+    ranks `allgather_reducescatter` or `deepep`. `router` (`planner.routers`) spreads requests over ranks.
     """
 
     model: ModelConfig
@@ -65,6 +66,7 @@ class Deployment:
     experts: ExpertSettings = AS_SERVED
     offload: Offload | None = None
     tactics: Tactics = PLAIN
+    router: str = "least_requests"
 
     @property
     def name(self) -> str:
@@ -119,6 +121,7 @@ class Deployment:
             groups_per_link=self.replicas_per_root if self.offload else 0,
             groups_per_node=replicas_per_node(layout, self.cluster),
             acceptance=self.tactics.acceptance,
+            prefix_caching=caches_prefixes(self.model, self.engine),
         )
 
     @property
@@ -138,6 +141,7 @@ def deploy(
     context_tokens: int,
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
+    router: str = "least_requests",
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
@@ -180,7 +184,7 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics, router)
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def run(
     check_context(deployment.model, workload)
     # Replicas on one link to the host slow each other down: they are simulated together.
     least = deployment.replicas_per_root if deployment.offload else 1
-    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment.layout)))
+    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment, workload)))
     users = workload.arrivals.concurrency
     replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
@@ -250,8 +254,9 @@ def run(
         plan, ready = plan_outages(deployment.cost(), deployment.limits, deployment.memory, failures)
         outages = Outages(plan, seed)
     split = stage_split(deployment.cost()) if deployment.layout.pp > 1 else None
+    spec, router = deployment.spec(replicas), deployment.router
     simulation = simulate(
-        deployment.spec(replicas), timer, offered, seed=seed, progress=progress, split=split, disturb=outages
+        spec, timer, offered, seed=seed, router=router, progress=progress, split=split, disturb=outages
     )
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
@@ -293,7 +298,7 @@ def _encoder_share(model: ModelConfig) -> float:
 
 def check_context(model: ModelConfig, workload: Workload) -> None:
     """WorkloadError when lengths that were stated one by one, or the mean of a distribution, exceed the context."""
-    stated = workload.prompt.kind not in ("uniform", "lognormal")
+    stated = workload.turns is None and workload.prompt.kind not in ("uniform", "lognormal")
     tokens = workload.max_prompt_tokens + workload.max_output_tokens
     if not stated:
         tokens = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
@@ -304,8 +309,12 @@ def check_context(model: ModelConfig, workload: Workload) -> None:
         )
 
 
-def simulated_replicas(layout: Layout) -> int:
-    """How many of a layout's replicas a plan simulates."""
+def simulated_replicas(deployment: Deployment, workload: Workload) -> int:
+    """How many of its replicas a plan simulates: all where the next turn of a conversation, or a group, may be sent to
+    any of them, because the hits of their caches depend on how many there are."""
+    layout = deployment.layout
+    if workload.shares and (workload.turns or workload.recorded or deployment.router == "prefix_affinity"):
+        return layout.replicas
     wanted = max(1, min(MAX_SIMULATED_REPLICAS, MAX_SIMULATED_RANKS // (layout.attention_dp * layout.pp)))
     return min(layout.replicas, wanted)
 
@@ -353,6 +362,7 @@ def simulate_layout(
     backend: str,
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
+    router: str = "least_requests",
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
     failures: FailureSettings | None = None,
@@ -368,7 +378,7 @@ def simulate_layout(
         limits = replace(limits, max_num_seqs=min(limits.max_num_seqs, -(-users // layout.replicas)))
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
-    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics, router)
     return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress, failures=failures)
 
 

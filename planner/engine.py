@@ -147,6 +147,7 @@ class Engine:
     `kv_slots` cuts the KV pool into one equal part per sequence (llama.cpp).
     `rank_router` spreads the requests of a replica over its attention-DP ranks; see `planner.balancer`.
     `receive_interval` is after how many decode steps the scheduler looks for new requests.
+    `prefix_caching` says whether blocks of `block_tokens` are found again by prompts that begin alike.
     `static_fraction` is the operator's choice of SGLang's mem_fraction_static, None for its own formula.
     `mxfp4_by_fp8` are the architectures on which MXFP4 weights meet FP8 activations, on others bf16 ones.
     `ubatch_tokens` is the most tokens of one pass over the weights, 0 for a whole step.
@@ -176,6 +177,7 @@ class Engine:
     mxfp4_by_fp8: tuple[str, ...] = ()
     receive_interval: Count = 1
     kv_slots: bool = False
+    prefix_caching: bool = False
     ubatch_tokens: Annotated[int, Ge(0)] = 0
     token_ratio: TokenRatio | None = None
     prefill_balance: PrefillBalance | None = None

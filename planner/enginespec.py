@@ -31,6 +31,7 @@ class EngineSpec:
     ones every `receive_interval` decode steps.
 
     With speculative decoding `acceptance` is the chance that each draft is accepted when those before it were.
+    `prefix_caching` keeps the blocks of finished requests for prompts that begin alike.
     """
 
     num_groups: int
@@ -52,6 +53,7 @@ class EngineSpec:
     rank_router: str = ""
     max_request_tokens: int = 0
     acceptance: tuple[float, ...] = ()
+    prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")

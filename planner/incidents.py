@@ -18,9 +18,10 @@ import simpy
 
 from planner.errors import InputError
 from planner.failures.choices import OnFailure
+from planner.group import Group, StepTimer
 from planner.records import LOST
 from planner.scheduler import RankWork, Request
-from planner.simulation import StepTimer, _Group, _Run
+from planner.simulation import _Run
 
 _SEED_STREAM = 3
 """Failures draw from a stream of their own, so that arrivals stay what they are without them."""
@@ -104,7 +105,7 @@ class _Replica:
     """
 
     index: int
-    groups: list[_Group]
+    groups: list[Group]
     is_down: bool = False
     is_shut: bool = False
     dead: set[int] = field(default_factory=set)
@@ -175,7 +176,7 @@ class Outages:
 
     @property
     def _is_over(self) -> bool:
-        return self.run.num_done == len(self.run.prompts)
+        return self.run.num_done == self.run.num_requests
 
     def _fixed(self, replica: _Replica, time_s: float) -> Generator[simpy.Event, Any, None]:
         yield self.env.timeout(time_s)
@@ -216,7 +217,7 @@ class Outages:
         yield self.env.timeout(self.plan.rebuild_s)
         self._start(replica, self.run.timer)
 
-    def _notice(self, replica: _Replica, incident: Incident, ranks: list[tuple[_Group, int]]) -> None:
+    def _notice(self, replica: _Replica, incident: Incident, ranks: list[tuple[Group, int]]) -> None:
         """The router leaves the replica out; what the dead ranks held starts anew."""
         incident.detected_s = self.env.now
         replica.is_shut = True
@@ -225,7 +226,7 @@ class Outages:
         for request in sorted(found, key=lambda request: request.index):
             self._again(request, incident)
 
-    def _emptied(self, group: _Group, position: int) -> list[Request]:
+    def _emptied(self, group: Group, position: int) -> list[Request]:
         """Requests of a rank, which is empty afterwards."""
         rank = group.ranks[position]
         found = rank.unfinished() + [request for there, request in group.mail if there is rank]
@@ -251,6 +252,8 @@ class Outages:
             self.run._end(request, LOST)
             return
         self.retried.add(request.index)
+        if request.prefix is not None:
+            request.prefix.forget()
         if self.plan.on_failure == "resume":
             request.target = request.prompt_tokens + request.produced
             request.computed = 0
@@ -258,7 +261,7 @@ class Outages:
             return
         incident.lost_output_tokens += request.produced
         fresh = Request(request.index, request.prompt_tokens, request.output_tokens, request.arrival_s)
-        fresh.num_preemptions = request.num_preemptions
+        fresh.num_preemptions, fresh.prefix = request.num_preemptions, request.prefix
         self.run._accept(fresh)
 
     # --- one rank of an elastic group ---
@@ -331,7 +334,7 @@ class Outages:
         self._reopen()
 
 
-def _positions(group: _Group) -> range:
+def _positions(group: Group) -> range:
     return range(len(group.ranks))
 
 

@@ -12,6 +12,8 @@ from planner.capacity import CapacityLimit, default_limit
 from planner.capacity import rule as capacity_rule
 from planner.choices import ExpertChoices
 from planner.deployment import MIN_REQUESTS
+from planner.engine import Engine
+from planner.engine import engine as load_engine
 from planner.errors import InputError, nearest
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster, parse_cluster
@@ -69,13 +71,14 @@ def plan_demand(
     """`demand` with as many requests as a plan's simulations need when `num_requests` is not given.
 
     Five generations of requests at the slowest token the SLO allows, so that a growing queue shows; 1,000 at least
-    for a p95, 20,000 at most.
+    for a p95, 20,000 at most. With conversations, five generations of those.
     """
     workload = demand(text, rate, concurrency, num_requests)
     if num_requests is not None or workload.arrivals.kind not in ("poisson", "gamma"):
         return workload
     tpot_s = (slo.limits_s() if slo else {}).get("tpot", _TYPICAL_TPOT_S)
-    overlapping = workload.arrivals.rate_per_s * workload.mean_output_tokens * tpot_s
+    sojourn_s = workload.mean_output_tokens * tpot_s * workload.mean_turns + workload.conversation_think_s
+    overlapping = workload.arrivals.rate_per_s * sojourn_s
     return workload.with_num_requests(int(min(max(_GENERATIONS * overlapping, MIN_REQUESTS), _MAX_REQUESTS)))
 
 
@@ -93,6 +96,12 @@ def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bo
     if twice:
         raise InputError(f"--cluster {twice} is given twice: offer each cluster once")
     return offered
+
+
+def engine(name: str, no_prefix_cache: bool) -> Engine:
+    """The engine profile of that name, without its prefix cache if wished."""
+    profile = load_engine(name)
+    return replace(profile, prefix_caching=False) if no_prefix_cache else profile
 
 
 def experts(model: ModelConfig, chosen: ExpertChoices, layout: Layout | None = None) -> ExpertSettings:

@@ -80,11 +80,11 @@ class RetractingRank(Rank):
             self._set_ratio, self._set_step = self.start_ratio, self.decode_steps
         return finished
 
-    def _has_room(self, request: Request) -> bool:
+    def _has_room(self, request: Request, held: int) -> bool:
         """Whether the prompt, its whole clipped answer and what the others are expected to add are free."""
         if not self.running:
             return True
-        free_tokens = (self.free_blocks - self.blocks(request.target)) * self.block_tokens
+        free_tokens = (self.free_blocks - self.blocks(request.target) + held) * self.block_tokens
         return free_tokens > self.ratio * self.expected_tokens + self._admitted_tokens + self._own_tokens(request)
 
     def _own_tokens(self, request: Request) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from planner.affinity import PrefixAffinity
+
 Router = Callable[[list[int]], int]
 """Chooses a rank from the number of unfinished requests each one has."""
 
@@ -56,4 +58,5 @@ ROUTERS: dict[str, Callable[[np.random.Generator], Router]] = {
     "round_robin": round_robin,
     "least_requests": least_requests,
     "power_of_two": power_of_two,
+    "prefix_affinity": PrefixAffinity,
 }

@@ -129,6 +129,8 @@ def _layouts(answer: Recommendation) -> str:
         "estimated_capacity_requests_per_s": lambda c: f"{c.capacity_per_s:.6g}",
         "simulated_worst_ratio": lambda c: _ratio(simulated.get(id(c.deployment))),
     }
+    if answer.workload.shares:
+        columns["estimated_prefix_hit_rate"] = lambda c: f"{c.hit_rate or 0.0:.4f}"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -145,7 +147,7 @@ def _table(table: Any, more: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A request or step table as CSV with `more` columns, times with microsecond resolution."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    named = {name: getattr(table, name) for name in table.__slots__} | dict(more)
+    named = table.columns() | dict(more)
     writer.writerow(named)
     formatted = [
         [f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, named.values())

@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable
 
 from planner.enginespec import EngineSpec
+from planner.prefixcache import Prefix, PrefixCache
 
 
 class Request:
     """One request on its way through a rank; times are simulated seconds, NaN until they happen.
 
     `target` is the number of tokens to compute before the next output token can be produced: the prompt, and after
-    a preemption also the tokens produced so far. `computed` of them are done.
+    a preemption also the tokens produced so far. `computed` of them are done. `prefix` says what its prompt shares.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Request:
         "joined_decode_step",
         "num_preemptions",
         "output_tokens",
+        "prefix",
         "produced",
         "prompt_tokens",
         "target",
@@ -55,6 +57,7 @@ class Request:
         self.joined_decode_step = 0
         self.finish_decode_step = 0
         self.final_blocks = 0
+        self.prefix: Prefix | None = None
 
 
 class RankWork:
@@ -103,6 +106,7 @@ class Rank:
         "_residues",
         "admission_reserve",
         "block_tokens",
+        "cache",
         "context_tokens",
         "decode_steps",
         "final_blocks",
@@ -126,7 +130,10 @@ class Rank:
         self.max_num_seqs = spec.max_num_seqs
         self.max_batched_tokens = spec.max_batched_tokens
         self.admission_reserve = spec.admission_reserve
-        self.total_blocks = self.free_blocks = spec.kv_blocks_per_rank
+        self.total_blocks = spec.kv_blocks_per_rank
+        self.free_blocks = self.total_blocks
+        """Blocks no running request holds; those of the prefix cache are among them."""
+        self.cache: PrefixCache | None = None
         self.largest_request_tokens = spec.largest_request_tokens
         self.holds_prompts = False
         self.final_blocks = 0
@@ -177,8 +184,9 @@ class Rank:
 
     def can_prefill(self) -> bool:
         """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""
-        has_place = bool(self.waiting) and len(self.running) < self.max_num_seqs
-        return self.partial is not None or (has_place and self._has_room(self.waiting[0]))
+        if self.partial is not None or not self.waiting or len(self.running) >= self.max_num_seqs:
+            return self.partial is not None
+        return self._has_room(self.waiting[0], self._held_blocks(self.waiting[0]))
 
     def take_decodes(self) -> None:
         """Put one token of every decoding request into the step, preempting requests until the new blocks fit.
@@ -205,12 +213,15 @@ class Rank:
             budget -= self._take_chunk(self.partial, budget)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            if not self._has_room(request):
+            held = self._held_blocks(request)
+            if not self._has_room(request, held):
                 break
             self.waiting.popleft()
             self.running[request] = None
-            self.free_blocks -= self.blocks(request.target)
-            self.final_blocks += request.final_blocks
+            if self.cache is not None:
+                self.cache.admit(request)
+            self.free_blocks -= self.blocks(request.target) - held
+            self.final_blocks += request.final_blocks - held
             if request.admitted_s != request.admitted_s:
                 request.admitted_s = self.now_s
             budget -= self._take_chunk(request, budget)
@@ -232,9 +243,14 @@ class Rank:
             self._prefilled.clear()
         return finished
 
-    def _has_room(self, request: Request) -> bool:
-        needed = self.blocks(request.target)
-        unwritten = self.final_blocks + request.final_blocks - (self.total_blocks - self.free_blocks) - needed
+    def _held_blocks(self, request: Request) -> int:
+        """Blocks of `request` that others hold and it would find."""
+        return self.cache.held_blocks(request, self.free_blocks) if self.cache is not None else 0
+
+    def _has_room(self, request: Request, held: int) -> bool:
+        """Whether `request` may be admitted when others hold `held` of its blocks."""
+        needed = self.blocks(request.target) - held
+        unwritten = self.final_blocks + request.final_blocks - held - (self.total_blocks - self.free_blocks) - needed
         return self.free_blocks - needed >= self.admission_reserve * unwritten
 
     def _take_chunk(self, request: Request, budget: int) -> int:
@@ -246,6 +262,8 @@ class Rank:
         work.prefill_pairs += chunk * past + chunk * (chunk + 1) // 2
         work.num_prefills += 1
         if request.computed == request.target:
+            if self.cache is not None:
+                self.cache.publish(request, request.target)
             self._prefilled.append(request)
             self.partial = None
         else:
@@ -258,8 +276,7 @@ class Rank:
             request.first_token_s = now_s
         remaining = request.output_tokens - request.produced
         if not remaining:
-            self.free_blocks += self.blocks(request.target)
-            self.final_blocks -= request.final_blocks
+            self._release(request, request.target, request.target)
             del self.running[request]
             finished.append(request)
             return
@@ -281,9 +298,14 @@ class Rank:
         self._residues[(request.target - request.joined_decode_step) % self.block_tokens] -= 1
         self.num_decoding -= 1
         self.context_tokens -= context
-        self.free_blocks += self.blocks(context)
-        self.final_blocks -= request.final_blocks
+        self._release(request, context, context)
         request.produced += decoded
+
+    def _release(self, request: Request, tokens: int, computed: int) -> None:
+        """Give back the blocks of `tokens`; the `computed` first of them stay in the prefix cache, if there is one."""
+        kept = self.cache.release(request, computed, self.free_blocks) if self.cache is not None else 0
+        self.free_blocks += self.blocks(tokens) - kept
+        self.final_blocks -= request.final_blocks - kept
 
     def _make_room(self, turn: int) -> None:
         """Preempt until the decoding requests of residue `turn`, whose next token opens a block, get one each."""
@@ -299,8 +321,7 @@ class Rank:
         """Free the blocks of `request`, which has left `running`; it will compute its prompt and answer anew."""
         if request is self.partial:
             self.partial = None
-            self.free_blocks += self.blocks(request.target)
-            self.final_blocks -= request.final_blocks
+            self._release(request, request.target, request.computed)
         else:
             self._leave_decode(request)
             bucket = self._finish_at[request.finish_decode_step]

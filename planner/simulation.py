@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
@@ -19,14 +19,16 @@ from planner.balancer import Balancer
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
+from planner.group import Group, StepTimer
 from planner.hostlink import host_links
-from planner.lockstep import PrefillHold
 from planner.metrics import Summary, summarise
 from planner.pipeline import StageSplit, pipelines
+from planner.prefixcache import PrefixCache
 from planner.ranks import rank_of
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS
-from planner.scheduler import Rank, RankWork, Request
+from planner.scheduler import Rank, Request
+from planner.sharing import Sharing
 from planner.speculation import AcceptanceWalk
 from planner.workload import RequestArrays, Slo, Workload
 
@@ -35,24 +37,6 @@ if TYPE_CHECKING:
 
 _NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
-
-
-class StepTimer(Protocol):
-    """The cost model, as the simulation sees it.
-
-    `draw` numbers the cached draw of the router that the last step used, 0 where there is none; `link_s` is how long
-    the last step's fetches of experts keep the host link busy [s].
-    """
-
-    draw: int
-    link_s: float
-
-    def step_s(self, ranks: Sequence[RankWork]) -> float:
-        """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
-
-        The entries of `ranks` are reused by the next step.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,9 +85,9 @@ class Simulation:
         """Percentiles, rates and verdict of the steady part of the run; see `planner.metrics.summarise`."""
         arrivals = self.workload.arrivals
         concurrency = arrivals.concurrency if arrivals.kind == "closed" else None
-        return summarise(
-            self.requests, self.steps, self.spec, self.simulated_s, concurrency=concurrency, slo=slo, warmup=warmup
-        )
+        talk = self.workload.mean_turns, self.workload.conversation_think_s
+        run = self.requests, self.steps, self.spec, self.simulated_s
+        return summarise(*run, concurrency=concurrency, slo=slo, warmup=warmup, conversation=talk)
 
 
 def simulate(
@@ -141,27 +125,6 @@ def simulate(
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
 
-class _Group:
-    """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
-
-    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
-    """
-
-    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake")
-
-    def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
-        self.index = index
-        self.timer = timer
-        self.mail: list[tuple[Rank, Request]] = []
-        self.unheard = spec.receive_interval
-        self.ranks = ranks
-        balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
-        self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
-        self.in_flight = 0
-        self.wake: simpy.Event | None = None
-        self.process: simpy.Process | None = None
-
-
 class _Run:
     """State of one simulation: the groups, the requests still to send, and the columns of the tables."""
 
@@ -180,16 +143,17 @@ class _Run:
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
+        self.sharing = Sharing(sent, workload.num_requests) if sent.sharing else None
         self.walk = AcceptanceWalk(spec.acceptance, [routing[1], 2]) if spec.acceptance else None
         ranks = [[self.new_rank() for _ in range(spec.ranks_per_group)] for _ in range(spec.num_groups)]
-        self.groups = [_Group(i, spec, timer, ranks[i]) for i in range(spec.num_groups)]
+        self.groups = [Group(i, spec, timer, ranks[i]) for i in range(spec.num_groups)]
         self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.balancer = Balancer(spec, routing[0], ranks, routing[1])
         self.num_steps = self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
         self.now_s = 0.0
-        self.is_closed = workload.arrivals.kind == "closed"
+        self.is_closed, self.num_requests = workload.arrivals.kind == "closed", workload.num_requests
         self._allocate(sent)
         if self.is_closed:
             for _ in range(workload.arrivals.concurrency):
@@ -201,14 +165,17 @@ class _Run:
 
     def new_rank(self) -> Rank:
         """An empty rank; the ranks of a run draw acceptance from one walk."""
-        return rank_of(self.spec, self.walk)
+        rank = rank_of(self.spec, self.walk)
+        if self.sharing is not None and self.spec.prefix_caching:
+            rank.cache = PrefixCache(self.spec.block_tokens)
+        return rank
 
     def _allocate(self, sent: RequestArrays) -> None:
         """Plain lists and arrays: element access in the loop is several times faster than with numpy."""
         self.sent = sent
         self.prompts: list[int] = sent.prompt_tokens.tolist()
         self.outputs: list[int] = sent.output_tokens.tolist()
-        count = len(self.prompts)
+        count = self.num_requests
         self.arrival_s = array("d", [math.nan]) * count
         self.admitted_s = array("d", [math.nan]) * count
         self.first_token_s = array("d", [math.nan]) * count
@@ -222,12 +189,14 @@ class _Run:
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open loop: every request at its time, whether or not earlier ones are answered."""
         env = self.env
-        for arrival_s in self.sent.arrival_s.tolist():
+        for arrival_s in self.sharing.starts_s if self.sharing else self.sent.arrival_s.tolist():
             if arrival_s > env.now:
                 yield env.timeout(arrival_s - env.now)
+            if self.num_sent == self.num_requests:
+                return
             self._send()
 
-    def _engine(self, group: _Group) -> Generator[simpy.Event, Any, None]:
+    def _engine(self, group: Group) -> Generator[simpy.Event, Any, None]:
         """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
         env, ranks, timer = self.env, group.ranks, group.timer
         works = [rank.work for rank in ranks]
@@ -266,7 +235,7 @@ class _Run:
                 for request in rank.complete(env.now):
                     self._finish(group, group.index * len(ranks) + position, request)
 
-    def _record_step(self, group: _Group, start_s: float, step_s: float) -> None:
+    def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
         prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
         for rank in group.ranks:
             work = rank.work
@@ -289,12 +258,16 @@ class _Run:
                 self.timer.draw,
             )
         )
+        if self.sharing is not None:
+            self.sharing.record_step(group.ranks)
 
-    def _send(self) -> bool:
-        """The next request enters a queue; False if it is too large for any and was rejected."""
+    def _send(self, turn: int | None = None) -> bool:
+        """The next request, or that `turn`, enters a queue; False if it is too large for any and was rejected."""
         index = self.num_sent
         self.num_sent += 1
-        request = Request(index, self.prompts[index], self.outputs[index], self.env.now)
+        row, prefix = (index, None) if self.sharing is None else self.sharing.send(turn)
+        request = Request(index, self.prompts[row], self.outputs[row], self.env.now)
+        request.prefix = prefix
         self.arrival_s[index] = self.env.now
         if not self.groups[0].ranks[0].can_ever_hold(request):
             self.status[index] = REJECTED
@@ -312,7 +285,7 @@ class _Run:
         """The request reaches the rank that the router chooses."""
         if self.gate is not None and not self.gate(request):
             return
-        chosen = self.balancer.choose(self.in_flight, request.index, self.env.now)
+        chosen = self.balancer.choose(self.in_flight, request, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
@@ -325,7 +298,7 @@ class _Run:
         if group.wake is not None and not group.wake.triggered:
             group.wake.succeed()
 
-    def _deliver(self, group: _Group) -> None:
+    def _deliver(self, group: Group) -> None:
         for rank, request in group.mail:
             rank.enqueue(request)
         group.mail.clear()
@@ -333,10 +306,15 @@ class _Run:
 
     def _send_next(self) -> None:
         """Closed loop: a user sends until one of its requests is accepted or none is left."""
-        while self.num_sent < len(self.prompts) and not self._send():
+        while self.num_sent < self.num_requests and not self._send():
             pass
 
-    def _finish(self, group: _Group, rank: int, request: Request) -> None:
+    def _turn(self, row: int) -> None:
+        """A user has thought; one of a closed loop whose turn is too large begins another conversation."""
+        if self.num_sent < self.num_requests and not self._send(row) and self.is_closed:
+            self._send_next()
+
+    def _finish(self, group: Group, rank: int, request: Request) -> None:
         self.in_flight[rank] -= 1
         self.balancer.finished(request.index, rank)
         group.in_flight -= 1
@@ -348,7 +326,10 @@ class _Run:
         self.status[request.index] = status
         self._write(request)
         self._count_done()
-        if self.is_closed:
+        goes_on = False
+        if self.sharing is not None and status == FINISHED:
+            goes_on = self.sharing.goes_on(request.index, self.env, self._turn)
+        if self.is_closed and not goes_on:
             self._send_next()
 
     def _write(self, request: Request) -> None:
@@ -361,7 +342,7 @@ class _Run:
     def _count_done(self) -> None:
         self.num_done += 1
         if self.progress is not None:
-            total = len(self.prompts)
+            total = self.num_requests
             if self.num_done == total or self.num_done % -(-total // _PROGRESS_CALLS) == 0:
                 self.progress(self.num_done / total)
 
@@ -372,19 +353,22 @@ class _Run:
                 for request in rank.unfinished():
                     self._write(request)
         sent = slice(0, self.num_sent)
+        rows = sent if self.sharing is None else self.sharing.rows
         return RequestTable(
             arrival_s=np.array(self.arrival_s)[sent],
             admitted_s=np.array(self.admitted_s)[sent],
             first_token_s=np.array(self.first_token_s)[sent],
             finish_s=np.array(self.finish_s)[sent],
-            prompt_tokens=self.sent.prompt_tokens[sent],
-            output_tokens=self.sent.output_tokens[sent],
+            prompt_tokens=self.sent.prompt_tokens[rows],
+            output_tokens=self.sent.output_tokens[rows],
             produced_tokens=np.array(self.produced)[sent],
             num_preemptions=np.array(self.num_preemptions)[sent],
             rank=np.array(self.rank)[sent],
             status=np.array(self.status)[sent],
+            **(self.sharing.request_columns() if self.sharing else {}),
         )
 
     def step_table(self) -> StepTable:
         """Columns of the recorded steps."""
-        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS))
+        found = self.sharing.step_column if self.sharing else None
+        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS), found)

@@ -57,7 +57,7 @@ CHAT = Workload("chat", Lengths.lognormal(300, 0.8), Lengths.lognormal(60, 0.8),
 
 def columns(simulation):
     tables = simulation.requests, simulation.steps
-    return {f"{type(t).__name__}.{name}": getattr(t, name) for t in tables for name in t.__slots__}
+    return {f"{type(t).__name__}.{name}": column for t in tables for name, column in t.columns().items()}
 
 
 def test_one_request_by_hand():

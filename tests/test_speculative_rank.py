@@ -13,8 +13,8 @@ from planner.enginespec import EngineSpec
 from planner.errors import InputError
 from planner.ranks import rank_of
 from planner.records import FINISHED, UNFINISHED
-from planner.scheduler import SCHEDULERS, Rank, Request
-from planner.simulation import RankWork, simulate
+from planner.scheduler import SCHEDULERS, Rank, RankWork, Request
+from planner.simulation import simulate
 from planner.speculation import AcceptanceWalk, expected_tokens
 from planner.speculativerank import SpeculativeRank
 from planner.workload import load_workload

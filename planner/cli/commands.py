@@ -12,6 +12,7 @@ from planner.cli.failure_options import NO_FAILURES, Failures
 from planner.cli.tactic_options import NONE, Chosen
 from planner.cli.terminal import command_line, progress_bar, show
 
+RouterName = Literal["least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 _DEFAULT_SLO = "ttft_p95=2s,tpot_p95=50ms"
 _DEFAULT_WORKLOAD = "chat"
 
@@ -106,6 +107,8 @@ def plan(
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    router: RouterName = "least_requests",
+    no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
     seed: int = 0,
@@ -121,8 +124,9 @@ def plan(
     cluster
         Offered GPUs as system:nodes x GPUs, such as h200-sxm:2x8; repeat the option to offer several.
     workload
-        Preset (chat, rag, code, summarize, reasoning, batch), `fixed:1024/256`, `uniform:819-1024/819-1024`,
-        `lognormal:1024~0.6/256~0.8`, a TOML, or a trace CSV (arrival_s, prompt_tokens, output_tokens).
+        Preset (chat, rag, code, summarize, reasoning, batch, agents, multi-turn), `fixed:1024/256`,
+        `uniform:819-1024/819-1024`, `lognormal:1024~0.6/256~0.8`, a TOML, or a trace CSV (arrival_s, prompt_tokens,
+        output_tokens).
     rate
         Requests per second (Poisson unless the workload says otherwise).
     concurrency
@@ -142,6 +146,10 @@ def plan(
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    router
+        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+    no_prefix_cache
+        Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
         How experts are picked, placed and limited.
     tactics
@@ -154,7 +162,6 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
-    from planner.engine import engine as load_engine
     from planner.facts.plan import plan_facts
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
@@ -166,7 +173,7 @@ def plan(
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
-    chosen, profile = options.precision(model, weights, None), load_engine(engine)
+    chosen, profile = options.precision(model, weights, None), options.engine(engine, no_prefix_cache)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
     with progress_bar() as progress:
@@ -177,6 +184,7 @@ def plan(
             objectives,
             profile,
             kv_formats=None if kv == "auto" else (kv,),
+            router=router,
             experts=options.experts(chosen, experts),
             tactics=drafts,
             seed=seed,
@@ -208,6 +216,8 @@ def simulate(
     kv: str | None = None,
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    router: RouterName = "least_requests",
+    no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
     failures: Failures = NO_FAILURES,
@@ -252,6 +262,10 @@ def simulate(
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    router
+        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+    no_prefix_cache
+        Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
         How experts are picked, placed and limited.
     tactics
@@ -268,7 +282,6 @@ def simulate(
     from planner import options
     from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
-    from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
     from planner.failures.settings import failure_settings
     from planner.fit import limits_for
@@ -282,7 +295,11 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
+    profile, cut, chosen = (
+        options.engine(engine, no_prefix_cache),
+        parse_layout(layout),
+        options.precision(model, weights, kv),
+    )
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     limits = limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp)
@@ -300,6 +317,7 @@ def simulate(
             backend=backend,
             experts=options.experts(chosen, experts, cut),
             tactics=drafts,
+            router=router,
             seed=seed,
             progress=lambda share: progress("simulate", share),
             failures=failure_settings(profile, failures),

@@ -46,7 +46,7 @@ def _table() -> dict[str, Any]:
 
 
 def recovery(engine: Engine) -> Recovery:
-    """Numbers of `engine`: of its name, or of the engine whose kernels it has. InputError where nobody has read them."""
+    """Numbers of `engine`: of its name, else of the engine whose kernels it has; InputError where there are none."""
     table = _table()
     known = [name for name in table if "detect" in table[name]]
     found = next((name for name in (engine.name, engine.kernels) if name in known), None)
