@@ -218,7 +218,7 @@ def run(
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     share = offered.arrivals.concurrency / users if users else share
     summary = simulation.summary(slo)
-    objective, ratio = _worst(summary)
+    objective, ratio = worst_objective(summary)
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
@@ -279,7 +279,7 @@ def with_replicas(layout: Layout, replicas: int) -> Layout:
     return replace(layout, replicas=replicas)
 
 
-def _worst(summary: Summary) -> tuple[str, float]:
+def worst_objective(summary: Summary) -> tuple[str, float]:
     """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss.
 
     When the queue grows, latencies only tell how long the run was: the miss is named, the ratio only orders runs.

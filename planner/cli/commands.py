@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
+from planner.cli.pool_options import ONE_POOL, Pools
 from planner.cli.terminal import command_line, progress_bar, show
 
 EngineName = Literal["vllm", "sglang", "trtllm"]
@@ -106,6 +107,7 @@ def plan(
     oversubscription: float = 1.0,
     no_rails: bool = False,
     experts: Experts = DEFAULTS,
+    disaggregate: bool = False,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -141,6 +143,8 @@ def plan(
         The network between nodes is not rail-optimised.
     experts
         How experts are picked, placed and limited.
+    disaggregate
+        Also search prefill and decode in two pools, and say whether that is worth it.
     seed
         Seed of arrivals and lengths.
     out
@@ -186,7 +190,7 @@ def simulate(
     model: str,
     *,
     cluster: str,
-    layout: str,
+    layout: str | None = None,
     workload: str = _DEFAULT_WORKLOAD,
     rate: float | None = None,
     concurrency: int | None = None,
@@ -201,11 +205,12 @@ def simulate(
     oversubscription: float = 1.0,
     no_rails: bool = False,
     experts: Experts = DEFAULTS,
+    pools: Pools = ONE_POOL,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Simulate one layout request by request.
+    """Simulate one layout, or a prefill and a decode pool, request by request.
 
     Parameters
     ----------
@@ -214,7 +219,7 @@ def simulate(
     cluster
         GPUs as system:nodes x GPUs, such as h200-sxm:1x8.
     layout
-        Degrees of parallelism, such as tp=8,ep=8 or attention_dp=8,ep=8,replicas=2.
+        Degrees of parallelism, such as tp=8,ep=8 or attention_dp=8,ep=8,replicas=2; two pools have a layout each.
     workload
         As in `plan`.
     rate
@@ -243,6 +248,8 @@ def simulate(
         The network between nodes is not rail-optimised.
     experts
         How experts are picked, placed and limited.
+    pools
+        Prefill and decode in two pools.
     seed
         Seed of arrivals and lengths.
     out
@@ -265,6 +272,16 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
+    if pools != ONE_POOL or layout is None:
+        from planner.cli.pools import simulate_two
+
+        asked = options.demand(workload, rate, concurrency, num_requests)
+        offered = options.clusters([cluster], oversubscription, not no_rails)[0]
+        limits = (max_num_seqs, max_batched_tokens)
+        judged = parse_slo(slo) if slo else None
+        chosen, picked = options.precision(model, weights, kv), experts
+        simulate_two(chosen, offered, layout, pools, asked, judged, engine, limits, backend, picked, seed, out, json)
+        return
     profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     if backend == "deepep" and max_num_seqs is None:

@@ -1,0 +1,463 @@
+"""The event simulation of two pools: prompts are computed in one, their KV travels, the other decodes.
+
+Processes over one `simpy.Environment`: the arrivals, one per group of each pool. One event per engine step and one per
+transfer; everything else is arithmetic of the ranks. A request goes
+
+    sent -> [room on a decode rank] -> prefill rank -> [room on a decode rank] -> links -> decode rank -> answered
+
+where room is asked for before or after the prompt, as the engine's `Handover` says. While KV waits or travels it holds
+memory on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+
+from planner.disaggregation.handover import Handover
+from planner.disaggregation.ranks import DecodeRank, PrefillRank
+from planner.disaggregation.records import HandoverTable
+from planner.disaggregation.transfer import KvRoute, Nic, arrival_s, send
+from planner.errors import InputError, nearest
+from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
+from planner.routers import ROUTERS
+from planner.scheduler import EngineSpec, Request
+from planner.simulation import StepTimer
+from planner.workload import Workload
+
+_NUM_STEP_COLUMNS = 9
+_PROGRESS_CALLS = 100
+_TIMES = ("queued_s", "prefilled_s", "asked_s", "reserved_s", "sent_s", "arrived_s", "joined_s")
+
+AnyRank = PrefillRank | DecodeRank
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolsSimulation:
+    """What one run left behind; equal inputs and seeds give equal bytes.
+
+    `requests.rank` is the decode rank. `sender_busy_share` and `receiver_busy_share` are the busy shares of the links
+    of the busiest rank of each pool.
+    """
+
+    prefill: EngineSpec
+    decode: EngineSpec
+    workload: Workload
+    seed: int
+    requests: RequestTable
+    handovers: HandoverTable
+    prefill_steps: StepTable
+    decode_steps: StepTable
+    num_steps: int
+    simulated_s: float
+    sender_busy_share: float
+    receiver_busy_share: float
+
+    @property
+    def num_rejected(self) -> int:
+        """Requests larger than the KV pool of a rank of either pool."""
+        return int((self.requests.status == REJECTED).sum())
+
+
+class _Journey:
+    """One request on its way through both pools."""
+
+    __slots__ = ("decode", "decode_rank", "index", "prefill", "prefill_rank")
+
+    def __init__(self, index: int, prompt_tokens: int, output_tokens: int, sent_s: float) -> None:
+        self.index = index
+        self.prefill = Request(index, prompt_tokens, 1, sent_s)
+        self.decode = Request(index, prompt_tokens, output_tokens, sent_s)
+        self.prefill_rank = self.decode_rank = -1
+
+
+class _Group:
+    """Ranks of one pool that step together; `wake` is the event it sleeps on while none has work."""
+
+    __slots__ = ("index", "ranks", "wake")
+
+    def __init__(self, index: int, ranks: Sequence[AnyRank]) -> None:
+        self.index = index
+        self.ranks = ranks
+        self.wake: simpy.Event | None = None
+
+    def rouse(self) -> None:
+        """Wake the group up if it sleeps."""
+        if self.wake is not None and not self.wake.triggered:
+            self.wake.succeed()
+
+
+class _Pool:
+    """Groups of one pool, their timer, their links and their step table."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        timer: StepTimer,
+        pipeline: int,
+        new_rank: Callable[[], AnyRank],
+        choose: Callable[[list[int]], int],
+    ) -> None:
+        self.spec, self.timer, self.choose = spec, timer, choose
+        per_group = spec.ranks_per_group
+        self.groups = [_Group(i, [new_rank() for _ in range(per_group)]) for i in range(spec.num_groups)]
+        self.ranks = [rank for group in self.groups for rank in group.ranks]
+        self.in_flight = [0] * len(self.ranks)
+        # The scheduler slots of a pipeline run on the same GPUs and share their links.
+        nics = [Nic() for _ in range(-(-spec.num_groups // pipeline) * per_group)]
+        self.nics = [nics[g // pipeline * per_group + r] for g in range(spec.num_groups) for r in range(per_group)]
+        self.step_rows = array("d")
+
+    def group_of(self, rank: int) -> _Group:
+        """The group of a rank."""
+        return self.groups[rank // self.spec.ranks_per_group]
+
+    def take(self) -> int:
+        """A rank for a new request, by the router's rule."""
+        chosen = self.choose(self.in_flight)
+        self.in_flight[chosen] += 1
+        return chosen
+
+    def record(self, group: _Group, start_s: float, step_s: float) -> None:
+        """Append a row of `StepTable`."""
+        prompt = seqs = context = blocks = queue = 0
+        for rank in group.ranks:
+            work = rank.work
+            prompt += work.prefill_tokens
+            seqs += work.decode_seqs
+            context += work.decode_context_tokens
+            blocks += rank.total_blocks - rank.free_blocks
+            queue += len(rank.waiting)
+            if isinstance(rank, DecodeRank):
+                queue += len(rank.asking) + len(rank.arrived)
+        kv_tokens = blocks * self.spec.block_tokens
+        row = (start_s, step_s, group.index, prompt, seqs, context, kv_tokens, queue, self.timer.draw)
+        self.step_rows.extend(row)
+
+    def step_table(self) -> StepTable:
+        """Columns of the steps of this pool."""
+        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS))
+
+    def busy_share(self, simulated_s: float) -> float:
+        """Busy share of the links of the busiest rank."""
+        return min(1.0, max(nic.busy_s for nic in self.nics) / simulated_s) if simulated_s > 0 else 0.0
+
+
+def simulate_pools(
+    prefill: EngineSpec,
+    decode: EngineSpec,
+    timers: tuple[StepTimer, StepTimer],
+    route: KvRoute,
+    handover: Handover,
+    workload: Workload,
+    *,
+    pipelines: tuple[int, int] = (1, 1),
+    seed: int = 0,
+    router: str = "least_requests",
+    max_simulated_s: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> PoolsSimulation:
+    """Send `workload` to two pools of ranks joined by `route`; `timers` and `pipelines` are (prefill, decode).
+
+    The front end and its delay are those of the prefill spec; `seed`, `router`, `max_simulated_s` and `progress` are as
+    in `planner.simulation.simulate`. Raises InputError on an unknown router, a time limit that is not positive, or a
+    timer that returns no positive time.
+    """
+    if router not in ROUTERS:
+        raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
+    if max_simulated_s is not None and not max_simulated_s > 0:
+        raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
+    choose = [ROUTERS[router](np.random.default_rng([seed, stream])) for stream in (1, 2)]
+    pools = (
+        _Pool(prefill, timers[0], pipelines[0], lambda: PrefillRank(prefill), choose[0]),
+        _Pool(decode, timers[1], pipelines[1], lambda: DecodeRank(decode, handover), choose[1]),
+    )
+    run = _PoolsRun(pools, route, handover, workload, seed)
+    run.progress = progress
+    run.env.run(until=max_simulated_s)
+    return PoolsSimulation(
+        prefill,
+        decode,
+        workload,
+        seed,
+        run.request_table(),
+        run.handover_table(),
+        pools[0].step_table(),
+        pools[1].step_table(),
+        run.num_steps,
+        run.now_s,
+        pools[0].busy_share(run.now_s),
+        pools[1].busy_share(run.now_s),
+    )
+
+
+class _PoolsRun:
+    """State of one simulation: the pools, the requests under way, and the columns of the tables."""
+
+    def __init__(
+        self, pools: tuple[_Pool, _Pool], route: KvRoute, handover: Handover, workload: Workload, seed: int
+    ) -> None:
+        self.env = simpy.Environment()
+        self.prefill, self.decode = pools
+        self.route, self.handover = route, handover
+        self.progress: Callable[[float], None] | None = None
+        self.num_steps = self.num_sent = self.num_done = 0
+        self.now_s = 0.0
+        self.journeys: dict[int, _Journey] = {}
+        self.is_closed = workload.arrivals.kind == "closed"
+        self._allocate(workload, seed)
+        if self.is_closed:
+            for _ in range(workload.arrivals.concurrency):
+                self._send_next()
+        else:
+            self.env.process(self._arrivals())
+        for group in self.prefill.groups:
+            self.env.process(self._engine(self.prefill, group, self._end_prefill_step))
+        for group in self.decode.groups:
+            self.env.process(self._engine(self.decode, group, self._end_decode_step))
+
+    def _allocate(self, workload: Workload, seed: int) -> None:
+        self.sent = workload.requests(seed)
+        self.prompts: list[int] = self.sent.prompt_tokens.tolist()
+        self.outputs: list[int] = self.sent.output_tokens.tolist()
+        count = len(self.prompts)
+        names = (*_TIMES, "arrival_s", "admitted_s", "first_token_s", "finish_s", "kv_bytes")
+        self.at = {name: array("d", [math.nan]) * count for name in names}
+        self.counts = {
+            "produced": array("q", [0]) * count,
+            "preemptions": array("q", [0]) * count,
+            "prefill_rank": array("q", [-1]) * count,
+            "decode_rank": array("q", [-1]) * count,
+            "status": array("q", [UNFINISHED]) * count,
+        }
+
+    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
+        env = self.env
+        for arrival in self.sent.arrival_s.tolist():
+            if arrival > env.now:
+                yield env.timeout(arrival - env.now)
+            self._send()
+
+    def _engine(
+        self, pool: _Pool, group: _Group, end: Callable[[_Group], None]
+    ) -> Generator[simpy.Event, Any, None]:
+        """One lockstep group of either pool: plan, take the time of the slowest, complete; asleep without work."""
+        env, ranks, timer = self.env, group.ranks, pool.timer
+        works = [rank.work for rank in ranks]
+        while True:
+            start_s = env.now
+            for rank in ranks:
+                if isinstance(rank, DecodeRank) and rank.arrived:
+                    self._join(rank)
+                rank.plan(start_s)
+            if not any(work.prefill_tokens or work.decode_seqs for work in works):
+                group.wake = env.event()
+                yield group.wake
+                group.wake = None
+                continue
+            step_s = timer.step_s(works)
+            if not 0 < step_s < math.inf:
+                raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
+            self.num_steps += 1
+            pool.record(group, start_s, step_s)
+            yield env.timeout(step_s)
+            self.now_s = env.now
+            end(group)
+
+    # --- the way of a request ------------------------------------------------------------------------------
+
+    def _send(self) -> bool:
+        """The next request sets out; False if it is too large for a rank of either pool and was rejected."""
+        index = self.num_sent
+        self.num_sent += 1
+        journey = _Journey(index, self.prompts[index], self.outputs[index], self.env.now)
+        self.at["arrival_s"][index] = self.env.now
+        fits = self.prefill.ranks[0].can_ever_hold(journey.prefill)
+        if not (fits and self.decode.ranks[0].can_ever_hold(journey.decode)):
+            self.counts["status"][index] = REJECTED
+            self._count_done()
+            return False
+        spec = self.prefill.spec
+        delay_s = spec.frontend_s + spec.frontend_s_per_token * journey.prefill.prompt_tokens
+        if delay_s > 0:
+            self.env.timeout(delay_s).callbacks.append(lambda _: self._accept(journey))
+        else:
+            self._accept(journey)
+        return True
+
+    def _accept(self, journey: _Journey) -> None:
+        self.journeys[journey.index] = journey
+        if self.handover.reserve == "arrival":
+            self._ask(journey)
+        else:
+            self._queue(journey)
+
+    def _queue(self, journey: _Journey) -> None:
+        """The prompt enters the queue of a prefill rank."""
+        chosen = journey.prefill_rank = self.prefill.take()
+        self._mark("queued_s", journey.index)
+        self.counts["prefill_rank"][journey.index] = chosen
+        self.prefill.ranks[chosen].enqueue(journey.prefill)
+        self.prefill.group_of(chosen).rouse()
+
+    def _end_prefill_step(self, group: _Group) -> None:
+        now_s = self.env.now
+        for rank in group.ranks:
+            for request in rank.complete(now_s):
+                self._prefilled(rank, self.journeys[request.index])
+
+    def _prefilled(self, rank: AnyRank, journey: _Journey) -> None:
+        """The prompt is computed; its KV stays until it has arrived on the decode side."""
+        index = journey.index
+        self._mark("prefilled_s", index)
+        self.prefill.in_flight[journey.prefill_rank] -= 1
+        if self.handover.first_token == "prefilled":
+            journey.decode.first_token_s = self.env.now
+            if journey.decode.output_tokens == 1:
+                journey.decode.produced = 1
+                self._finish(journey)
+                return
+        assert isinstance(rank, PrefillRank)
+        rank.hold(journey.prefill.prompt_tokens)
+        if self.handover.reserve == "arrival":
+            self._transfer(journey)
+        else:
+            self._ask(journey)
+
+    def _ask(self, journey: _Journey) -> None:
+        """Ask a decode rank for room."""
+        chosen = journey.decode_rank = self.decode.take()
+        self._mark("asked_s", journey.index)
+        self.counts["decode_rank"][journey.index] = chosen
+        rank = self.decode.ranks[chosen]
+        assert isinstance(rank, DecodeRank)
+        rank.asking.append(journey.decode)
+        self._reserve(rank)
+
+    def _reserve(self, rank: DecodeRank) -> None:
+        """Give room to those that ask, as far as there is some; their KV can come, or be computed."""
+        for request in rank.reserve():
+            journey = self.journeys[request.index]
+            self._mark("reserved_s", request.index)
+            if self.handover.reserve == "arrival":
+                self._queue(journey)
+            else:
+                self._transfer(journey)
+
+    def _transfer(self, journey: _Journey) -> None:
+        """Put the KV on the links; it is prefilled and has room."""
+        tokens, index, route, now_s = journey.prefill.prompt_tokens, journey.index, self.route, self.env.now
+        nics = self.prefill.nics[journey.prefill_rank], self.decode.nics[journey.decode_rank]
+        pieces = self._pieces(tokens)
+        # Pieces go only where room was reserved before the prompt, which is then complete just now.
+        begun_s = journey.prefill.admitted_s if pieces > 1 else now_s
+        start_s = send(route, *nics, tokens, begun_s, now_s, pieces)
+        arrived_s = arrival_s(route, tokens, start_s, now_s, pieces)
+        self.at["sent_s"][index] = start_s
+        self.at["kv_bytes"][index] = route.moved_bytes(tokens)
+        self.env.timeout(max(0.0, arrived_s - now_s)).callbacks.append(lambda _: self._arrived(journey))
+
+    def _pieces(self, tokens: int) -> int:
+        """Pieces in which the KV of a prompt is sent."""
+        if self.handover.send == "whole":
+            return 1
+        if self.handover.send == "chunks":
+            return -(-tokens // self.prefill.spec.max_batched_tokens)
+        return self.route.num_layers
+
+    def _arrived(self, journey: _Journey) -> None:
+        """The KV is on the decode side: the prefill side is rid of it, the request waits for its place."""
+        self._mark("arrived_s", journey.index)
+        sender = self.prefill.ranks[journey.prefill_rank]
+        receiver = self.decode.ranks[journey.decode_rank]
+        assert isinstance(sender, PrefillRank) and isinstance(receiver, DecodeRank)
+        sender.release(journey.prefill.prompt_tokens)
+        self.prefill.group_of(journey.prefill_rank).rouse()
+        receiver.arrived.append(journey.decode)
+        self.decode.group_of(journey.decode_rank).rouse()
+
+    def _join(self, rank: DecodeRank) -> None:
+        """Arrived requests enter the batch of the step that starts now."""
+        joined, finished = rank.join(self.env.now)
+        for request in joined:
+            self._mark("joined_s", request.index)
+        for request in finished:
+            self._finish(self.journeys[request.index])
+        if finished:
+            self._reserve(rank)
+
+    def _end_decode_step(self, group: _Group) -> None:
+        now_s = self.env.now
+        for rank in group.ranks:
+            for request in rank.complete(now_s):
+                self._finish(self.journeys[request.index])
+        for rank in group.ranks:
+            if isinstance(rank, DecodeRank) and rank.asking:
+                self._reserve(rank)
+
+    def _finish(self, journey: _Journey) -> None:
+        index = journey.index
+        self._mark("finish_s", index)
+        self.counts["status"][index] = FINISHED
+        if journey.decode_rank >= 0:
+            self.decode.in_flight[journey.decode_rank] -= 1
+        self._write(journey)
+        del self.journeys[index]
+        self._count_done()
+        if self.is_closed:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        """Closed loop: a user sends until one of its requests is accepted or none is left."""
+        while self.num_sent < len(self.prompts) and not self._send():
+            pass
+
+    # --- tables --------------------------------------------------------------------------------------------
+
+    def _mark(self, name: str, index: int) -> None:
+        self.at[name][index] = self.env.now
+
+    def _write(self, journey: _Journey) -> None:
+        index, decode = journey.index, journey.decode
+        self.at["admitted_s"][index] = journey.prefill.admitted_s
+        self.at["first_token_s"][index] = decode.first_token_s
+        self.counts["produced"][index] = decode.produced
+        self.counts["preemptions"][index] = journey.prefill.num_preemptions + decode.num_preemptions
+
+    def _count_done(self) -> None:
+        self.num_done += 1
+        if self.progress is not None:
+            total = len(self.prompts)
+            if self.num_done == total or self.num_done % -(-total // _PROGRESS_CALLS) == 0:
+                self.progress(self.num_done / total)
+
+    def request_table(self) -> RequestTable:
+        """Columns of the requests that were sent."""
+        for rank in self.decode.ranks:
+            rank.unfinished()
+        for journey in self.journeys.values():
+            self._write(journey)
+        sent, at, counts = slice(0, self.num_sent), self.at, self.counts
+        return RequestTable(
+            **{name: np.array(at[name])[sent] for name in ("arrival_s", "admitted_s", "first_token_s", "finish_s")},
+            prompt_tokens=self.sent.prompt_tokens[sent],
+            output_tokens=self.sent.output_tokens[sent],
+            produced_tokens=np.array(counts["produced"])[sent],
+            num_preemptions=np.array(counts["preemptions"])[sent],
+            rank=np.array(counts["decode_rank"])[sent],
+            status=np.array(counts["status"], dtype=np.int8)[sent],
+        )
+
+    def handover_table(self) -> HandoverTable:
+        """What the requests did between the pools."""
+        sent = slice(0, self.num_sent)
+        return HandoverTable(
+            **{name: np.array(self.at[name])[sent] for name in (*_TIMES, "kv_bytes")},
+            **{name: np.array(self.counts[name])[sent] for name in ("prefill_rank", "decode_rank")},
+        )
