@@ -38,7 +38,7 @@ _KEPT_SURPLUS = 2
 """Capacity over demand, and replica counts that have it, beyond which further replicas are not looked at."""
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
-_TAIL = {
+TAIL = {
     "ttft": {"mean": 1.0, "p50": 0.8, "p90": 2.0, "p95": 2.5, "p99": 3.5},
     "tpot": {"mean": 1.0, "p50": 0.95, "p90": 1.2, "p95": 1.35, "p99": 1.6},
     "e2e": {"mean": 1.0, "p50": 0.9, "p90": 1.6, "p95": 1.9, "p99": 2.5},
@@ -292,6 +292,6 @@ class Search:
         return {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
 
     def _score(self, estimates: dict[str, Floats], i: int, capacity: float) -> float:
-        ratios = [estimates[o.metric][i] * _TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
+        ratios = [estimates[o.metric][i] * TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
         demand = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s / max(capacity, 1e-12)
         return float(max([*ratios, demand]))

@@ -39,8 +39,9 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures"},
     {"tables"},
-    {"experttext", "pooltext"},
+    {"experttext"},
     {"report", "options", "text"},
+    {"pooltext"},
     {"runfolder"},
     {"cli", "__main__"},
 ]

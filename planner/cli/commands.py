@@ -153,8 +153,11 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
+    from planner.disaggregation.plan import check_question, plan_pools
     from planner.engine import engine as load_engine
+    from planner.facts.disaggregation import plan_pools_facts
     from planner.facts.plan import plan_facts
+    from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
     from planner.text import plan_text
@@ -166,6 +169,9 @@ def plan(
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
     chosen = options.precision(model, weights, None)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
+    settings = options.experts(chosen, experts)
+    if disaggregate:
+        check_question(chosen, demand, settings)
     with progress_bar() as progress:
         answer = recommend(
             chosen,
@@ -174,15 +180,19 @@ def plan(
             objectives,
             load_engine(engine),
             kv_formats=None if kv == "auto" else (kv,),
-            experts=options.experts(chosen, experts),
+            experts=settings,
             seed=seed,
             progress=progress,
         )
+        pools = plan_pools(answer, progress) if disaggregate else None
     facts = plan_facts(answer, command_line())
+    if pools is not None:
+        facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
         write_run(out, answer, facts)
-    show(facts, json, plan_text, wall_s=answer.wall_s)
-    if not answer.meets_slo:
+    wall_s = answer.wall_s + (pools.wall_s if pools else 0.0)
+    show(facts, json, plan_pools_text if pools else plan_text, wall_s=wall_s)
+    if not (answer.meets_slo or (pools and pools.meets_slo)):
         sys.exit(3)
 
 

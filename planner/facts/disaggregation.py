@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from planner import __version__
 from planner.deployment import Deployment
 from planner.disaggregation.deployment import PoolsRun
+from planner.disaggregation.plan import PoolsPlan
+from planner.disaggregation.search import Split
 from planner.disaggregation.transfer import KvRoute
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts
 from planner.metrics import Summary
@@ -51,6 +54,68 @@ def pools_facts(run: PoolsRun, command: str) -> Facts:
         "warnings": _warnings(run),
         "command": command,
         "versions": {"moeplan": __version__},
+    }
+
+
+def plan_pools_facts(plan: PoolsPlan) -> Facts:
+    """What `plan --disaggregate --json` adds under `disaggregation`."""
+    winner = plan.winner
+    facts: Facts = {
+        "verdict": plan.verdict,
+        "reason": plan.reason,
+        "cluster": plan.cluster.name,
+        "meets_slo": plan.meets_slo,
+        "considered": plan.num_considered,
+        "unfit": plan.num_unfit,
+        "pairs": len(plan.estimates),
+        "sustained_factor": plan.sustained_factor,
+        "runs": [_run_row(run) for run in plan.runs],
+        "ratio": None if plan.ratio is None else asdict(plan.ratio),
+        "curve": [_split_row(split, plan.output_tokens) for split in plan.curve],
+        "winner": None,
+    }
+    if winner is None:
+        return facts
+    return facts | {
+        "winner": {
+            "name": winner.deployment.layouts,
+            "num_gpus": winner.num_gpus,
+            "prefill": _pool_facts(winner.deployment.prefill, winner.prefill_summary),
+            "decode": _pool_facts(winner.deployment.decode, winner.summary),
+            "handover": handover_facts(winner),
+            "ttft_s": latency_facts(winner.summary, "ttft"),
+            "tpot_s": latency_facts(winner.summary, "tpot"),
+            "output_tok_per_s_per_gpu": winner.output_tok_per_s / winner.num_gpus,
+            "usd_per_mtok_output": winner.usd_per_mtok_output,
+            "worst_objective": winner.worst_objective,
+            "worst_ratio": winner.worst_ratio,
+            "simulated_share": winner.simulated_share,
+        }
+    }
+
+
+def _run_row(run: PoolsRun) -> Facts:
+    return {
+        "name": run.deployment.layouts,
+        "prefill": run.deployment.prefill.name,
+        "decode": run.deployment.decode.name,
+        "prefill_gpus": run.deployment.prefill.layout.num_gpus,
+        "decode_gpus": run.deployment.decode.layout.num_gpus,
+        "meets_slo": run.meets_slo,
+        "ttft_p95_s": latency_facts(run.summary, "ttft")["p95"],
+        "tpot_p95_s": latency_facts(run.summary, "tpot")["p95"],
+        "output_tok_per_s_per_gpu": run.output_tok_per_s / run.num_gpus,
+        "usd_per_mtok_output": run.usd_per_mtok_output,
+        "worst_objective": run.worst_objective,
+        "worst_ratio": run.worst_ratio,
+    }
+
+
+def _split_row(split: Split, output_tokens: float) -> Facts:
+    gpus = split.prefill_gpus + split.decode_gpus
+    return asdict(split) | {
+        "requests_per_s": split.requests_per_s,
+        "output_tok_per_s_per_gpu": split.requests_per_s * output_tokens / gpus,
     }
 
 
