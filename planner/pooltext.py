@@ -166,7 +166,7 @@ def _curve_lines(pools: Facts) -> list[str]:
     step = -(-len(curve) // _CURVE_ROWS)
     shown = [row for i, row in enumerate(curve) if i % step == 0 or row is best]
     lines = [
-        f"How to split {best['prefill_gpus'] + best['decode_gpus']} GPUs (estimates within the SLO, queues in the mean)",
+        f"How to split {best['prefill_gpus'] + best['decode_gpus']} GPUs (estimates within the SLO)",
         table(
             ["prefill GPUs", "decode GPUs", "prefill req/s", "decode req/s", "out tok/s/GPU", ""],
             [

@@ -316,7 +316,7 @@ class Rank:
         self._start_decode(request, remaining)
 
     def _start_decode(self, request: Request, remaining: int) -> None:
-        """Let an admitted request whose `target` tokens are in the KV decode `remaining` tokens from the next step on."""
+        """Let a request whose `target` tokens are in the KV decode `remaining` tokens from the next step on."""
         request.joined_decode_step = self.decode_steps
         request.finish_decode_step = self.decode_steps + remaining
         self._finish_at.setdefault(request.finish_decode_step, []).append(request)

@@ -39,7 +39,7 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures"},
     {"tables"},
-    {"experttext"},
+    {"experttext", "afdtext"},
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder"},

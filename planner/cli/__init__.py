@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
 from planner.cli import (
+    afd,
     commands,
     experts_drops,
     experts_inspect,
@@ -27,7 +28,7 @@ app = App(
     help_flags=["--help", "-h"],
     default_parameter=Parameter(negative=()),
 )
-for command in (commands.describe, commands.fit, commands.plan, commands.simulate, validate.validate):
+for command in (commands.describe, commands.fit, commands.plan, commands.simulate, afd.afd, validate.validate):
     app.command(command)
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")

@@ -113,7 +113,7 @@ class PoolsRun:
         return (
             f"{self.simulation.num_rejected:,} of {len(self.simulation.requests):,} requests exceed the KV pool of a "
             f"prefill rank ({self.simulation.prefill.kv_tokens_per_rank:,} tokens) or of a decode rank "
-            f"({self.simulation.decode.kv_tokens_per_rank:,} tokens{extra}). Shorten them or give a rank more KV memory."
+            f"({self.simulation.decode.kv_tokens_per_rank:,} tokens{extra}). Shorten them or give a rank more memory."
         )
 
 
@@ -128,9 +128,7 @@ def pair(prefill: Deployment, decode: Deployment, handover: Handover, *, shared:
                 f"{decode.layout.num_gpus}: {total} of the {offered.num_gpus} of {offered.name}. Use fewer replicas, a "
                 "larger cluster, or --decode-cluster for a cluster of its own."
             )
-    route = kv_route(
-        prefill.model, prefill.layout, decode.layout, prefill.cluster, decode.cluster, shared
-    )
+    route = kv_route(prefill.model, prefill.layout, decode.layout, prefill.cluster, decode.cluster, shared)
     return Disaggregated(prefill, decode, handover, route, shared)
 
 
@@ -255,4 +253,3 @@ def _judged(
     return PoolsRun(
         deployment, workload, slo, summaries[0], summaries[1], simulation, objective, ratio, tok_per_s, usd, share
     )
-

@@ -138,9 +138,7 @@ def _plan_on(cluster: Cluster, answer: Recommendation, progress: Callable[[str, 
     )
 
 
-def _simulated(
-    pairs: list[PairCandidate], rules: Handover, workload: Workload, slo: Slo, seed: int
-) -> list[PoolsRun]:
+def _simulated(pairs: list[PairCandidate], rules: Handover, workload: Workload, slo: Slo, seed: int) -> list[PoolsRun]:
     """Runs of the best pairs of each GPU count, smallest first, until enough of them meet the SLO."""
     runs: list[PoolsRun] = []
     passed = 0

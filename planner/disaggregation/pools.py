@@ -244,9 +244,7 @@ class _PoolsRun:
                 yield env.timeout(arrival - env.now)
             self._send()
 
-    def _engine(
-        self, pool: _Pool, group: _Group, end: Callable[[_Group], None]
-    ) -> Generator[simpy.Event, Any, None]:
+    def _engine(self, pool: _Pool, group: _Group, end: Callable[[_Group], None]) -> Generator[simpy.Event, Any, None]:
         """One lockstep group of either pool: plan, take the time of the slowest, complete; asleep without work."""
         env, ranks, timer = self.env, group.ranks, pool.timer
         works = [rank.work for rank in ranks]

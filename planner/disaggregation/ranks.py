@@ -1,4 +1,4 @@
-"""Ranks of the two pools: a prefill rank keeps the KV it computed until it has left, a decode rank gets it ready-made."""
+"""Ranks of the two pools: one keeps the KV it computed until it has left, one gets it ready-made."""
 
 from __future__ import annotations
 
