@@ -108,6 +108,14 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
                         yield layout
 
 
+def backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
+    """How ranks of `layout` can meet at the experts under `engine`."""
+    if layout.attention_dp == 1:
+        return ("all_reduce",)
+    whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
+    return engine.moe_backends if whole_experts else engine.moe_backends[:1]
+
+
 def _check(cluster: Cluster, workload: Workload) -> None:
     if cluster.num_gpus > MAX_OFFERED_GPUS:
         raise InputError(
@@ -146,7 +154,7 @@ class Search:
         """Search `variants` of one model (same weights, different precisions)."""
         work = [(m, Ledger(m, self.cluster.system, self.engine), la) for m in variants for la in self._layouts(m)]
         for index, (model, ledger, layout) in enumerate(work):
-            for backend in self._backends(layout):
+            for backend in backends(self.engine, layout):
                 self._evaluate(model, ledger, layout, backend)
             if progress:
                 progress((index + 1) / len(work))
@@ -155,12 +163,6 @@ class Search:
 
     def _layouts(self, model: ModelConfig) -> list[Layout]:
         return list(layouts(model, self.cluster, self.engine))
-
-    def _backends(self, layout: Layout) -> tuple[str, ...]:
-        if layout.attention_dp == 1:
-            return ("all_reduce",)
-        whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
-        return self.engine.moe_backends if whole_experts else self.engine.moe_backends[:1]
 
     def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)

@@ -16,7 +16,7 @@ from planner.deployment import (
     worst_objective,
 )
 from planner.disaggregation.handover import Handover
-from planner.disaggregation.pools import PoolsSimulation, simulate_pools
+from planner.disaggregation.simulation import PoolsSimulation, simulate_pools
 from planner.disaggregation.transfer import KvRoute, kv_route
 from planner.economics import usd_per_mtok
 from planner.engine import Engine, Limits

@@ -11,7 +11,7 @@ from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
-from planner.search import layouts
+from planner.search import backends, layouts
 
 _BATCHES = np.unique(np.round(np.geomspace(1, 4096, 240)))
 
@@ -22,17 +22,11 @@ def plain_point(model: ModelConfig, cluster: Cluster, engine: Engine, context: i
     for layout in layouts(model, cluster, engine):
         if layout.pp > 1:
             continue
-        for backend in _backends(engine, layout):
+        for backend in backends(engine, layout):
             point = plain_layout(model, cluster, engine, layout, backend, ledger, context, tpot_s)
             if point and (best is None or point.output_tok_per_s_per_gpu > best.output_tok_per_s_per_gpu):
                 best = point
     return best
-
-
-def _backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
-    if layout.attention_dp == 1:
-        return ("all_reduce",)
-    return engine.moe_backends if layout.ep > 1 and layout.moe_tp == 1 else engine.moe_backends[:1]
 
 
 def plain_layout(

@@ -120,4 +120,4 @@ class DecodeRank(Rank):
         if not reserved:
             return self._has_room(request)
         others = len(self.running) + self.num_coming + 1
-        return self.free_blocks - self.blocks(request.target) >= self.blocks(reserved * others)
+        return self.free_blocks >= self.blocks(request.target + reserved * others)

@@ -30,7 +30,7 @@ from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
-from planner.search import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, TAIL, layouts
+from planner.search import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, TAIL, backends, layouts
 from planner.workload import Slo, Workload
 
 HOPELESS_SCORE = 1.5
@@ -116,7 +116,7 @@ def search_pools(
     longest = (workload.max_prompt_tokens, workload.max_prompt_tokens + workload.max_output_tokens)
     work = [layout for layout in layouts(model, cluster, engine) if layout.replica_gpus < cluster.num_gpus]
     for index, layout in enumerate(work):
-        for backend in _backends(engine, layout):
+        for backend in backends(engine, layout):
             cost: StepCost | None = None
             for phase, limits in _choices(engine, layout, backend):
                 found.num_considered += 1
@@ -136,13 +136,6 @@ def search_pools(
         if progress:
             progress((index + 1) / len(work))
     return found
-
-
-def _backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
-    """As in `planner.search`: DeepEP sends tokens to ranks that hold whole experts."""
-    if layout.attention_dp == 1:
-        return ("all_reduce",)
-    return engine.moe_backends if layout.ep > 1 and layout.moe_tp == 1 else engine.moe_backends[:1]
 
 
 def _choices(engine: Engine, layout: Layout, backend: str) -> Iterator[tuple[str, Limits]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,21 +21,19 @@ import numpy as np
 import simpy
 
 from planner.disaggregation.handover import Handover
+from planner.disaggregation.pool import AnyRank, Group, Journey, Pool
 from planner.disaggregation.ranks import DecodeRank, PrefillRank
 from planner.disaggregation.records import HandoverTable
-from planner.disaggregation.transfer import KvRoute, Nic, arrival_s, send
+from planner.disaggregation.transfer import KvRoute, arrival_s, send
 from planner.errors import InputError, nearest
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS
-from planner.scheduler import EngineSpec, Request
+from planner.scheduler import EngineSpec
 from planner.simulation import StepTimer
 from planner.workload import Workload
 
-_NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
 _TIMES = ("queued_s", "prefilled_s", "asked_s", "reserved_s", "sent_s", "arrived_s", "joined_s")
-
-AnyRank = PrefillRank | DecodeRank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,90 +63,6 @@ class PoolsSimulation:
         return int((self.requests.status == REJECTED).sum())
 
 
-class _Journey:
-    """One request on its way through both pools."""
-
-    __slots__ = ("decode", "decode_rank", "index", "prefill", "prefill_rank")
-
-    def __init__(self, index: int, prompt_tokens: int, output_tokens: int, sent_s: float) -> None:
-        self.index = index
-        self.prefill = Request(index, prompt_tokens, 1, sent_s)
-        self.decode = Request(index, prompt_tokens, output_tokens, sent_s)
-        self.prefill_rank = self.decode_rank = -1
-
-
-class _Group:
-    """Ranks of one pool that step together; `wake` is the event it sleeps on while none has work."""
-
-    __slots__ = ("index", "ranks", "wake")
-
-    def __init__(self, index: int, ranks: Sequence[AnyRank]) -> None:
-        self.index = index
-        self.ranks = ranks
-        self.wake: simpy.Event | None = None
-
-    def rouse(self) -> None:
-        """Wake the group up if it sleeps."""
-        if self.wake is not None and not self.wake.triggered:
-            self.wake.succeed()
-
-
-class _Pool:
-    """Groups of one pool, their timer, their links and their step table."""
-
-    def __init__(
-        self,
-        spec: EngineSpec,
-        timer: StepTimer,
-        pipeline: int,
-        new_rank: Callable[[], AnyRank],
-        choose: Callable[[list[int]], int],
-    ) -> None:
-        self.spec, self.timer, self.choose = spec, timer, choose
-        per_group = spec.ranks_per_group
-        self.groups = [_Group(i, [new_rank() for _ in range(per_group)]) for i in range(spec.num_groups)]
-        self.ranks = [rank for group in self.groups for rank in group.ranks]
-        self.in_flight = [0] * len(self.ranks)
-        # The scheduler slots of a pipeline run on the same GPUs and share their links.
-        nics = [Nic() for _ in range(-(-spec.num_groups // pipeline) * per_group)]
-        self.nics = [nics[g // pipeline * per_group + r] for g in range(spec.num_groups) for r in range(per_group)]
-        self.step_rows = array("d")
-
-    def group_of(self, rank: int) -> _Group:
-        """The group of a rank."""
-        return self.groups[rank // self.spec.ranks_per_group]
-
-    def take(self) -> int:
-        """A rank for a new request, by the router's rule."""
-        chosen = self.choose(self.in_flight)
-        self.in_flight[chosen] += 1
-        return chosen
-
-    def record(self, group: _Group, start_s: float, step_s: float) -> None:
-        """Append a row of `StepTable`."""
-        prompt = seqs = context = blocks = queue = 0
-        for rank in group.ranks:
-            work = rank.work
-            prompt += work.prefill_tokens
-            seqs += work.decode_seqs
-            context += work.decode_context_tokens
-            blocks += rank.total_blocks - rank.free_blocks
-            queue += len(rank.waiting)
-            if isinstance(rank, DecodeRank):
-                queue += len(rank.asking) + len(rank.arrived)
-        kv_tokens = blocks * self.spec.block_tokens
-        row = (start_s, step_s, group.index, prompt, seqs, context, kv_tokens, queue, self.timer.draw)
-        self.step_rows.extend(row)
-
-    def step_table(self) -> StepTable:
-        """Columns of the steps of this pool."""
-        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS))
-
-    def busy_share(self, simulated_s: float) -> float:
-        """Busy share of the links of the busiest rank."""
-        return min(1.0, max(nic.busy_s for nic in self.nics) / simulated_s) if simulated_s > 0 else 0.0
-
-
 def simulate_pools(
     prefill: EngineSpec,
     decode: EngineSpec,
@@ -175,8 +89,8 @@ def simulate_pools(
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     choose = [ROUTERS[router](np.random.default_rng([seed, stream])) for stream in (1, 2)]
     pools = (
-        _Pool(prefill, timers[0], pipelines[0], lambda: PrefillRank(prefill), choose[0]),
-        _Pool(decode, timers[1], pipelines[1], lambda: DecodeRank(decode, handover), choose[1]),
+        Pool(prefill, timers[0], pipelines[0], lambda: PrefillRank(prefill), choose[0]),
+        Pool(decode, timers[1], pipelines[1], lambda: DecodeRank(decode, handover), choose[1]),
     )
     run = _PoolsRun(pools, route, handover, workload, seed)
     run.progress = progress
@@ -201,7 +115,7 @@ class _PoolsRun:
     """State of one simulation: the pools, the requests under way, and the columns of the tables."""
 
     def __init__(
-        self, pools: tuple[_Pool, _Pool], route: KvRoute, handover: Handover, workload: Workload, seed: int
+        self, pools: tuple[Pool, Pool], route: KvRoute, handover: Handover, workload: Workload, seed: int
     ) -> None:
         self.env = simpy.Environment()
         self.prefill, self.decode = pools
@@ -209,7 +123,7 @@ class _PoolsRun:
         self.progress: Callable[[float], None] | None = None
         self.num_steps = self.num_sent = self.num_done = 0
         self.now_s = 0.0
-        self.journeys: dict[int, _Journey] = {}
+        self.journeys: dict[int, Journey] = {}
         self.is_closed = workload.arrivals.kind == "closed"
         self._allocate(workload, seed)
         if self.is_closed:
@@ -244,7 +158,7 @@ class _PoolsRun:
                 yield env.timeout(arrival - env.now)
             self._send()
 
-    def _engine(self, pool: _Pool, group: _Group, end: Callable[[_Group], None]) -> Generator[simpy.Event, Any, None]:
+    def _engine(self, pool: Pool, group: Group, end: Callable[[Group], None]) -> Generator[simpy.Event, Any, None]:
         """One lockstep group of either pool: plan, take the time of the slowest, complete; asleep without work."""
         env, ranks, timer = self.env, group.ranks, pool.timer
         works = [rank.work for rank in ranks]
@@ -274,7 +188,7 @@ class _PoolsRun:
         """The next request sets out; False if it is too large for a rank of either pool and was rejected."""
         index = self.num_sent
         self.num_sent += 1
-        journey = _Journey(index, self.prompts[index], self.outputs[index], self.env.now)
+        journey = Journey(index, self.prompts[index], self.outputs[index], self.env.now)
         self.at["arrival_s"][index] = self.env.now
         fits = self.prefill.ranks[0].can_ever_hold(journey.prefill)
         if not (fits and self.decode.ranks[0].can_ever_hold(journey.decode)):
@@ -289,14 +203,14 @@ class _PoolsRun:
             self._accept(journey)
         return True
 
-    def _accept(self, journey: _Journey) -> None:
+    def _accept(self, journey: Journey) -> None:
         self.journeys[journey.index] = journey
         if self.handover.reserve == "arrival":
             self._ask(journey)
         else:
             self._queue(journey)
 
-    def _queue(self, journey: _Journey) -> None:
+    def _queue(self, journey: Journey) -> None:
         """The prompt enters the queue of a prefill rank."""
         chosen = journey.prefill_rank = self.prefill.take()
         self._mark("queued_s", journey.index)
@@ -304,13 +218,13 @@ class _PoolsRun:
         self.prefill.ranks[chosen].enqueue(journey.prefill)
         self.prefill.group_of(chosen).rouse()
 
-    def _end_prefill_step(self, group: _Group) -> None:
+    def _end_prefill_step(self, group: Group) -> None:
         now_s = self.env.now
         for rank in group.ranks:
             for request in rank.complete(now_s):
                 self._prefilled(rank, self.journeys[request.index])
 
-    def _prefilled(self, rank: AnyRank, journey: _Journey) -> None:
+    def _prefilled(self, rank: AnyRank, journey: Journey) -> None:
         """The prompt is computed; its KV stays until it has arrived on the decode side."""
         index = journey.index
         self._mark("prefilled_s", index)
@@ -328,7 +242,7 @@ class _PoolsRun:
         else:
             self._ask(journey)
 
-    def _ask(self, journey: _Journey) -> None:
+    def _ask(self, journey: Journey) -> None:
         """Ask a decode rank for room."""
         chosen = journey.decode_rank = self.decode.take()
         self._mark("asked_s", journey.index)
@@ -348,7 +262,7 @@ class _PoolsRun:
             else:
                 self._transfer(journey)
 
-    def _transfer(self, journey: _Journey) -> None:
+    def _transfer(self, journey: Journey) -> None:
         """Put the KV on the links; it is prefilled and has room."""
         tokens, index, route, now_s = journey.prefill.prompt_tokens, journey.index, self.route, self.env.now
         nics = self.prefill.nics[journey.prefill_rank], self.decode.nics[journey.decode_rank]
@@ -369,7 +283,7 @@ class _PoolsRun:
             return -(-tokens // self.prefill.spec.max_batched_tokens)
         return self.route.num_layers
 
-    def _arrived(self, journey: _Journey) -> None:
+    def _arrived(self, journey: Journey) -> None:
         """The KV is on the decode side: the prefill side is rid of it, the request waits for its place."""
         self._mark("arrived_s", journey.index)
         sender = self.prefill.ranks[journey.prefill_rank]
@@ -390,7 +304,7 @@ class _PoolsRun:
         if finished:
             self._reserve(rank)
 
-    def _end_decode_step(self, group: _Group) -> None:
+    def _end_decode_step(self, group: Group) -> None:
         now_s = self.env.now
         for rank in group.ranks:
             for request in rank.complete(now_s):
@@ -399,7 +313,7 @@ class _PoolsRun:
             if isinstance(rank, DecodeRank) and rank.asking:
                 self._reserve(rank)
 
-    def _finish(self, journey: _Journey) -> None:
+    def _finish(self, journey: Journey) -> None:
         index = journey.index
         self._mark("finish_s", index)
         self.counts["status"][index] = FINISHED
@@ -421,7 +335,7 @@ class _PoolsRun:
     def _mark(self, name: str, index: int) -> None:
         self.at[name][index] = self.env.now
 
-    def _write(self, journey: _Journey) -> None:
+    def _write(self, journey: Journey) -> None:
         index, decode = journey.index, journey.decode
         self.at["admitted_s"][index] = journey.prefill.admitted_s
         self.at["first_token_s"][index] = decode.first_token_s
