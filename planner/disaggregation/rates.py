@@ -47,12 +47,12 @@ def matched_tok_per_s_per_gpu(
     return output_tokens * decode_per_s / (prefill_gpus * decode_per_s / prefill_per_s + decode_gpus)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demand:
-    """The workload as the estimates see it: requests per second and moments of the lengths.
+    """The workload as the estimates see it: requests per second, drawn prompts, and moments of the lengths.
 
     `prompt_length` is the mean length seen from a prompt token, E[L^2] / E[L], `context` the mean context of a running
-    sequence.
+    sequence, `prompts` [num_requests] lengths in order of arrival.
     """
 
     rate_per_s: float
@@ -60,6 +60,7 @@ class Demand:
     prompt_cv2: float
     output_tokens: float
     context: float
+    prompts: Floats
 
     @classmethod
     def of(cls, workload: Workload) -> Demand:
@@ -68,12 +69,29 @@ class Demand:
         prompt, output = drawn.prompt_tokens.astype(float), drawn.output_tokens.astype(float)
         context = float((output * (prompt + output / 2)).mean() / output.mean())
         cv2 = float(prompt.var() / prompt.mean() ** 2)
-        return cls(workload.arrivals.rate_per_s, float(prompt.mean()), cv2, float(output.mean()), context)
+        return cls(workload.arrivals.rate_per_s, float(prompt.mean()), cv2, float(output.mean()), context, prompt)
 
     @property
     def prompt_length(self) -> float:
         """Length of the prompt of a random prompt token."""
         return self.prompt_tokens * (1 + self.prompt_cv2)
+
+    def excess_pairs(self, budget: int, ranks: int) -> float:
+        """Query-key pairs by which the busiest of `ranks` ranks exceeds the mean in a step of `budget` tokens each.
+
+        The prompts fill steps one after the other; the expected largest of `ranks` independent steps follows from
+        their order statistics: sum of x_(i) ((i / n)^R - ((i - 1) / n)^R).
+        """
+        ends = np.concatenate([[0.0], np.cumsum(self.prompts)])
+        done = np.concatenate([[0.0], np.cumsum(self.prompts * (self.prompts + 1) / 2)])
+        edges = np.arange(int(ends[-1] // budget) + 1) * float(budget)
+        if ranks == 1 or len(edges) < 2:
+            return 0.0
+        prompt = np.searchsorted(ends, edges, side="right") - 1
+        into = edges - ends[prompt]
+        pairs = np.sort(np.diff(done[prompt] + into * (into + 1) / 2))
+        share = np.arange(len(pairs) + 1) / len(pairs)
+        return float(pairs @ np.diff(share**ranks) - pairs.mean())
 
 
 @dataclass(frozen=True)
@@ -103,10 +121,14 @@ class PrefillRate:
 
 
 def prefill_rate(cost: StepCost, deployment: Deployment, demand: Demand) -> PrefillRate:
-    """Rate of a replica whose steps are full: whole prompts where the token budget has room, else chunks of them."""
+    """Rate of a replica whose steps are full: whole prompts where the token budget has room, else chunks of them.
+
+    A lockstep group waits for the rank whose prompts have the most query-key pairs.
+    """
     layout, budget = deployment.layout, deployment.limits.max_batched_tokens
     length = demand.prompt_length
     step_s = _prompt_step_s(cost, float(budget), length, layout.attention_dp)
+    step_s += cost.pair_s * demand.excess_pairs(budget, layout.attention_dp)
     rate = layout.attention_dp * budget / step_s / demand.prompt_tokens
     chunk = min(demand.prompt_tokens, float(budget))
     alone_s = _prompt_step_s(cost, chunk, demand.prompt_tokens, 1) * demand.prompt_tokens / chunk
