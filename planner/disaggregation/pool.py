@@ -90,9 +90,7 @@ class Pool:
             seqs += work.decode_seqs
             context += work.decode_context_tokens
             blocks += rank.total_blocks - rank.free_blocks
-            queue += len(rank.waiting)
-            if isinstance(rank, DecodeRank):
-                queue += len(rank.asking) + len(rank.arrived)
+            queue += len(rank.waiting) + len(rank.asking) + len(rank.arrived)
         kv_tokens = blocks * self.spec.block_tokens
         row = (start_s, step_s, group.index, prompt, seqs, context, kv_tokens, queue, self.timer.draw)
         self.step_rows.extend(row)

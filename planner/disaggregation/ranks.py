@@ -12,6 +12,8 @@ class PrefillRank(Rank):
     """A rank whose requests end with their prompt; `hold` and `release` bracket the way of their KV."""
 
     __slots__ = ("num_held",)
+    arrived = asking = ()
+    """Nothing comes to a prefill rank from another pool."""
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)

@@ -165,10 +165,13 @@ class _PoolsRun:
         while True:
             start_s = env.now
             for rank in ranks:
-                if isinstance(rank, DecodeRank) and rank.arrived:
+                if rank.arrived:
                     self._join(rank)
                 rank.plan(start_s)
-            if not any(work.prefill_tokens or work.decode_seqs for work in works):
+            for work in works:
+                if work.prefill_tokens or work.decode_seqs:
+                    break
+            else:
                 group.wake = env.event()
                 yield group.wake
                 group.wake = None
@@ -252,8 +255,9 @@ class _PoolsRun:
         rank.asking.append(journey.decode)
         self._reserve(rank)
 
-    def _reserve(self, rank: DecodeRank) -> None:
+    def _reserve(self, rank: AnyRank) -> None:
         """Give room to those that ask, as far as there is some; their KV can come, or be computed."""
+        assert isinstance(rank, DecodeRank)
         for request in rank.reserve():
             journey = self.journeys[request.index]
             self._mark("reserved_s", request.index)
@@ -294,8 +298,9 @@ class _PoolsRun:
         receiver.arrived.append(journey.decode)
         self.decode.group_of(journey.decode_rank).rouse()
 
-    def _join(self, rank: DecodeRank) -> None:
+    def _join(self, rank: AnyRank) -> None:
         """Arrived requests enter the batch of the step that starts now."""
+        assert isinstance(rank, DecodeRank)
         joined, finished = rank.join(self.env.now)
         for request in joined:
             self._mark("joined_s", request.index)
@@ -310,7 +315,7 @@ class _PoolsRun:
             for request in rank.complete(now_s):
                 self._finish(self.journeys[request.index])
         for rank in group.ranks:
-            if isinstance(rank, DecodeRank) and rank.asking:
+            if rank.asking:
                 self._reserve(rank)
 
     def _finish(self, journey: Journey) -> None:
