@@ -230,6 +230,16 @@ def test_plan_disaggregate_answers_the_question_first(moeplan: Any) -> None:
     assert sum(row["meets_slo"] for row in facts["runs"]) > 0
 
 
+def test_two_pools_need_the_model_twice(moeplan: Any) -> None:
+    for cluster, reason in (("h100-sxm:1x1", "two pools need two GPUs"), ("h100-sxm:1x2", "two pools need it twice")):
+        model = "qwen3-8b" if cluster.endswith("1x1") else "mixtral-8x7b"
+        code, out, _ = moeplan(
+            "plan", model, "--cluster", cluster, "--rate", "1", "--num-requests", "100", "--disaggregate"
+        )
+        assert code == 0 and out.startswith("Prefill and decode apart? No: ") and reason in out.splitlines()[0]
+        assert "In two pools: no pair" in out
+
+
 def test_plan_disaggregate_refuses_encoders_before_it_searches(moeplan: Any) -> None:
     code, _, err = moeplan(
         "plan",

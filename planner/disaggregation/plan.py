@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.deployment import scaled
+from planner.deployment import UNSUSTAINED, scaled
 from planner.disaggregation.deployment import PoolsRun, check_experts, check_model, run_pools
 from planner.disaggregation.handover import Handover, handover
 from planner.disaggregation.rates import matched_tok_per_s_per_gpu
@@ -119,7 +119,9 @@ def _plan_on(cluster: Cluster, answer: Recommendation, progress: Callable[[str, 
     runs = sorted(_simulated(pairs, rules, workload, slo, answer.seed), key=_order)
     winner = runs[0] if runs else None
     factor = _sustained(winner, answer) if winner and winner.meets_slo else 0.0
-    verdict, reason = _verdict(answer, winner, factor)
+    verdict, reason = _verdict(
+        answer, winner, factor, "" if found.num_considered > found.num_unfit else _no_room(cluster)
+    )
     return PoolsPlan(
         cluster,
         rules,
@@ -193,18 +195,31 @@ def _ratio(found: PoolSearch, slo: Slo) -> Ratio | None:
     )
 
 
-def _verdict(answer: Recommendation, pools: PoolsRun | None, factor: float) -> Verdict:
+def _no_room(cluster: Cluster) -> str:
+    """Why there is no pool at all."""
+    if cluster.num_gpus < 2:
+        return "two pools need two GPUs"
+    return f"the model does not fit fewer than all {cluster.num_gpus} GPUs, and two pools need it twice"
+
+
+def _verdict(answer: Recommendation, pools: PoolsRun | None, factor: float, no_room: str) -> Verdict:
     """Who wins and why: meeting the SLO, then price, then how far the demand can grow, then margin."""
     one = answer.winner
     one_meets, two_meets = one is not None and one.meets_slo, pools is not None and pools.meets_slo
-    if not two_meets and not one_meets:
-        return "neither", "neither one pool nor two meet the SLO on the offered GPUs"
-    if pools is None or not two_meets:
-        near = f", the nearest pair reaches {pools.worst_ratio:.2f} x {pools.worst_objective}" if pools else ""
-        return "one pool", f"no pair of pools meets the SLO on the offered GPUs{near}"
+    if not two_meets:
+        near = f"; the nearest pair has {_miss(pools.worst_objective, pools.worst_ratio)}" if pools else ""
+        reason = (no_room or "no pair of pools meets the SLO on the offered GPUs") + near
+        if one_meets:
+            return "one pool", reason
+        return "neither", f"{reason}, one pool {_miss(one.worst_objective, one.worst_ratio)}" if one else reason
+    assert pools is not None
     if one is None or not one_meets:
         return "two pools", f"one pool does not meet the SLO; {pools.num_gpus} GPUs in two pools do"
     return _compared(answer, one.num_gpus, one.deployment.usd_per_hour, pools, factor, one.worst_ratio)
+
+
+def _miss(objective: str, ratio: float) -> str:
+    return objective if objective == UNSUSTAINED else f"{objective} at {ratio:.2f} x its limit"
 
 
 def _compared(
