@@ -12,7 +12,7 @@ Facts = dict[str, Any]
 _WAITS = {
     "reserve_wait_s": "wait for KV room on the decode side",
     "link_wait_s": "wait for the links",
-    "transfer_s": "transfer",
+    "transfer_s": "first byte sent to last received",
     "join_wait_s": "wait for a place in the batch",
     "exposed_s": "prompt computed to decode batch",
 }

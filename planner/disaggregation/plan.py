@@ -232,7 +232,7 @@ def _compared(
         return "two pools", f"they serve the demand for less: {counts}"
     if prices[0] < prices[1] * (1 - _MARGIN):
         most = answer.sustained_factor
-        per_gpu = f"per GPU one pool carries {most * pools.num_gpus / (factor * gpus):.2f} x the load of two"
+        per_gpu = f"per GPU one pool carries about {most * pools.num_gpus / (factor * gpus):.2f} x the load of two"
         return "one pool", f"it serves the demand for less: {counts}; {per_gpu}" if factor else counts
     if factor != answer.sustained_factor:
         name = "two pools" if factor > answer.sustained_factor else "one pool"
