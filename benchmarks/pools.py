@@ -26,7 +26,7 @@ def main() -> None:
         workload, slo = load_workload(shape, rate=rate, num_requests=1000), parse_slo(limits)
         cluster, rules = parse_cluster(cluster_name), handover(engine_name)
         found = search_pools(load(model), cluster, engine(engine_name), workload, rules)
-        pairs = candidates(found, cluster, rules, slo, most_gpus=cluster.num_gpus)
+        pairs = candidates(found, (cluster, cluster), rules, slo)
         print(f"{model} on {cluster_name}, {engine_name}: {len(pairs)} pairs")
         for pair in random.sample(pairs, min(PAIRS_PER_QUESTION, len(pairs))):
             run = run_pools(deployed(pair, rules), workload, slo)

@@ -159,9 +159,9 @@ def _run_row(row: Facts) -> tuple[str, ...]:
 
 def _curve_lines(pools: Facts) -> list[str]:
     """The ratio curve: what each split of the offered GPUs could answer within the SLO, thinned to a few rows."""
-    curve, ratio = pools["curve"], pools["ratio"]
+    curve, ratio_lines = pools["curve"], _ratio_lines(pools["ratio"])
     if not curve:
-        return ["No split of the offered GPUs keeps the SLO at any load (estimates)."]
+        return ratio_lines or ["No split of the offered GPUs keeps the SLO at any load (estimates)."]
     best = max(curve, key=lambda row: row["requests_per_s"])
     step = -(-len(curve) // _CURVE_ROWS)
     shown = [row for i, row in enumerate(curve) if i % step == 0 or row is best]
@@ -183,10 +183,14 @@ def _curve_lines(pools: Facts) -> list[str]:
             left=0,
         ),
     ]
-    if ratio:
-        lines.append(
-            f"  Matched exactly: {ratio['prefill_gpus_per_decode_gpu']:.2f} prefill GPUs per decode GPU, "
-            f"{significant(ratio['output_tok_per_s_per_gpu'])} output tok/s per GPU "
-            f"({ratio['prefill_layout']}; {ratio['decode_layout']})"
-        )
-    return lines
+    return lines + ratio_lines
+
+
+def _ratio_lines(ratio: Facts | None) -> list[str]:
+    if ratio is None:
+        return []
+    return [
+        f"  Matched exactly: {ratio['prefill_gpus_per_decode_gpu']:.2f} prefill GPUs per decode GPU, "
+        f"{significant(ratio['output_tok_per_s_per_gpu'])} output tok/s per GPU "
+        f"({ratio['prefill_layout']}; {ratio['decode_layout']})"
+    ]

@@ -109,7 +109,7 @@ def found():
 def test_candidates_stay_on_the_cluster_and_hold_the_longest_request(found):
     search, cluster = found
     slo = parse_slo("ttft_p95=2s,tpot_p95=50ms")
-    pairs = candidates(search, cluster, handover("vllm"), slo, most_gpus=8)
+    pairs = candidates(search, (cluster, cluster), handover("vllm"), slo)
     assert pairs and all(pair.num_gpus <= 8 for pair in pairs)
     assert [p.num_gpus for p in pairs] == sorted(p.num_gpus for p in pairs)
     assert all(rate.deployment.memory.kv_tokens >= 2200 for rate in search.decode)
@@ -129,7 +129,7 @@ def test_the_ratio_curve_rises_for_one_pool_and_falls_for_the_other(found):
 def test_an_impossible_slo_leaves_no_pair(found):
     search, cluster = found
     slo = parse_slo("ttft_p95=2s,tpot_p95=1ms")
-    assert candidates(search, cluster, handover("vllm"), slo, most_gpus=8) == []
+    assert candidates(search, (cluster, cluster), handover("vllm"), slo) == []
     assert splits(search, slo, 8) == []
 
 
@@ -231,7 +231,10 @@ def test_plan_disaggregate_answers_the_question_first(moeplan: Any) -> None:
 
 
 def test_two_pools_need_the_model_twice(moeplan: Any) -> None:
-    for cluster, reason in (("h100-sxm:1x1", "two pools need two GPUs"), ("h100-sxm:1x2", "two pools need it twice")):
+    for cluster, reason in (
+        ("h100-sxm:1x1", "two pools need two GPUs"),
+        ("h100-sxm:1x2", "2 GPUs do not hold it twice"),
+    ):
         model = "qwen3-8b" if cluster.endswith("1x1") else "mixtral-8x7b"
         code, out, _ = moeplan(
             "plan", model, "--cluster", cluster, "--rate", "1", "--num-requests", "100", "--disaggregate"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice, product
 
 from planner.deployment import UNSUSTAINED, scaled
 from planner.disaggregation.deployment import PoolsRun, check_experts, check_model, run_pools
@@ -33,9 +35,7 @@ from planner.model.precision import override
 from planner.recommend import Recommendation
 from planner.workload import Slo, Workload
 
-_PER_COUNT = 3
-_ENOUGH = 3
-_MAX_RUNS = 10
+_PER_PRICE = 3
 _HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
 _MARGIN = 0.05
 """Differences below this share are within the error of the estimate."""
@@ -55,13 +55,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class PoolsPlan:
-    """The answer about two pools on one cluster: the best pair, what else was simulated, and the ratio curve.
+    """The answer about two pools on (prefill, decode) clusters: the best pair, what else was simulated, the curve.
 
     `sustained_factor` is the highest tested multiple of the demand at which the best pair meets the SLO; `verdict` is
     "two pools", "one pool" or "neither", `reason` says why.
     """
 
-    cluster: Cluster
+    clusters: tuple[Cluster, Cluster]
     handover: Handover
     winner: PoolsRun | None
     runs: tuple[PoolsRun, ...]
@@ -70,11 +70,16 @@ class PoolsPlan:
     ratio: Ratio | None
     output_tokens: float
     num_considered: int
-    num_unfit: int
     sustained_factor: float
     verdict: str
     reason: str
     wall_s: float
+
+    @property
+    def cluster_names(self) -> str:
+        """The cluster of both pools, or of each."""
+        first, second = (cluster.name for cluster in self.clusters)
+        return first if first == second else f"{first} (prefill) and {second} (decode)"
 
     @property
     def meets_slo(self) -> bool:
@@ -94,65 +99,87 @@ def check_question(model: ModelConfig, workload: Workload, experts: ExpertSettin
 
 
 def plan_pools(answer: Recommendation, progress: Callable[[str, float], None] | None = None) -> PoolsPlan:
-    """The best two pools for the question of `answer`, on the cluster where they are cheapest, compared with it.
+    """The best two pools for the question of `answer` on one offered cluster or on two, compared with it.
 
     They keep the KV precision of the colocated winner. Raises InputError as `check_question`.
     """
     check_question(answer.model, answer.workload, answer.experts)
-    plans = [_plan_on(cluster, answer, progress) for cluster in answer.clusters]
-    return min(plans, key=_preference)
-
-
-def _preference(plan: PoolsPlan) -> tuple[bool, float]:
-    return (not plan.meets_slo, _price(plan.winner) if plan.winner else float("inf"))
-
-
-def _plan_on(cluster: Cluster, answer: Recommendation, progress: Callable[[str, float], None] | None) -> PoolsPlan:
     start = time.perf_counter()
-    rules, slo, workload = handover(answer.engine.name), answer.slo, answer.workload
     model = answer.model
     if answer.winner is not None:
         model = override(model, kv=answer.winner.deployment.model.kv_format)
-    part = (lambda share: progress(f"pools {cluster.name}", share)) if progress else None
-    found = search_pools(model, cluster, answer.engine, workload, rules, answer.experts, part)
-    pairs = candidates(found, cluster, rules, slo, most_gpus=cluster.num_gpus)
-    runs = sorted(_simulated(pairs, rules, workload, slo, answer.seed), key=_order)
-    winner = runs[0] if runs else None
+    rules, found = handover(answer.engine.name), {}
+    for cluster in answer.clusters:
+        part = partial(progress, f"pools {cluster.name}") if progress else None
+        question = (answer.engine, answer.workload, rules, answer.experts, part)
+        found[cluster.name] = search_pools(model, cluster, *question)
+    tried = []
+    for first, second in product(answer.clusters, answer.clusters):
+        search = found[first.name] if first == second else found[first.name].joined(found[second.name])
+        tried.append(_tried((first, second), search, rules, answer))
+    best = min(tried, key=_preference)
+    return _plan(best, answer, rules, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What was found for (prefill, decode) clusters: the search, pairs, and runs, best first."""
+
+    clusters: tuple[Cluster, Cluster]
+    search: PoolSearch
+    pairs: list[PairCandidate]
+    runs: list[PoolsRun]
+
+    @property
+    def is_shared(self) -> bool:
+        """Both pools share one cluster."""
+        return self.clusters[0] == self.clusters[1]
+
+
+def _tried(clusters: tuple[Cluster, Cluster], search: PoolSearch, rules: Handover, answer: Recommendation) -> _Tried:
+    pairs = candidates(search, clusters, rules, answer.slo)
+    runs = _simulated(pairs, rules, answer.workload, answer.slo, answer.seed)
+    return _Tried(clusters, search, pairs, sorted(runs, key=_order))
+
+
+def _preference(tried: _Tried) -> tuple[bool, bool, float, bool]:
+    """Meeting the SLO, then price or how near it is; one cluster rather than two."""
+    if not tried.runs:
+        return (True, True, 0.0, not tried.is_shared)
+    return (False, *_order(tried.runs[0])[:2], not tried.is_shared)
+
+
+def _plan(best: _Tried, answer: Recommendation, rules: Handover, wall_s: float) -> PoolsPlan:
+    start = time.perf_counter()
+    winner = best.runs[0] if best.runs else None
     factor = _sustained(winner, answer) if winner and winner.meets_slo else 0.0
-    verdict, reason = _verdict(
-        answer, winner, factor, "" if found.num_considered > found.num_unfit else _no_room(cluster)
-    )
+    verdict, reason = _verdict(answer, winner, factor, _no_room(best))
+    total = best.clusters[0].num_gpus
     return PoolsPlan(
-        cluster,
+        best.clusters,
         rules,
         winner,
-        tuple(runs),
-        tuple(pairs),
-        tuple(splits(found, slo, cluster.num_gpus)),
-        _ratio(found, slo),
-        found.demand.output_tokens,
-        found.num_considered,
-        found.num_unfit,
+        tuple(best.runs),
+        tuple(best.pairs),
+        tuple(splits(best.search, answer.slo, total)) if best.is_shared else (),
+        _ratio(best.search, answer.slo),
+        best.search.demand.output_tokens,
+        best.search.num_considered,
         factor,
         verdict,
         reason,
-        time.perf_counter() - start,
+        wall_s + time.perf_counter() - start,
     )
 
 
 def _simulated(pairs: list[PairCandidate], rules: Handover, workload: Workload, slo: Slo, seed: int) -> list[PoolsRun]:
-    """Runs of the best pairs of each GPU count, smallest first, until enough of them meet the SLO."""
+    """Runs of the best pairs of each price, cheapest first, until one meets the SLO."""
     runs: list[PoolsRun] = []
-    passed = 0
-    for count in sorted({pair.num_gpus for pair in pairs}):
-        for candidate in [pair for pair in pairs if pair.num_gpus == count][:_PER_COUNT]:
-            if passed >= _ENOUGH or len(runs) >= _MAX_RUNS:
-                return runs
-            result = run_pools(deployed(candidate, rules), workload, slo, seed=seed)
-            runs.append(result)
-            passed += result.meets_slo
-        if passed:
-            return runs
+    for _, same in groupby(pairs, key=lambda candidate: candidate.price):
+        for candidate in islice(same, _PER_PRICE):
+            runs.append(run_pools(deployed(candidate, rules), workload, slo, seed=seed))
+        if any(run.meets_slo for run in runs):
+            break
     return runs
 
 
@@ -195,11 +222,14 @@ def _ratio(found: PoolSearch, slo: Slo) -> Ratio | None:
     )
 
 
-def _no_room(cluster: Cluster) -> str:
-    """Why there is no pool at all."""
-    if cluster.num_gpus < 2:
+def _no_room(tried: _Tried) -> str:
+    """Why there is no pair at all, empty where there is one."""
+    offered = tried.clusters[0].num_gpus
+    if tried.is_shared and offered < 2:
         return "two pools need two GPUs"
-    return f"the model does not fit fewer than all {cluster.num_gpus} GPUs, and two pools need it twice"
+    if tried.is_shared and tried.search.least_gpus > offered:
+        return f"two pools need the model twice, and {offered} GPUs do not hold it twice"
+    return ""
 
 
 def _verdict(answer: Recommendation, pools: PoolsRun | None, factor: float, no_room: str) -> Verdict:

@@ -33,8 +33,9 @@ from planner.model import ModelConfig
 from planner.search import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, TAIL, backends, layouts
 from planner.workload import Slo, Workload
 
-HOPELESS_SCORE = 1.5
-"""Estimate over limit beyond which nothing is simulated, as in `planner.recommend`."""
+HOPELESS_SCORE = 1.25
+"""Estimate over limit beyond which nothing is simulated: no single pool estimated above it met its SLO
+(`benchmarks/estimates.py`), and pools of one phase are estimated better (`benchmarks/pools.py`)."""
 _PREFILL_SEQS = 256
 """Sequences per rank of a prefill pool; more prompts than this never share a step."""
 _KEPT_PER_COUNT = 2
@@ -74,6 +75,12 @@ class PairCandidate:
         """GPUs of both pools."""
         return self.prefill.num_gpus + self.decode.num_gpus
 
+    @property
+    def price(self) -> float:
+        """Rent per hour, or a large number per GPU where a price is unknown."""
+        hourly = [pool.deployment.usd_per_hour for pool in (self.prefill, self.decode)]
+        return self.num_gpus * 1e6 if None in hourly else sum(usd for usd in hourly if usd is not None)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -98,7 +105,16 @@ class PoolSearch:
     prefill: list[PrefillRate] = field(default_factory=list)
     decode: list[DecodeRate] = field(default_factory=list)
     num_considered: int = 0
-    num_unfit: int = 0
+
+    def joined(self, decode: PoolSearch) -> PoolSearch:
+        """The prefill pools of this search with the decode pools of another."""
+        return PoolSearch(self.demand, self.prefill, decode.decode, self.num_considered + decode.num_considered)
+
+    @property
+    def least_gpus(self) -> float:
+        """GPUs of the smallest pair that holds the model; infinite where a pool cannot."""
+        sizes = [[rate.deployment.layout.replica_gpus for rate in rates] for rates in (self.prefill, self.decode)]
+        return sum(min(each, default=np.inf) for each in sizes)
 
 
 def search_pools(
@@ -110,11 +126,11 @@ def search_pools(
     experts: ExpertSettings = AS_SERVED,
     progress: Callable[[float], None] | None = None,
 ) -> PoolSearch:
-    """Rates of every layout of `model` on `cluster` as a prefill and as a decode pool."""
+    """Rates of every layout of `model` on up to all GPUs of `cluster` as a prefill and as a decode pool."""
     found = PoolSearch(Demand.of(workload))
     ledger = Ledger(model, cluster.system, engine)
     longest = (workload.max_prompt_tokens, workload.max_prompt_tokens + workload.max_output_tokens)
-    work = [layout for layout in layouts(model, cluster, engine) if layout.replica_gpus < cluster.num_gpus]
+    work = list(layouts(model, cluster, engine))
     for index, layout in enumerate(work):
         for backend in backends(engine, layout):
             cost: StepCost | None = None
@@ -124,7 +140,6 @@ def search_pools(
                 use = ledger.use(layout, limits, backend, max(1, context))
                 kept = handover.reserved_decode_tokens if phase == "decode" else 0
                 if use.breaking_term or use.kv_tokens // layout.pp < longest[phase == "decode"] + kept:
-                    found.num_unfit += 1
                     continue
                 cost = cost or StepCost(model, layout, cluster, engine, backend, experts)
                 deployment = Deployment(model, cluster, engine, layout, limits, backend, use, experts)
@@ -151,24 +166,29 @@ def _choices(engine: Engine, layout: Layout, backend: str) -> Iterator[tuple[str
 
 
 def candidates(
-    found: PoolSearch, cluster: Cluster, handover: Handover, slo: Slo, *, most_gpus: int
+    found: PoolSearch, clusters: tuple[Cluster, Cluster], handover: Handover, slo: Slo
 ) -> list[PairCandidate]:
-    """Pairs that may keep the SLO under the demand on `most_gpus` GPUs, fewest GPUs first, then by score."""
-    prefill = _best_per_count(_sized_prefill(found, slo, most_gpus))
-    decode = _best_per_count(_sized_decode(found, slo, most_gpus))
+    """Pairs that may keep the SLO under the demand on (prefill, decode) clusters, cheapest first, then by score.
+
+    Equal clusters are one that both pools share.
+    """
+    shared, (first, second) = clusters[0] == clusters[1], clusters
+    prefill = _best_per_count(_sized_prefill(found, slo, first.num_gpus))
+    decode = _best_per_count(_sized_decode(found, slo, second.num_gpus))
     pairs = [
-        _estimated(found, p, d, cluster, handover, slo)
+        _estimated(found, p, d, handover, slo, shared)
         for p in prefill
         for d in decode
-        if p.num_gpus + d.num_gpus <= most_gpus
+        if not shared or p.num_gpus + d.num_gpus <= first.num_gpus
     ]
     pairs = [candidate for candidate in pairs if candidate.score <= HOPELESS_SCORE]
-    return sorted(pairs, key=lambda c: (c.num_gpus, round(c.score / _TIE), _plainness(c), c.score))
+    return sorted(pairs, key=lambda c: (c.price, round(c.score / _TIE), _plainness(c), c.score))
 
 
 def deployed(candidate: PairCandidate, handover: Handover) -> Disaggregated:
     """The pair as something that can be simulated."""
-    return pair(candidate.prefill.deployment, candidate.decode.deployment, handover, shared=True)
+    prefill, decode = candidate.prefill.deployment, candidate.decode.deployment
+    return pair(prefill, decode, handover, shared=prefill.cluster == decode.cluster)
 
 
 def _plainness(candidate: PairCandidate) -> int:
@@ -236,11 +256,12 @@ def _best_per_count(options: Iterator[Sized]) -> list[Sized]:
 
 
 def _estimated(
-    found: PoolSearch, prefill: Sized, decode: Sized, cluster: Cluster, handover: Handover, slo: Slo
+    found: PoolSearch, prefill: Sized, decode: Sized, handover: Handover, slo: Slo, shared: bool
 ) -> PairCandidate:
     """Both pools with the link between them: TTFT holds transfer and, on average, half a decode step."""
     layouts_of = prefill.deployment.layout, decode.deployment.layout
-    route = kv_route(prefill.deployment.model, *layouts_of, cluster, cluster, True)
+    on = prefill.deployment.cluster, decode.deployment.cluster
+    route = kv_route(prefill.deployment.model, *layouts_of, *on, shared)
     tokens = round(found.demand.prompt_tokens)
     after = {"prefilled": 0.0, "joined": 0.5, "decoded": 1.5}[handover.first_token]
     moved_s = route.transfer_s(tokens) if handover.first_token != "prefilled" else 0.0

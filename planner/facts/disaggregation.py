@@ -63,10 +63,9 @@ def plan_pools_facts(plan: PoolsPlan) -> Facts:
     facts: Facts = {
         "verdict": plan.verdict,
         "reason": plan.reason,
-        "cluster": plan.cluster.name,
+        "cluster": plan.cluster_names,
         "meets_slo": plan.meets_slo,
         "considered": plan.num_considered,
-        "unfit": plan.num_unfit,
         "pairs": len(plan.estimates),
         "sustained_factor": plan.sustained_factor,
         "runs": [_run_row(run) for run in plan.runs],
