@@ -2,9 +2,9 @@
 
     python benchmarks/pools.py
 
-The deployment is SGLang's of DeepSeek-V3 on 12 x 8 H100 (LMSYS blog 2025-05-05, handbook serving 8.1): tokens per second
-and node of prefill at EP32 and of decode at EP72, 256 sequences per GPU of 2K tokens. It ran with two-batch overlap and
-balanced experts.
+The deployment is SGLang's of DeepSeek-V3 on 12 x 8 H100 (LMSYS blog 2025-05-05, handbook serving 8.1): tokens per
+second and node of prefill at EP32 and of decode at EP72, 256 sequences per GPU of 2K tokens. It ran with two-batch
+overlap and balanced experts.
 """
 
 from __future__ import annotations

@@ -212,6 +212,19 @@ def test_a_pool_that_does_not_fit_is_named(moeplan: Any) -> None:
     assert code == 3 and "decode pool: " in err and "does not fit" in err
 
 
+@pytest.mark.parametrize(
+    ("workload", "limits", "reason"),
+    [
+        ("fixed:8000/8", (), "give the prefill pool more GPUs"),
+        ("fixed:500/400", ("--decode-max-num-seqs", "4"), "give the decode pool more GPUs"),
+    ],
+)
+def test_an_overloaded_run_names_the_pool(moeplan: Any, workload: str, limits: tuple[str, ...], reason: str) -> None:
+    question = ("simulate", "mixtral-8x7b", "--cluster", "h100-sxm:1x8", "--workload", workload, "--rate", "10")
+    code, out, _ = moeplan(*question, *POOLS, *limits, "--num-requests", "1500")
+    assert code == 0 and "overloaded" in out.splitlines()[0] and reason in out
+
+
 def test_decode_pool_on_another_system(moeplan: Any) -> None:
     code, out, _ = moeplan(*SIMULATE, *POOLS, "--rate", "4", "--decode-cluster", "h20:1x8", "--json")
     facts = json.loads(out)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from planner.deployment import (
     MIN_REQUESTS,
     Deployment,
@@ -247,9 +249,21 @@ def _judged(
             (simulation.prefill_steps, simulation.prefill),
         )
     ]
+    summaries = [_with_decode_waits(summary, simulation) for summary in summaries]
     objective, ratio = worst_objective(summaries[0])
     tok_per_s = summaries[0].output_tok_per_s / share
     usd = usd_per_mtok(deployment.usd_per_hour, 1, tok_per_s) if tok_per_s > 0 else None
     return PoolsRun(
         deployment, workload, slo, summaries[0], summaries[1], simulation, objective, ratio, tok_per_s, usd, share
     )
+
+
+def _with_decode_waits(summary: Summary, simulation: PoolsSimulation) -> Summary:
+    """`summary`, "backlogged" also where requests wait for room on the decode side for more than half their TTFT."""
+    measured = slice(summary.num_warmup, len(simulation.requests) - summary.num_cooldown)
+    waited_s = simulation.requests.queue_s[measured] + simulation.handovers.reserve_wait_s[measured]
+    ttft_s = simulation.requests.ttft_s[measured]
+    known = ~np.isnan(waited_s) & ~np.isnan(ttft_s)
+    if summary.saturation == "stable" and waited_s[known].sum() > 0.5 * ttft_s[known].sum():
+        return replace(summary, saturation="backlogged")
+    return summary

@@ -17,6 +17,8 @@ from planner.disaggregation.transfer import KvRoute
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts
 from planner.metrics import Summary
 
+_ALWAYS = 0.95
+"""Share of the time from which something counts as busy without a pause."""
 _WAITS = ("reserve_wait", "link_wait", "transfer", "join_wait", "exposed")
 
 
@@ -175,13 +177,20 @@ def _warnings(run: PoolsRun) -> list[str]:
     if run.rejection_reason:
         warnings.append(run.rejection_reason)
     if run.summary.saturation == "overloaded":
-        waits = {
-            "prefill": float(np.nanmean(run.simulation.requests.queue_s)),
-            "decode": float(np.nanmean(run.simulation.handovers.reserve_wait_s)),
-        }
-        pool = max(waits, key=lambda name: waits[name] if math.isfinite(waits[name]) else 0.0)
-        warnings.append(f"The queue grows, before the {pool} pool most: give that pool more GPUs.")
+        warnings.append(f"The queue grows: {_bottleneck(run)}.")
     return warnings
+
+
+def _bottleneck(run: PoolsRun) -> str:
+    """What is too small in an overloaded run, with a remedy.
+
+    Prefill ranks or links that are always busy, else the decode pool, whose full ranks leave KV on the prefill side.
+    """
+    if run.prefill_summary.busy_share > _ALWAYS:
+        return "prefill ranks compute without a pause, so give the prefill pool more GPUs"
+    if max(run.simulation.sender_busy_share, run.simulation.receiver_busy_share) > _ALWAYS:
+        return "KV is on the links all the time, so use a faster network or fewer cached bytes (--kv fp8)"
+    return "prompts wait for room on the decode side, so give the decode pool more GPUs or --decode-max-num-seqs"
 
 
 def _finite(value: float) -> float | None:
