@@ -263,7 +263,7 @@ def run(
     share = offered.arrivals.concurrency / users if users else share
     # A run with an incident has no steady part to pick: all of it counts.
     summary = simulation.summary(slo, warmup=0.0 if outages and outages.incidents else None)
-    objective, ratio = _worst(summary)
+    objective, ratio = worst_objective(summary)
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
@@ -333,7 +333,7 @@ def with_replicas(layout: Layout, replicas: int) -> Layout:
     return replace(layout, replicas=replicas)
 
 
-def _worst(summary: Summary) -> tuple[str, float]:
+def worst_objective(summary: Summary) -> tuple[str, float]:
     """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss.
 
     When the queue grows, latencies only tell how long the run was: the miss is named, the ratio only orders runs.

@@ -19,6 +19,7 @@ import numpy as np
 
 from planner import __version__
 from planner.deployment import Run
+from planner.disaggregation.deployment import PoolsRun
 from planner.errors import InputError
 from planner.facts import model_facts
 from planner.facts.experts import settings_facts
@@ -72,6 +73,17 @@ def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
         "simulation.json": _json(facts),
         "requests.csv": _table(run.simulation.requests),
         "steps.csv": _table(run.simulation.steps, run.expert_steps.columns() if run.expert_steps else {}),
+    }
+    _write(folder, files, facts)
+
+
+def write_pools(folder: Path, run: PoolsRun, facts: dict[str, Any]) -> None:
+    """Write a simulation of two pools: `simulation.json`, `requests.csv`, `prefill_steps.csv`, `decode_steps.csv`."""
+    files = {
+        "simulation.json": _json(facts),
+        "requests.csv": _table(run.simulation.requests, run.simulation.handovers.columns()),
+        "prefill_steps.csv": _table(run.simulation.prefill_steps),
+        "decode_steps.csv": _table(run.simulation.decode_steps),
     }
     _write(folder, files, facts)
 

@@ -43,7 +43,7 @@ _KEPT_SURPLUS = 2
 """Capacity over demand, and replica counts that have it, beyond which further replicas are not looked at."""
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
-_TAIL = {
+TAIL = {
     "ttft": {"mean": 1.0, "p50": 0.8, "p90": 2.0, "p95": 2.5, "p99": 3.5},
     "tpot": {"mean": 1.0, "p50": 0.95, "p90": 1.2, "p95": 1.35, "p99": 1.6},
     "e2e": {"mean": 1.0, "p50": 0.9, "p90": 1.6, "p95": 1.9, "p99": 2.5},
@@ -116,6 +116,14 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
                         yield layout
 
 
+def backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
+    """How ranks of `layout` can meet at the experts under `engine`."""
+    if layout.attention_dp == 1:
+        return ("all_reduce",)
+    whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
+    return engine.moe_backends if whole_experts else engine.moe_backends[:1]
+
+
 def _check(cluster: Cluster, workload: Workload) -> None:
     if cluster.num_gpus > MAX_OFFERED_GPUS:
         raise InputError(
@@ -166,7 +174,7 @@ class Search:
         work = [(*those, layout) for those in kept for layout in self._layouts(those[0])]
         overlap = self.tactics.overlap
         for index, (model, bare, overlapped, layout) in enumerate(work):
-            for backend in self._backends(layout):
+            for backend in backends(self.engine, layout):
                 applies = overlap is not None and overlap.applies(layout, backend)
                 self._evaluate(model, overlapped if applies else bare, layout, backend)
             if progress:
@@ -190,12 +198,6 @@ class Search:
         tactics, system = self.tactics.serving(model), self.cluster.system
         bare = Ledger(model, system, self.engine, replace(tactics, overlap=None))
         return bare, Ledger(model, system, self.engine, tactics)
-
-    def _backends(self, layout: Layout) -> tuple[str, ...]:
-        if layout.attention_dp == 1:
-            return ("all_reduce",)
-        whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
-        return self.engine.moe_backends if whole_experts else self.engine.moe_backends[:1]
 
     def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
@@ -354,6 +356,6 @@ class Search:
         return {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
 
     def _score(self, estimates: dict[str, Floats], i: int, capacity: float) -> float:
-        ratios = [estimates[o.metric][i] * _TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
+        ratios = [estimates[o.metric][i] * TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
         demand = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s / max(capacity, 1e-12)
         return float(max([*ratios, demand]))

@@ -48,10 +48,12 @@ FLOORS = [
     {"fit"},
     {"remedies"},
     {"recommend"},
+    {"disaggregation"},
     {"facts", "figures"},
     {"tables"},
-    {"experttext", "failuretext"},
+    {"experttext", "failuretext", "afdtext"},
     {"report", "options", "text"},
+    {"pooltext"},
     {"runfolder"},
     {"cli", "__main__"},
 ]

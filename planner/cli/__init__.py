@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
 from planner.cli import (
+    afd,
     commands,
     engines,
     experts_drops,
@@ -29,7 +30,7 @@ app = App(
     help_flags=["--help", "-h"],
     default_parameter=Parameter(negative=()),
 )
-for command in (commands.describe, commands.fit, commands.plan, commands.simulate, validate.validate):
+for command in (commands.describe, commands.fit, commands.plan, commands.simulate, afd.afd, validate.validate):
     app.command(command)
 app.command(failures.show_failures, name="failures")
 app.command(failures.show_scale_out, name="scale-out")

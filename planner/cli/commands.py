@@ -9,6 +9,7 @@ from typing import Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
 from planner.cli.failure_options import NO_FAILURES, Failures
+from planner.cli.pool_options import ONE_POOL, Pools
 from planner.cli.tactic_options import NONE, Chosen
 from planner.cli.terminal import command_line, progress_bar, show
 
@@ -111,6 +112,7 @@ def plan(
     no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
+    disaggregate: bool = False,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -154,6 +156,8 @@ def plan(
         How experts are picked, placed and limited.
     tactics
         What the engine does beyond plain batching.
+    disaggregate
+        Also search prefill and decode in two pools, and say whether that is worth it.
     seed
         Seed of arrivals and lengths.
     out
@@ -162,7 +166,10 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
+    from planner.disaggregation.plan import check_question, plan_pools
+    from planner.facts.disaggregation import plan_pools_facts
     from planner.facts.plan import plan_facts
+    from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
     from planner.tactics import parse_tactics
@@ -176,6 +183,9 @@ def plan(
     chosen, profile = options.precision(model, weights, None), options.engine(engine, no_prefix_cache)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
+    settings = options.experts(chosen, experts)
+    if disaggregate:
+        check_question(chosen, demand, settings, drafts, router)
     with progress_bar() as progress:
         answer = recommend(
             chosen,
@@ -185,16 +195,20 @@ def plan(
             profile,
             kv_formats=None if kv == "auto" else (kv,),
             router=router,
-            experts=options.experts(chosen, experts),
+            experts=settings,
             tactics=drafts,
             seed=seed,
             progress=progress,
         )
+        pools = plan_pools(answer, progress) if disaggregate else None
     facts = plan_facts(answer, command_line())
+    if pools is not None:
+        facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
         write_run(out, answer, facts)
-    show(facts, json, plan_text, wall_s=answer.wall_s)
-    if not answer.meets_slo:
+    wall_s = answer.wall_s + (pools.wall_s if pools else 0.0)
+    show(facts, json, plan_pools_text if pools else plan_text, wall_s=wall_s)
+    if not (answer.meets_slo or (pools and pools.meets_slo)):
         sys.exit(3)
 
 
@@ -202,7 +216,7 @@ def simulate(
     model: str,
     *,
     cluster: str,
-    layout: str,
+    layout: str | None = None,
     workload: str = _DEFAULT_WORKLOAD,
     rate: float | None = None,
     concurrency: int | None = None,
@@ -221,11 +235,12 @@ def simulate(
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
     failures: Failures = NO_FAILURES,
+    pools: Pools = ONE_POOL,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Simulate one layout request by request.
+    """Simulate one layout, or a prefill and a decode pool, request by request.
 
     Parameters
     ----------
@@ -234,7 +249,7 @@ def simulate(
     cluster
         GPUs as system:nodes x GPUs, such as h200-sxm:1x8.
     layout
-        Degrees of parallelism, such as tp=8,ep=8 or attention_dp=8,ep=8,replicas=2.
+        Degrees of parallelism, such as tp=8,ep=8 or attention_dp=8,ep=8,replicas=2; two pools have a layout each.
     workload
         As in `plan`.
     rate
@@ -272,6 +287,8 @@ def simulate(
         What the engine does beyond plain batching.
     failures
         Ranks that die during the run.
+    pools
+        Prefill and decode in two pools.
     seed
         Seed of arrivals and lengths.
     out
@@ -295,13 +312,22 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, cut, chosen = (
-        options.engine(engine, no_prefix_cache),
-        parse_layout(layout),
-        options.precision(model, weights, kv),
-    )
-    offered = options.clusters([cluster], oversubscription, not no_rails)[0]
+    chosen, profile = options.precision(model, weights, kv), options.engine(engine, no_prefix_cache)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
+    failing = failure_settings(profile, failures)
+    if pools != ONE_POOL or layout is None:
+        from planner.cli.pools import simulate_two
+        from planner.disaggregation.deployment import check_combination
+
+        asked = options.demand(workload, rate, concurrency, num_requests)
+        check_combination(asked, drafts, router, fails=failing is not None)
+        offered = options.clusters([cluster], oversubscription, not no_rails)[0]
+        given = (max_num_seqs, max_batched_tokens)
+        judged = parse_slo(slo) if slo else None
+        simulate_two(chosen, offered, layout, pools, asked, judged, profile, given, backend, experts, seed, out, json)
+        return
+    cut = parse_layout(layout)
+    offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     limits = limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp)
     if max_num_seqs is None:
         limits = drafts.limits(limits, cut, most_sequences(profile) if backend == "deepep" else None)
@@ -320,7 +346,7 @@ def simulate(
             router=router,
             seed=seed,
             progress=lambda share: progress("simulate", share),
-            failures=failure_settings(profile, failures),
+            failures=failing,
         )
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())
