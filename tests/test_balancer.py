@@ -59,6 +59,29 @@ def test_answers_make_room():
     assert score._in_flight == [[1, 0]]
 
 
+class FirstClient:
+    """A generator that sends every request to the first front end."""
+
+    def integers(self, high, size):
+        return np.zeros(size, dtype=int)
+
+
+def test_a_front_end_takes_what_it_sent_times_their_number():
+    score = VllmScore(ranks_with([(0, 0, 0.0), (0, 1, 0.0)]), FirstClient(), 2)
+    # Each request counts for two: 0 has 2 of load, then 1 has 3.
+    assert [score.choose(i, 0.0) for i in range(3)] == [0, 1, 0]
+    # New statistics do not know them yet, the front end does: 2 x 2 against 2 x 1.
+    assert score.choose(3, 0.2) == 1
+
+
+def test_answers_stay_in_the_load_until_the_next_statistics():
+    score = VllmScore(ranks_with([(0, 0, 0.0), (0, 1, 0.0)]), FirstClient(), 2)
+    assert score.choose(0, 0.0) == 0
+    score.finished(0)
+    assert score.choose(1, 0.05) == 1
+    assert score.choose(2, 0.2) == 0
+
+
 class Steps:
     """20 ms and the time of the fullest rank; keeps how uneven the ranks were."""
 

@@ -177,6 +177,18 @@ def test_one_prompt_takes_sglang_to_the_eager_path_on_all_ranks(sglang):
     assert vllm.step_s(large) == unpadded.step_s(large)
 
 
+def test_steps_with_prompts_of_a_lone_rank_are_padded_too():
+    layout, cluster, limits = Layout(tp=8, ep=8), parse_cluster("h200-sxm:1x8"), Limits(128, 2048)
+    padded, bare = (
+        step_timer(StepCost(load("deepseek-v3"), layout, cluster, profile), limits)
+        for profile in (engine("vllm"), replace(engine("vllm"), graphs=replace(engine("vllm").graphs, ranges=())))
+    )
+    for timer in (padded, bare):
+        timer.use_factors(None)
+    assert padded.step_s([prompt(201)]) > bare.step_s([prompt(201)])
+    assert padded.step_s([prompt(600)]) == bare.step_s([prompt(600)])
+
+
 def test_deepep_changes_kernels_for_all_when_one_rank_has_prompts():
     """deepep_mode auto: normal kernels when any rank has prompts, low latency otherwise (handbook serving 2.1)."""
     timer = timer_of("sglang", "deepep")
