@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from planner.calibration import calibrations
 from planner.capacity import CapacityLimit, default_limit
 from planner.capacity import rule as capacity_rule
 from planner.choices import ExpertChoices
 from planner.deployment import MIN_REQUESTS
+from planner.engine import Engine
+from planner.engine import engine as load_engine
 from planner.errors import InputError, nearest
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster, parse_cluster
@@ -40,6 +43,12 @@ _MAX_OVERSUBSCRIPTION = 64.0
 _UNSEEN = 0.5
 """Assignments added to every expert of a record, so that those never picked keep a chance."""
 _PARTS = ("experts", "attention", "dense")
+
+
+def engine(text: str, calibration: str | None = None) -> Engine:
+    """The engine profile `text` with the calibrations of `--calibration`: a file, `off`, or None for the shipped."""
+    profile = load_engine(text)
+    return profile if calibration is None else replace(profile, calibrations=calibrations(calibration))
 
 
 def precision(model: str, weights: str | None, kv: str | None) -> ModelConfig:

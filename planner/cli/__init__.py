@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
 from planner.cli import (
+    calibrate,
     commands,
     engines,
     experts_drops,
@@ -28,7 +29,14 @@ app = App(
     help_flags=["--help", "-h"],
     default_parameter=Parameter(negative=()),
 )
-for command in (commands.describe, commands.fit, commands.plan, commands.simulate, validate.validate):
+for command in (
+    commands.describe,
+    commands.fit,
+    commands.plan,
+    commands.simulate,
+    validate.validate,
+    calibrate.calibrate,
+):
     app.command(command)
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")

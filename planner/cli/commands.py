@@ -100,6 +100,7 @@ def plan(
     concurrency: int | None = None,
     slo: str = _DEFAULT_SLO,
     engine: str = "vllm",
+    calibration: str | None = None,
     num_requests: int | None = None,
     weights: str | None = None,
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
@@ -131,6 +132,8 @@ def plan(
     engine
         Serving engine (`moeplan engines`): vllm, sglang, trtllm, llamacpp or generic, vllm-0.33.0 for a version, or a
         profile TOML.
+    calibration
+        Factors and host times of measured servers: a TOML of `moeplan calibrate --out`, or off; the shipped otherwise.
     num_requests
         Requests per simulation; chosen from the load otherwise.
     weights
@@ -153,7 +156,6 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
-    from planner.engine import engine as load_engine
     from planner.facts.plan import plan_facts
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
@@ -165,7 +167,7 @@ def plan(
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
-    chosen, profile = options.precision(model, weights, None), load_engine(engine)
+    chosen, profile = options.precision(model, weights, None), options.engine(engine, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
     with progress_bar() as progress:
@@ -199,6 +201,7 @@ def simulate(
     concurrency: int | None = None,
     slo: str | None = None,
     engine: str = "vllm",
+    calibration: str | None = None,
     num_requests: int | None = None,
     max_num_seqs: int | None = None,
     max_batched_tokens: int | None = None,
@@ -234,6 +237,8 @@ def simulate(
     engine
         Serving engine (`moeplan engines`): vllm, sglang, trtllm, llamacpp or generic, vllm-0.33.0 for a version, or a
         profile TOML.
+    calibration
+        Factors and host times of measured servers: a TOML of `moeplan calibrate --out`, or off; the shipped otherwise.
     num_requests
         Requests to simulate.
     max_num_seqs
@@ -264,7 +269,6 @@ def simulate(
     from planner import options
     from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
-    from planner.engine import engine as load_engine
     from planner.facts import simulation_facts
     from planner.fit import limits_for
     from planner.layout import parse_layout
@@ -277,7 +281,11 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, cut, chosen = load_engine(engine), parse_layout(layout), options.precision(model, weights, kv)
+    profile, cut, chosen = (
+        options.engine(engine, calibration),
+        parse_layout(layout),
+        options.precision(model, weights, kv),
+    )
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     limits = limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp)
