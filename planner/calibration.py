@@ -82,9 +82,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """|predicted / measured - 1| [%] of a metric, median and mean: without calibration, with it, of left-out runs."""
+    """|predicted / measured - 1| [%] of a metric, median and mean: without calibration, with it, of left-out runs.
+
+    `models` is `moe` or `dense`.
+    """
 
     metric: str
+    models: str
     num_points: int
     uncalibrated: tuple[float, float]
     calibrated: tuple[float, float]
@@ -100,6 +104,10 @@ class Calibrations:
     command: str
     entry: tuple[Entry, ...] = ()
     errors: tuple[Errors, ...] = ()
+
+    def error(self, metric: str, models: str) -> Errors | None:
+        """Errors of `metric` over `moe` or `dense` models, None where the fit had none."""
+        return next((e for e in self.errors if (e.metric, e.models) == (metric, models)), None)
 
     def of(self, engine: str, arch: str) -> Calibration:
         """Calibration of the kernels of `engine` on `arch`: of its generation, else of any; neutral for others."""
@@ -149,7 +157,8 @@ def to_toml(found: Calibrations) -> str:
     ]
     for errors in found.errors:
         pairs = {name: getattr(errors, name) for name in ("uncalibrated", "calibrated", "left_out")}
-        lines += ["", "[[errors]]", f'metric = "{errors.metric}"', f"num_points = {errors.num_points}"]
+        lines += ["", "[[errors]]", f'metric = "{errors.metric}"', f'models = "{errors.models}"']
+        lines += [f"num_points = {errors.num_points}"]
         lines += [f"{name} = [{pair[0]:.1f}, {pair[1]:.1f}]" for name, pair in pairs.items() if pair is not None]
     for entry in found.entry:
         lines += ["", "[[entry]]", f'engine = "{entry.engine}"', f'generation = "{entry.generation}"']

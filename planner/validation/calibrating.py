@@ -71,7 +71,7 @@ def calibrate(
     kept = tuple(entry for entry in start.entry if (entry.engine, entry.generation) not in new)
     calibrations = Calibrations(source.path.name, as_of, command, (*found, *kept))
     after = replayed("replay calibrated", calibrations, breaks_down=False)
-    errors = [_errors(metric, raw, after, outside) for metric in METRICS]
+    errors = [_errors(metric, is_moe, raw, after, outside) for is_moe in (True, False) for metric in METRICS]
     calibrations = replace(calibrations, errors=tuple(e for e in errors if e is not None))
     return Calibrated(calibrations, start, raw, before, after, outside)
 
@@ -158,9 +158,11 @@ def throughput(point: Point, ttft_s: float, tpot_s: float) -> float:
     return point.concurrency * tokens / (ttft_s + tpot_s * (tokens - 1)) / point.num_gpus
 
 
-def _errors(metric: str, raw: Validation, after: Validation, outside: Floats | None) -> Errors | None:
+def _errors(metric: str, is_moe: bool, raw: Validation, after: Validation, outside: Floats | None) -> Errors | None:
     column = METRICS.index(metric)
+    counted = np.array([prediction.is_moe is is_moe for prediction in raw.predictions])
     measured = np.array([row.point.measured[column] if row.point else np.nan for row, _ in raw.pairs])
+    measured = np.where(counted, measured, np.nan)
 
     def error(values: Floats) -> tuple[float, float]:
         off = np.abs(values / measured - 1)
@@ -171,4 +173,5 @@ def _errors(metric: str, raw: Validation, after: Validation, outside: Floats | N
         return None
     first, last = (np.array([p.values[column] for p in v.predictions]) for v in (raw, after))
     left = None if outside is None else error(outside[:, column])
-    return Errors(metric, int((~np.isnan(measured)).sum()), error(first), error(last), left)
+    models = "moe" if is_moe else "dense"
+    return Errors(metric, models, int((~np.isnan(measured)).sum()), error(first), error(last), left)
