@@ -166,7 +166,7 @@ def same_version(judged: validation.Validation, is_moe: bool) -> list[tuple[Poin
 
 def calibration_rows() -> list[str]:
     """Every fitted parameter by engine and generation."""
-    entries = [entry for entry in shipped().entry]
+    entries = shipped().entry
     head = ["", *(f"{entry.engine} {entry.generation}" for entry in entries)]
     rows = [["points", *(f"{entry.num_points:,}" for entry in entries)]]
     rows += [["combinations", *(str(entry.num_combinations) for entry in entries)]]

@@ -16,7 +16,8 @@ from typing import Any
 
 import simpy
 
-from planner.scheduler import EngineSpec, RankWork
+from planner.enginespec import EngineSpec
+from planner.scheduler import RankWork
 from planner.simulation import simulate
 from planner.workload import load_workload
 

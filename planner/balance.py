@@ -159,7 +159,9 @@ def _option(deployment: Deployment, run: Run) -> BalanceOption:
     cost, moe = deployment.cost(), deployment.model.moe
     assert moe is not None
     context = _context(run.workload)
-    steady = steady_state(cost, deployment.limits.max_batched_tokens, deployment.engine.policy, run.workload)
+    steady = steady_state(
+        cost, deployment.limits.max_batched_tokens, deployment.engine.policy, run.workload, run.summary.prefix_hit_rate
+    )
     layout = deployment.layout
     running = min(deployment.limits.max_num_seqs, deployment.memory.kv_tokens / max(context, 1.0))
     table = load_table(cost.routed.question(cost.experts.router(moe), "decode"))

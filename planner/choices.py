@@ -1,4 +1,4 @@
-"""What a user may choose about the experts, as typed; `planner.options.experts` makes settings of it."""
+"""What a user may choose about experts and pools, as typed; `planner.options` and the commands make settings of it."""
 
 from __future__ import annotations
 
@@ -92,3 +92,52 @@ class TacticChoices:
     speculative: str | None = None
     acceptance: str | None = None
     overlap: Literal["tbo", "shared"] | None = None
+
+
+@dataclass(frozen=True)
+class PoolChoices:
+    """Prefill and decode in two pools, each with a layout of its own.
+
+    Parameters
+    ----------
+    prefill_layout
+        Layout of the pool that computes prompts, such as tp=8,replicas=2.
+    decode_layout
+        Layout of the pool that generates answers, such as attention_dp=16,ep=16.
+    decode_cluster
+        GPUs of the decode pool where they are not part of the cluster, such as h20:2x8.
+    prefill_max_num_seqs
+        Sequences at once per scheduler rank of the prefill pool.
+    decode_max_num_seqs
+        Sequences at once per scheduler rank of the decode pool.
+    prefill_max_batched_tokens
+        Tokens per step per scheduler rank of the prefill pool.
+    decode_max_batched_tokens
+        Tokens per step per scheduler rank of the decode pool.
+    prefill_backend
+        How attention-DP ranks of the prefill pool exchange tokens with experts.
+    decode_backend
+        How attention-DP ranks of the decode pool exchange tokens with experts.
+    kv_reserve
+        When KV room is taken on the decode side: on arrival (SGLang) or when the prompt is computed (vLLM,
+        TensorRT-LLM); the engine's own otherwise.
+    kv_send
+        What travels at once: the whole prompt's KV (vLLM, TensorRT-LLM), chunks (SGLang) or layers while the prompt is
+        computed; the engine's own otherwise.
+    reserved_decode_tokens
+        KV tokens that the decode side keeps free per request, SGLang's --num-reserved-decode-tokens; the engine's own
+        otherwise.
+    """
+
+    prefill_layout: str | None = None
+    decode_layout: str | None = None
+    decode_cluster: str | None = None
+    prefill_max_num_seqs: int | None = None
+    decode_max_num_seqs: int | None = None
+    prefill_max_batched_tokens: int | None = None
+    decode_max_batched_tokens: int | None = None
+    prefill_backend: Literal["allgather_reducescatter", "deepep"] | None = None
+    decode_backend: Literal["allgather_reducescatter", "deepep"] | None = None
+    kv_reserve: Literal["arrival", "prefilled"] | None = None
+    kv_send: Literal["whole", "chunks", "layers"] | None = None
+    reserved_decode_tokens: int | None = None

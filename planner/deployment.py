@@ -9,18 +9,24 @@ from planner.capacity import buffer_limit
 from planner.cost import StepCost
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Engine, Limits
+from planner.enginespec import EngineSpec
 from planner.epochs import EpochTimer
 from planner.errors import DoesNotFit, InputError, LayoutError, WorkloadError
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.expertsteps import ExpertSteps, expert_steps, tokens_of
+from planner.failures.settings import FailureSettings
 from planner.hardware import Cluster
+from planner.incidents import Outages
 from planner.layout import Layout, check_layout
 from planner.memory import Ledger, MemoryUse
 from planner.metrics import Summary
 from planner.model import ModelConfig
 from planner.offload import Offload, offload_layout, replicas_per_node
+from planner.outages import FailureReport, plan_outages, report
+from planner.pipeline import stage_split
+from planner.prefixhits import caches_prefixes
 from planner.residency import REUSES
-from planner.simulation import EngineSpec, Simulation, simulate
+from planner.simulation import Simulation, simulate
 from planner.tacticcost import step_cost
 from planner.tactics import PLAIN, Tactics
 from planner.tactictimer import tactic_timer
@@ -47,7 +53,7 @@ class Deployment:
     """A model cut by `layout` on `cluster` under `engine`; `memory` is the ledger of its tightest GPU.
 
     `backend` is how ranks meet at the experts: `all_reduce` (every rank has all tokens), or between attention-DP
-    ranks `allgather_reducescatter` or `deepep`.
+    ranks `allgather_reducescatter` or `deepep`. `router` (`planner.routers`) spreads requests over ranks.
     """
 
     model: ModelConfig
@@ -60,6 +66,7 @@ class Deployment:
     experts: ExpertSettings = AS_SERVED
     offload: Offload | None = None
     tactics: Tactics = PLAIN
+    router: str = "least_requests"
 
     @property
     def name(self) -> str:
@@ -105,7 +112,7 @@ class Deployment:
             max_batched_tokens=self.limits.max_batched_tokens,
             policy=self.engine.policy,
             admission_reserve=self.engine.admission_reserve,
-            token_ratio=self.engine.token_ratio,
+            token_ratio=self.engine.admission_ratio,
             prefill_balance=self.engine.prefill_balance,
             rank_router=self.engine.rank_router if layout.attention_dp > 1 else "",
             frontend_s=frontend_s,
@@ -115,6 +122,7 @@ class Deployment:
             groups_per_link=self.replicas_per_root if self.offload else 0,
             groups_per_node=replicas_per_node(layout, self.cluster),
             acceptance=self.tactics.acceptance,
+            prefix_caching=caches_prefixes(self.model, self.engine),
         )
 
     @property
@@ -134,6 +142,7 @@ def deploy(
     context_tokens: int,
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
+    router: str = "least_requests",
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
@@ -176,7 +185,7 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics, router)
 
 
 @dataclass(frozen=True)
@@ -200,6 +209,7 @@ class Run:
     num_rebalances: int
     rebalance_stall_s: float
     rebalance_moved_bytes: float
+    failures: FailureReport | None = None
 
     @property
     def meets_slo(self) -> bool:
@@ -220,16 +230,17 @@ def run(
     seed: int = 0,
     max_replicas: int | None = None,
     progress: Callable[[float], None] | None = None,
+    failures: FailureSettings | None = None,
 ) -> Run:
     """Simulate `deployment` under `workload` and judge it against `slo`.
 
     `max_replicas` replicas at most are simulated, at their share of the load; by default two, or one of many ranks, or
-    all that fetch experts over one host link.
+    all that fetch experts over one host link. `failures` says which replicas stop on the way.
     """
     check_context(deployment.model, workload)
     # Replicas on one link to the host slow each other down: they are simulated together.
     least = deployment.replicas_per_root if deployment.offload else 1
-    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment.layout)))
+    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment, workload)))
     users = workload.arrivals.concurrency
     replicas = min(replicas, users) if users else replicas
     share = replicas / deployment.layout.replicas
@@ -239,12 +250,21 @@ def run(
         offered = offered.with_num_requests(
             min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share)))
         )
-    simulation = simulate(deployment.spec(replicas), timer, offered, seed=seed, progress=progress)
+    outages = ready = None
+    if failures is not None:
+        plan, ready = plan_outages(deployment.cost(), deployment.limits, deployment.memory, failures)
+        outages = Outages(plan, seed)
+    split = stage_split(deployment.cost()) if deployment.layout.pp > 1 else None
+    spec, router = deployment.spec(replicas), deployment.router
+    simulation = simulate(
+        spec, timer, offered, seed=seed, router=router, progress=progress, split=split, disturb=outages
+    )
     if simulation.num_rejected == len(simulation.requests):
         raise DoesNotFit(f"no request was served: {simulation.rejection_reason}", ["a larger KV cache (more GPUs)"])
     share = offered.arrivals.concurrency / users if users else share
-    summary = simulation.summary(slo)
-    objective, ratio = _worst(summary)
+    # A run with an incident has no steady part to pick: all of it counts.
+    summary = simulation.summary(slo, warmup=0.0 if outages and outages.incidents else None)
+    objective, ratio = worst_objective(summary)
     tok_per_s = summary.output_tok_per_s / share
     price = gpu_hour(deployment.cluster.system)
     usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
@@ -255,7 +275,10 @@ def run(
     pauses = (0, 0.0, 0.0)
     if isinstance(timer, EpochTimer):
         pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
-    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses)
+    failed = report(outages, ready, simulation) if outages and ready else None
+    if failed and failed.num_dropped and ratio <= 1.0:
+        objective, ratio = "requests lost with a replica", _UNSTABLE_RATIO
+    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses, failed)
 
 
 def _timer(deployment: Deployment, replicas: int) -> CostTimer | UbatchTimer | EpochTimer:
@@ -276,7 +299,7 @@ def _encoder_share(model: ModelConfig) -> float:
 
 def check_context(model: ModelConfig, workload: Workload) -> None:
     """WorkloadError when lengths that were stated one by one, or the mean of a distribution, exceed the context."""
-    stated = workload.prompt.kind not in ("uniform", "lognormal")
+    stated = workload.turns is None and workload.prompt.kind not in ("uniform", "lognormal")
     tokens = workload.max_prompt_tokens + workload.max_output_tokens
     if not stated:
         tokens = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
@@ -287,8 +310,12 @@ def check_context(model: ModelConfig, workload: Workload) -> None:
         )
 
 
-def simulated_replicas(layout: Layout) -> int:
-    """How many of a layout's replicas a plan simulates."""
+def simulated_replicas(deployment: Deployment, workload: Workload) -> int:
+    """How many of its replicas a plan simulates: all where the next turn of a conversation, or a group, may be sent to
+    any of them, because the hits of their caches depend on how many there are."""
+    layout = deployment.layout
+    if workload.shares and (workload.turns or workload.recorded or deployment.router == "prefix_affinity"):
+        return layout.replicas
     wanted = max(1, min(MAX_SIMULATED_REPLICAS, MAX_SIMULATED_RANKS // (layout.attention_dp * layout.pp)))
     return min(layout.replicas, wanted)
 
@@ -307,7 +334,7 @@ def with_replicas(layout: Layout, replicas: int) -> Layout:
     return replace(layout, replicas=replicas)
 
 
-def _worst(summary: Summary) -> tuple[str, float]:
+def worst_objective(summary: Summary) -> tuple[str, float]:
     """The objective closest to (or furthest over) its limit; rejected requests or a growing queue are a miss.
 
     When the queue grows, latencies only tell how long the run was: the miss is named, the ratio only orders runs.
@@ -336,8 +363,10 @@ def simulate_layout(
     backend: str,
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
+    router: str = "least_requests",
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    failures: FailureSettings | None = None,
 ) -> Run:
     """Deploy and simulate one layout, all replicas of it.
 
@@ -350,8 +379,8 @@ def simulate_layout(
         limits = replace(limits, max_num_seqs=min(limits.max_num_seqs, -(-users // layout.replicas)))
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
-    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics)
-    return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics, router)
+    return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress, failures=failures)
 
 
 def _check_host_used(experts: ExpertSettings) -> None:

@@ -146,10 +146,11 @@ class Engine:
     `kv_fraction_of` says what `kv_fraction` multiplies: `total` device memory minus all other uses (vLLM),
     memory `free` after weights and activations (TensorRT-LLM), or a `static` reserve formula (SGLang).
     `kv_slots` cuts the KV pool into one equal part per sequence (llama.cpp).
-    `rank_router` spreads the requests of a replica over its attention-DP ranks; see `planner.routers`.
+    `rank_router` spreads the requests of a replica over its attention-DP ranks; see `planner.balancer`.
     `receive_interval` is after how many decode steps the scheduler looks for new requests.
     `frontend_workers` says that answers are post-processed in processes of their own.
     `calibrations` are the user's, None for the shipped ones.
+    `prefix_caching` says whether blocks of `block_tokens` are found again by prompts that begin alike.
     `static_fraction` is the operator's choice of SGLang's mem_fraction_static, None for its own formula.
     `mxfp4_by_fp8` are the architectures on which MXFP4 weights meet FP8 activations, on others bf16 ones.
     `ubatch_tokens` is the most tokens of one pass over the weights, 0 for a whole step.
@@ -181,6 +182,7 @@ class Engine:
     mxfp4_by_fp8: tuple[str, ...] = ()
     receive_interval: Count = 1
     kv_slots: bool = False
+    prefix_caching: bool = False
     ubatch_tokens: Annotated[int, Ge(0)] = 0
     token_ratio: TokenRatio | None = None
     prefill_balance: PrefillBalance | None = None
@@ -189,16 +191,16 @@ class Engine:
     def __post_init__(self) -> None:
         if not self.budgets or self.budgets[-1].min_hbm_bytes or self.budgets[-1].excluded_arch:
             raise ValueError("budgets: the last row must be for every device (min_hbm_bytes = 0, no excluded_arch)")
-        if (self.capacity_policy == "new_token_ratio") != (self.token_ratio is not None):
-            raise ValueError('capacity_policy "new_token_ratio" and the table [token_ratio] need each other')
+        if self.capacity_policy == "new_token_ratio" and self.token_ratio is None:
+            raise ValueError('capacity_policy "new_token_ratio" needs the table [token_ratio]')
         if "deepep" in self.moe_backends and self.dispatch_buffer is None:
             raise ValueError("moe_backends has deepep: say in [dispatch_buffer] what happens beyond low_latency_tokens")
 
     @property
     def admission_reserve(self) -> float:
         """Share of the unwritten KV of running requests that admission keeps free, where it is a constant."""
-        if self.token_ratio is not None:
-            return self.token_ratio.start * self.token_ratio.settled_share
+        if self.admission_ratio is not None:
+            return self.admission_ratio.start * self.admission_ratio.settled_share
         return 1.0 if self.capacity_policy == "guaranteed_no_evict" else 0.0
 
     def calibration(self, arch: str) -> Calibration:
@@ -217,6 +219,11 @@ class Engine:
         if self.kv_fraction_of == "static":
             return replace(self, static_fraction=fraction)
         return replace(self, kv_fraction=fraction)
+
+    @property
+    def admission_ratio(self) -> TokenRatio | None:
+        """The ratio by which admission goes, None where it goes by `admission_reserve`."""
+        return self.token_ratio if self.capacity_policy == "new_token_ratio" else None
 
     def budget(self, hbm_bytes: float, arch: str = "") -> Limits:
         """Default limits on a device of `arch` with `hbm_bytes` of memory."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
-from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
-from planner.scheduler import EngineSpec
+from planner.records import FINISHED, LOST, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.workload import SLO_STATISTICS, Objective, Slo
 
 
@@ -49,6 +49,7 @@ METRICS: dict[str, Metric] = {
     "kv_utilisation": Metric("", "KV utilisation", "none", "share of the KV blocks taken, mean over busy time"),
     "kv_utilisation_peak": Metric("", "Peak KV utilisation", "none", "largest share of the KV blocks taken in a step"),
     "busy_share": Metric("", "Busy share", "none", "share of the time in which an engine was in a step"),
+    "prefix_hit_rate": Metric("", "Prefix hit rate", "higher", "share of the prompt tokens found in a prefix cache"),
     "num_preemptions": Metric("", "Preemptions", "lower", "times a request lost its KV and was recomputed"),
     "num_rejected": Metric("", "Rejected requests", "lower", "requests larger than the KV pool of a rank"),
     "num_unfinished": Metric("", "Unfinished requests", "lower", "requests not answered when the run was cut"),
@@ -116,6 +117,7 @@ class Summary:
     kv_utilisation: float
     kv_utilisation_peak: float
     busy_share: float
+    prefix_hit_rate: float
     num_preemptions: int
     num_rejected: int
     num_unfinished: int
@@ -145,15 +147,22 @@ class Summary:
         return numbers
 
 
-def steady_range(requests: RequestTable, concurrency: int | None, warmup: float | None = None) -> tuple[int, int]:
+def steady_range(
+    requests: RequestTable,
+    concurrency: int | None,
+    warmup: float | None = None,
+    turns: float = 1.0,
+    think_s: float = 0.0,
+) -> tuple[int, int]:
     """First and one-past-last row of the requests to measure.
 
     Open loop: the system needs about one sojourn time to fill and to drain, so requests within one mean end-to-end
     latency of the first (and at least the first tenth, at most half) and of the last arrival (at most a quarter) are
     left out. Closed loop of N users: the first 2 N, sent while the users are still in step (InferenceX warms up
     with as many), and the last N, served while users leave. Runs under 20 requests, or of fewer than 4 N, and bursts
-    that arrive all at once are measured whole. An explicit `warmup` share in [0, 1) replaces all of this and keeps
-    the tail.
+    that arrive all at once are measured whole. Conversations of `turns` turns, `think_s` between the first and the last
+    [s], fill the system more slowly: in an open loop so many sojourns and the thinking, in a closed loop so many times
+    2 N. An explicit `warmup` share in [0, 1) replaces all of this and keeps the tail.
     """
     count = len(requests)
     if warmup is not None:
@@ -161,13 +170,14 @@ def steady_range(requests: RequestTable, concurrency: int | None, warmup: float 
             raise InputError(f"warmup {warmup:g} must be a share in [0, 1).")
         return int(warmup * count), count
     if concurrency is not None:
-        return (2 * concurrency, count - concurrency) if count >= max(20, 4 * concurrency) else (0, count)
+        fill = math.ceil(2 * concurrency * turns)
+        return (fill, count - concurrency) if count >= max(20, 2 * fill) else (0, count)
     arrival_s = requests.arrival_s
     e2e_s = requests.e2e_s[requests.status == FINISHED]
     if count < 20 or arrival_s[-1] == arrival_s[0] or not len(e2e_s):
         return 0, count
     fill_s = float(e2e_s.mean())
-    first = int(np.searchsorted(arrival_s, arrival_s[0] + fill_s))
+    first = int(np.searchsorted(arrival_s, arrival_s[0] + fill_s * turns + think_s))
     last = int(np.searchsorted(arrival_s, arrival_s[-1] - fill_s, side="right"))
     return min(max(first, math.ceil(0.1 * count)), count // 2), max(last, count - count // 4)
 
@@ -207,17 +217,19 @@ def summarise(
     concurrency: int | None = None,
     slo: Slo | None = None,
     warmup: float | None = None,
+    conversation: tuple[float, float] = (1.0, 0.0),
 ) -> Summary:
     """Summary of the tables of a run of `spec` that ended at `simulated_s` [s].
 
     `concurrency` is the number of users of a closed loop, None for an open one. The limits of `slo` decide goodput;
-    without it every answered request is good. `warmup`, a share of the first requests, replaces the rule of
-    `steady_range`; 0 measures everything. An empty `steps` leaves batch, KV and busy numbers NaN. Raises InputError
+    without it every answered request is good. `conversation` has the mean turns of one and the
+    time its user thinks [s]. `warmup`, a share of the first requests, replaces the rule of `steady_range`; 0 measures
+    everything. An empty `steps` leaves batch, KV and busy numbers NaN. Raises InputError
     when no request arrived or `warmup` is outside [0, 1).
     """
     if not len(requests):
         raise InputError("the run ended before its first request arrived. Raise max_simulated_s.")
-    first, last = steady_range(requests, concurrency, warmup)
+    first, last = steady_range(requests, concurrency, warmup, *conversation)
     start_s = float(requests.arrival_s[first])
     end_s = float(requests.arrival_s[last]) if last < len(requests) else simulated_s
     good = _within_limits(requests, slo)
@@ -240,6 +252,7 @@ def summarise(
         kv_utilisation=use.kv_utilisation,
         kv_utilisation_peak=use.kv_utilisation_peak,
         busy_share=use.busy_share,
+        prefix_hit_rate=_hit_rate(requests, first, last),
         num_preemptions=int(requests.num_preemptions[first:last].sum()),
         num_rejected=int((requests.status == REJECTED).sum()),
         num_unfinished=int((requests.status == UNFINISHED).sum()),
@@ -250,6 +263,15 @@ def summarise(
         saturation=_saturation(requests, first, last, is_open=concurrency is None),
         objectives=tuple(_judge(o, latencies[o.metric]) for o in (slo.objectives if slo else ())),
     )
+
+
+def _hit_rate(requests: RequestTable, first: int, last: int) -> float:
+    """Share of the prompt tokens of admitted rows `first` to `last` that were found."""
+    if requests.cached_tokens is None:
+        return 0.0
+    admitted = ~np.isnan(requests.admitted_s[first:last])
+    prompts = int(requests.prompt_tokens[first:last][admitted].sum())
+    return float(requests.cached_tokens[first:last].sum()) / prompts if prompts else 0.0
 
 
 def _rate(count: float, window_s: float) -> float:
@@ -314,7 +336,7 @@ def _saturation(requests: RequestTable, first: int, last: int, *, is_open: bool)
     means growth above 3 sqrt(2 N), above 2 sqrt(arrivals), above 5 % of the arrivals of the second half, and
     a system that was not emptier in the middle than at the beginning.
     """
-    accepted = requests.status != REJECTED
+    accepted = (requests.status != REJECTED) & (requests.status != LOST)
     middle = (first + last) // 2
     if is_open and last - first >= 20:
         at_s = requests.arrival_s[[first, middle, last - 1]]

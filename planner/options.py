@@ -45,12 +45,6 @@ _UNSEEN = 0.5
 _PARTS = ("experts", "attention", "dense")
 
 
-def engine(text: str, calibration: str | None = None) -> Engine:
-    """The engine profile `text` with the calibrations of `--calibration`: a file, `off`, or None for the shipped."""
-    profile = load_engine(text)
-    return profile if calibration is None else replace(profile, calibrations=calibrations(calibration))
-
-
 def precision(model: str, weights: str | None, kv: str | None) -> ModelConfig:
     """`model` with the weight formats of `weights` (`fp8`, or `experts=nvfp4,attention=bf16`) and KV format `kv`."""
     chosen: dict[str, str] = {}
@@ -78,13 +72,14 @@ def plan_demand(
     """`demand` with as many requests as a plan's simulations need when `num_requests` is not given.
 
     Five generations of requests at the slowest token the SLO allows, so that a growing queue shows; 1,000 at least
-    for a p95, 20,000 at most.
+    for a p95, 20,000 at most. With conversations, five generations of those.
     """
     workload = demand(text, rate, concurrency, num_requests)
     if num_requests is not None or workload.arrivals.kind not in ("poisson", "gamma"):
         return workload
     tpot_s = (slo.limits_s() if slo else {}).get("tpot", _TYPICAL_TPOT_S)
-    overlapping = workload.arrivals.rate_per_s * workload.mean_output_tokens * tpot_s
+    sojourn_s = workload.mean_output_tokens * tpot_s * workload.mean_turns + workload.conversation_think_s
+    overlapping = workload.arrivals.rate_per_s * sojourn_s
     return workload.with_num_requests(int(min(max(_GENERATIONS * overlapping, MIN_REQUESTS), _MAX_REQUESTS)))
 
 
@@ -102,6 +97,16 @@ def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bo
     if twice:
         raise InputError(f"--cluster {twice} is given twice: offer each cluster once")
     return offered
+
+
+def engine(name: str, no_prefix_cache: bool = False, calibration: str | None = None) -> Engine:
+    """The engine profile of that name, without its prefix cache if wished.
+
+    `calibration` is a file of `moeplan calibrate --out`, `off`, or None for the shipped ones.
+    """
+    profile = load_engine(name)
+    profile = replace(profile, prefix_caching=False) if no_prefix_cache else profile
+    return profile if calibration is None else replace(profile, calibrations=calibrations(calibration))
 
 
 def experts(model: ModelConfig, chosen: ExpertChoices, layout: Layout | None = None) -> ExpertSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from planner.balance import balance_options
@@ -98,6 +98,7 @@ def recommend(
     kv_formats: tuple[str, ...] | None = None,
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
+    router: str = "least_requests",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Recommendation:
@@ -109,12 +110,12 @@ def recommend(
     runs: list[Run] = []
     for cluster in clusters:
         variants = [override(model, kv=kv) for kv in kv_formats or default_kv_formats(model, cluster)]
-        search = Search(cluster, engine, workload, slo, experts, tactics)
+        search = Search(cluster, engine, workload, slo, experts, tactics, router)
         found = search.run(variants, _part(progress, f"search {cluster.name}"))
         searches.append((cluster.name, found))
         runs += _simulate_finalists(found, trial, workload, _part(progress, f"simulate {cluster.name}"))
     beyond = _beyond_hbm(model, clusters, searches, workload, engine, experts)
-    runs += [trial(deployment, workload) for found in beyond for deployment in found.deployments]
+    runs += [trial(replace(tried, router=router), workload) for found in beyond for tried in found.deployments]
     runs += _balanced(runs, trial, workload)
     runs.sort(key=_preference)
     winner = runs[0] if runs else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-UNFINISHED, FINISHED, REJECTED = 0, 1, 2
+UNFINISHED, FINISHED, REJECTED, LOST = 0, 1, 2, 3
 """Values of `RequestTable.status`."""
 
-_STATUS_NAMES = np.array(["unfinished", "finished", "rejected"])
+_STATUS_NAMES = np.array(["unfinished", "finished", "rejected", "lost"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,8 +22,11 @@ class RequestTable:
     """Requests in order of arrival; every column is `[num_requests]`, times are simulated seconds.
 
     `admitted_s` is when the first prompt tokens were first scheduled. Times that never came are NaN. `rank` counts
-    through all groups (-1 when rejected), `status` is UNFINISHED (the run ended first), FINISHED or REJECTED (larger
-    than the KV pool).
+    through all groups (-1 when rejected), `status` is UNFINISHED (the run ended first), FINISHED, REJECTED (larger
+    than the KV pool) or LOST (given up with the replica it was on).
+
+    Where requests share prefixes, `prefix_group` and `conversation` say which (-1 for none) and `cached_tokens` how
+    many prompt tokens were found when a request was first admitted; None otherwise.
     """
 
     arrival_s: NDArray[np.float64]
@@ -36,6 +39,9 @@ class RequestTable:
     num_preemptions: NDArray[np.int64]
     rank: NDArray[np.int64]
     status: NDArray[np.int8]
+    prefix_group: NDArray[np.int64] | None = None
+    conversation: NDArray[np.int64] | None = None
+    cached_tokens: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -61,11 +67,15 @@ class RequestTable:
         gaps = np.where(self.output_tokens > 1, self.output_tokens - 1, np.nan)
         return np.asarray((self.finish_s - self.first_token_s) / gaps, dtype=np.float64)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns there are, by name."""
+        return _columns(self)
+
     def frame(self) -> pd.DataFrame:
         """The table with its derived latencies as a DataFrame, `status` spelled out."""
         import pandas as pd
 
-        columns = {name: getattr(self, name) for name in self.__slots__}
+        columns = self.columns()
         columns |= {name: getattr(self, name) for name in ("queue_s", "ttft_s", "tpot_s", "e2e_s")}
         return pd.DataFrame(columns | {"status": _STATUS_NAMES[self.status]})
 
@@ -76,7 +86,8 @@ class StepTable:
 
     `start_s` and `step_s` [s]; `context_tokens` is the KV read by decodes; `kv_tokens_used` the tokens of all blocks
     taken, this step's new ones included; `num_waiting` the queue left after scheduling; `draw` which cached draw of
-    the router the step used (`planner.loads`).
+    the router the step used (`planner.loads`). `cached_tokens` are the prompt tokens that requests admitted in the
+    step, preempted ones included, found in the prefix caches; None where requests share nothing.
     """
 
     start_s: NDArray[np.float64]
@@ -88,18 +99,28 @@ class StepTable:
     kv_tokens_used: NDArray[np.int64]
     num_waiting: NDArray[np.int64]
     draw: NDArray[np.int64]
+    cached_tokens: NDArray[np.int64] | None = None
 
     @classmethod
-    def from_rows(cls, rows: NDArray[np.float64]) -> StepTable:
-        """Table from `rows` `[num_steps, 9]` in the order of the columns."""
+    def from_rows(cls, rows: NDArray[np.float64], cached_tokens: NDArray[np.int64] | None = None) -> StepTable:
+        """Table from `rows` `[num_steps, 9]` in the order of the columns, and `cached_tokens` `[num_steps]`."""
         whole = np.ascontiguousarray(rows[:, 2:].T).astype(np.int64)
-        return cls(rows[:, 0].copy(), rows[:, 1].copy(), *whole)
+        return replace(cls(rows[:, 0].copy(), rows[:, 1].copy(), *whole), cached_tokens=cached_tokens)
 
     def __len__(self) -> int:
         return len(self.start_s)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns there are, by name."""
+        return _columns(self)
 
     def frame(self) -> pd.DataFrame:
         """The table as a DataFrame."""
         import pandas as pd
 
-        return pd.DataFrame({name: getattr(self, name) for name in self.__slots__})
+        return pd.DataFrame(self.columns())
+
+
+def _columns(table: RequestTable | StepTable) -> dict[str, NDArray[Any]]:
+    named = {name: getattr(table, name) for name in table.__slots__}
+    return {name: values for name, values in named.items() if values is not None}

@@ -8,7 +8,8 @@ length of its answer, as in benchmarks that ignore the end of sequence.
 from __future__ import annotations
 
 from planner.engine import TokenRatio
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.enginespec import EngineSpec
+from planner.scheduler import Rank, Request
 
 
 class RetractingRank(Rank):
@@ -21,71 +22,69 @@ class RetractingRank(Rank):
 
     __slots__ = (
         "_admitted_tokens",
+        "_decay",
         "_has_retracted",
+        "_least",
         "_num_long",
         "_num_short",
+        "_set_ratio",
+        "_set_step",
         "_short_finish_steps",
-        "ratio",
         "rule",
         "start_ratio",
     )
 
-    rule: TokenRatio
-
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         assert spec.token_ratio is not None
-        self.rule = spec.token_ratio
+        self.rule: TokenRatio = spec.token_ratio
         factor = self.rule.attention_dp_factor if spec.ranks_per_group > 1 else 1.0
-        self.start_ratio = self.ratio = min(1.0, self.rule.start * factor)
+        self.start_ratio = min(1.0, self.rule.start * factor)
+        self._least = self.start_ratio * self.rule.settled_share
+        self._decay = (self.start_ratio - self._least) / self.rule.decay_steps
+        self._set_ratio, self._set_step = self.start_ratio, 0
+        """The ratio when it was last set, and the decode step from which it falls."""
         self._num_long = self._num_short = self._short_finish_steps = 0
         self._admitted_tokens = 0
-        """Tokens that prompts ending in this step may add, in full."""
+        """While prompts are taken: tokens that those ending in this step may add, in full."""
         self._has_retracted = False
+
+    @property
+    def ratio(self) -> float:
+        """new_token_ratio now; it never falls below its settled value, but retraction may set it lower."""
+        steps = max(0, self.decode_steps - self._set_step)
+        return max(self._set_ratio - steps * self._decay, self._least) if steps else self._set_ratio
 
     @property
     def expected_tokens(self) -> int:
         """KV tokens that the decoding requests add if each uses its whole output, clipped; before the ratio."""
         return self._num_long * self.rule.clip_tokens + self._short_finish_steps - self._num_short * self.decode_steps
 
-    def plan(self, now_s: float) -> None:
-        """As `Rank.plan`."""
-        self._admitted_tokens = 0
-        self._has_retracted = False
-        super().plan(now_s)
-
-    def take_decodes(self) -> None:
-        """Put one token of every decoding request into the step; without room for them, retract some first."""
-        if self._residues[-self.decode_steps % self.block_tokens] > self.free_blocks:
-            self._retract()
-        elif self.num_decoding:
-            step = self.start_ratio * (1.0 - self.rule.settled_share) / self.rule.decay_steps
-            self.ratio = max(self.ratio - step, self.start_ratio * self.rule.settled_share)
-        super().take_decodes()
-
     def take_prefills(self, budget: int) -> None:
         """As `Rank.take_prefills`, but nobody comes in when others were just sent back."""
         if not self._has_retracted:
             super().take_prefills(budget)
+            self._admitted_tokens = 0
 
     def complete(self, now_s: float) -> list[Request]:
         """As `Rank.complete`; an empty rank starts with the first ratio again."""
-        if self.work.decode_seqs:
+        if self._num_long and self.work.decode_seqs:
             shortened = self._finish_at.get(self.decode_steps + 1 + self.rule.clip_tokens)
             if shortened:
                 self._num_long -= len(shortened)
                 self._num_short += len(shortened)
                 self._short_finish_steps += len(shortened) * shortened[0].finish_decode_step
+        self._has_retracted = False
         finished = super().complete(now_s)
         if finished and not self.running and not self.waiting:
-            self.ratio = self.start_ratio
+            self._set_ratio, self._set_step = self.start_ratio, self.decode_steps
         return finished
 
-    def _has_room(self, request: Request) -> bool:
+    def _has_room(self, request: Request, held: int) -> bool:
         """Whether the prompt, its whole clipped answer and what the others are expected to add are free."""
         if not self.running:
             return True
-        free_tokens = (self.free_blocks - self.blocks(request.target)) * self.block_tokens
+        free_tokens = (self.free_blocks - self.blocks(request.target) + held) * self.block_tokens
         return free_tokens > self.ratio * self.expected_tokens + self._admitted_tokens + self._own_tokens(request)
 
     def _own_tokens(self, request: Request) -> int:
@@ -114,12 +113,12 @@ class RetractingRank(Rank):
             self._num_short += sign
             self._short_finish_steps += sign * request.finish_decode_step
 
-    def _retract(self) -> None:
+    def _make_room(self, turn: int) -> None:
         """Send requests back to the end of the queue, shortest answer and then longest prompt first, until all fit.
 
         At least one goes and at least one stays. The ratio becomes what those that stay show. O(running), and rare.
         """
-        turn, steps = -self.decode_steps % self.block_tokens, self.decode_steps
+        steps = self.decode_steps
         kept = [request for request in self.running if request is not self.partial]
         kept.sort(key=lambda r: (r.produced + steps - r.joined_decode_step, -r.prompt_tokens), reverse=True)
         while len(kept) > 1 and (not self._has_retracted or self._residues[turn] > self.free_blocks):
@@ -129,5 +128,6 @@ class RetractingRank(Rank):
             self.waiting.append(request)
             self._has_retracted = True
         decoded = sum(r.produced + steps - r.joined_decode_step for r in kept)
-        limits = sum(r.output_tokens for r in kept)
-        self.ratio = min(1.0, (decoded + self.rule.retract_steps * len(kept)) / (limits + 1))
+        shown = (decoded + self.rule.retract_steps * len(kept)) / (sum(r.output_tokens for r in kept) + 1)
+        self._set_ratio, self._set_step = min(1.0, shown), steps + 1
+        super()._make_room(turn)

@@ -1,7 +1,7 @@
 """Which rank a new request goes to: the policies of routers in front of engines.
 
-vLLM's own balancer and load-aware gateways come close to `least_requests`; `power_of_two` stands for routers that
-see only part of the fleet.
+Load-aware gateways come close to `least_requests`; `power_of_two` stands for routers that see only part of the fleet.
+Between the ranks of one engine its own balancer may decide (`planner.balancer`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
+from planner.affinity import PrefixAffinity
 
 Router = Callable[[list[int]], int]
 """Chooses a rank from the number of unfinished requests each one has."""
@@ -27,7 +29,7 @@ def round_robin(rng: np.random.Generator) -> Router:
 
 
 def least_requests(rng: np.random.Generator) -> Router:
-    """A rank with the fewest unfinished requests; ties go round, as in vLLM's internal load balancer."""
+    """A rank with the fewest unfinished requests; ties go round."""
     last = -1
 
     def choose(in_flight: list[int]) -> int:
@@ -56,4 +58,5 @@ ROUTERS: dict[str, Callable[[np.random.Generator], Router]] = {
     "round_robin": round_robin,
     "least_requests": least_requests,
     "power_of_two": power_of_two,
+    "prefix_affinity": PrefixAffinity,
 }

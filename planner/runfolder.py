@@ -19,6 +19,7 @@ import numpy as np
 
 from planner import __version__
 from planner.deployment import Run
+from planner.disaggregation.deployment import PoolsRun
 from planner.errors import InputError
 from planner.facts import model_facts
 from planner.facts.experts import settings_facts
@@ -76,6 +77,17 @@ def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
     _write(folder, files, facts)
 
 
+def write_pools(folder: Path, run: PoolsRun, facts: dict[str, Any]) -> None:
+    """Write a simulation of two pools: `simulation.json`, `requests.csv`, `prefill_steps.csv`, `decode_steps.csv`."""
+    files = {
+        "simulation.json": _json(facts),
+        "requests.csv": _table(run.simulation.requests, run.simulation.handovers.columns()),
+        "prefill_steps.csv": _table(run.simulation.prefill_steps),
+        "decode_steps.csv": _table(run.simulation.decode_steps),
+    }
+    _write(folder, files, facts)
+
+
 def _write(folder: Path, files: dict[str, str], facts: dict[str, Any]) -> None:
     """Fill a sibling temporary folder and rename it, so `folder` never holds half a run."""
     manifest = {
@@ -129,6 +141,8 @@ def _layouts(answer: Recommendation) -> str:
         "estimated_capacity_requests_per_s": lambda c: f"{c.capacity_per_s:.6g}",
         "simulated_worst_ratio": lambda c: _ratio(simulated.get(id(c.deployment))),
     }
+    if answer.workload.shares:
+        columns["estimated_prefix_hit_rate"] = lambda c: f"{c.hit_rate or 0.0:.4f}"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -145,7 +159,7 @@ def _table(table: Any, more: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A request or step table as CSV with `more` columns, times with microsecond resolution."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    named = {name: getattr(table, name) for name in table.__slots__} | dict(more)
+    named = table.columns() | dict(more)
     writer.writerow(named)
     formatted = [
         [f"{v:.6f}" for v in c.tolist()] if c.dtype.kind == "f" else c.tolist() for c in map(np.asarray, named.values())

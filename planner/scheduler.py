@@ -14,17 +14,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from planner.engine import PrefillBalance, TokenRatio
-from planner.errors import InputError, nearest
+from planner.enginespec import EngineSpec
+from planner.prefixcache import Prefix, PrefixCache
 
 
 class Request:
     """One request on its way through a rank; times are simulated seconds, NaN until they happen.
 
     `target` is the number of tokens to compute before the next output token can be produced: the prompt, and after
-    a preemption also the tokens produced so far. `computed` of them are done.
+    a preemption also the tokens produced so far. `computed` of them are done. `prefix` says what its prompt shares.
     """
 
     __slots__ = (
@@ -38,6 +37,7 @@ class Request:
         "joined_decode_step",
         "num_preemptions",
         "output_tokens",
+        "prefix",
         "produced",
         "prompt_tokens",
         "target",
@@ -57,6 +57,7 @@ class Request:
         self.joined_decode_step = 0
         self.finish_decode_step = 0
         self.final_blocks = 0
+        self.prefix: Prefix | None = None
 
 
 class RankWork:
@@ -89,82 +90,6 @@ class RankWork:
         self.decode_seqs = self.decode_context_tokens = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """What the simulator must know of one deployment.
-
-    `num_groups` groups step independently of each other (replicas x pipeline slots); the `ranks_per_group`
-    attention-data-parallel ranks of a group step together. Everything else is per rank: `kv_tokens_per_rank` is its
-    KV pool [tokens], handed out in blocks of `block_tokens`; `max_num_seqs` and `max_batched_tokens` bound one step.
-    `policy` is a key of `SCHEDULERS`.
-
-    `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
-    requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT; `token_ratio` is SGLang's rule
-    instead (`planner.retraction`). `prefill_balance` is `planner.lockstep`'s. `rank_router` spreads the requests of a
-    group over its ranks (`planner.balancer`). No request takes more than `max_request_tokens` of KV, 0 for the pool. Of
-    the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host link, 0 for none.
-
-    A request reaches its queue `frontend_s` after one of `num_frontends` has tokenised it (HTTP, handing over).
-    Tokenising takes `frontend_s_per_token` x prompt tokens, one request after the other. The scheduler looks for new
-    ones every `receive_interval` decode steps.
-
-    With speculative decoding `acceptance` is the chance that each draft is accepted when those before it were.
-    """
-
-    num_groups: int
-    ranks_per_group: int
-    kv_tokens_per_rank: int
-    block_tokens: int = 16
-    max_num_seqs: int = 256
-    max_batched_tokens: int = 8192
-    policy: str = "mixed"
-    admission_reserve: float = 0.0
-    groups_per_link: int = 0
-    groups_per_node: int = 1
-    frontend_s: float = 0.0
-    frontend_s_per_token: float = 0.0
-    receive_interval: int = 1
-    num_frontends: int = 1
-    token_ratio: TokenRatio | None = None
-    prefill_balance: PrefillBalance | None = None
-    rank_router: str = ""
-    max_request_tokens: int = 0
-    acceptance: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        counts = ("num_groups", "ranks_per_group", "block_tokens", "max_num_seqs", "max_batched_tokens")
-        for name in (*counts, "receive_interval", "num_frontends"):
-            if getattr(self, name) < 1:
-                raise InputError(f"engine: {name} = {getattr(self, name)} must be at least 1.")
-        if self.kv_tokens_per_rank < self.block_tokens:
-            raise InputError(
-                f"engine: a KV pool of {self.kv_tokens_per_rank} tokens holds no block of {self.block_tokens} tokens. "
-                "Free memory for KV: more GPUs, a smaller precision or a smaller batch."
-            )
-        each = 1 + len(self.acceptance)
-        if self.max_num_seqs * each > self.max_batched_tokens:
-            raise InputError(
-                f"engine: max_num_seqs {self.max_num_seqs} exceeds max_batched_tokens {self.max_batched_tokens}, but "
-                f"every running sequence needs {'one token' if each == 1 else f'{each} tokens'} per step. Lower the "
-                "first or raise the second."
-            )
-        if self.policy not in SCHEDULERS:
-            raise InputError(f"engine: unknown policy {self.policy!r} ({nearest(self.policy, SCHEDULERS)})")
-        if not 0 <= self.admission_reserve <= 1:
-            raise InputError(f"engine: admission_reserve {self.admission_reserve:g} must lie in [0, 1].")
-
-    @property
-    def kv_blocks_per_rank(self) -> int:
-        """Whole KV blocks of one rank."""
-        return self.kv_tokens_per_rank // self.block_tokens
-
-    @property
-    def largest_request_tokens(self) -> int:
-        """KV tokens of the largest request that a rank takes."""
-        pool = self.kv_blocks_per_rank * self.block_tokens
-        return min(self.max_request_tokens, pool) if self.max_request_tokens else pool
-
-
 class Rank:
     """Queue, KV pool and running requests of one attention-data-parallel rank.
 
@@ -181,6 +106,7 @@ class Rank:
         "_residues",
         "admission_reserve",
         "block_tokens",
+        "cache",
         "context_tokens",
         "decode_steps",
         "final_blocks",
@@ -206,9 +132,10 @@ class Rank:
         self.admission_reserve = spec.admission_reserve
         self.total_blocks = spec.kv_blocks_per_rank
         self.free_blocks = self.total_blocks
+        """Blocks no running request holds; those of the prefix cache are among them."""
+        self.cache: PrefixCache | None = None
         self.largest_request_tokens = spec.largest_request_tokens
         self.holds_prompts = False
-        """True while no prompt may enter a step."""
         self.final_blocks = 0
         """Blocks the running requests will hold at their ends."""
         self.waiting: deque[Request] = deque()
@@ -257,9 +184,9 @@ class Rank:
 
     def can_prefill(self) -> bool:
         """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""
-        if self.partial is not None:
-            return True
-        return bool(self.waiting) and len(self.running) < self.max_num_seqs and self._has_room(self.waiting[0])
+        if self.partial is not None or not self.waiting or len(self.running) >= self.max_num_seqs:
+            return self.partial is not None
+        return self._has_room(self.waiting[0], self._held_blocks(self.waiting[0]))
 
     def take_decodes(self) -> None:
         """Put one token of every decoding request into the step, preempting requests until the new blocks fit.
@@ -267,19 +194,18 @@ class Rank:
         The last one preempted heads the queue and cannot come back within this step: it would need more blocks than
         it gave up, so vLLM's rule of admitting nobody after a preemption holds by itself.
         """
-        residues = self._residues
         turn = -self.decode_steps % self.block_tokens
-        while residues[turn] > self.free_blocks:
-            self._preempt_last()
-        self.free_blocks -= residues[turn]
+        if self._residues[turn] > self.free_blocks:
+            self._make_room(turn)
+        self.free_blocks -= self._residues[turn]
         self.work.decode_seqs = self.num_decoding
         self.work.decode_context_tokens = self.context_tokens + self.num_decoding
 
     def take_prefills(self, budget: int) -> None:
         """Put up to `budget` prompt tokens into the step: first the cut prompt, then waiting ones.
 
-        A waiting request is admitted when a place, a token and the blocks of its whole prompt are free, first come
-        first served; its blocks are taken at once. vLLM checks the same but takes blocks chunk by chunk.
+        None while `holds_prompts`. First come first served, a request is admitted when a place, a token and the blocks
+        of its whole prompt are free; these are taken at once. vLLM checks the same but takes blocks chunk by chunk.
         """
         if self.holds_prompts:
             return
@@ -287,12 +213,15 @@ class Rank:
             budget -= self._take_chunk(self.partial, budget)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            if not self._has_room(request):
+            held = self._held_blocks(request)
+            if not self._has_room(request, held):
                 break
             self.waiting.popleft()
             self.running[request] = None
-            self.free_blocks -= self.blocks(request.target)
-            self.final_blocks += request.final_blocks
+            if self.cache is not None:
+                self.cache.admit(request)
+            self.free_blocks -= self.blocks(request.target) - held
+            self.final_blocks += request.final_blocks - held
             if request.admitted_s != request.admitted_s:
                 request.admitted_s = self.now_s
             budget -= self._take_chunk(request, budget)
@@ -314,9 +243,14 @@ class Rank:
             self._prefilled.clear()
         return finished
 
-    def _has_room(self, request: Request) -> bool:
-        needed = self.blocks(request.target)
-        unwritten = self.final_blocks + request.final_blocks - (self.total_blocks - self.free_blocks) - needed
+    def _held_blocks(self, request: Request) -> int:
+        """Blocks of `request` that others hold and it would find."""
+        return self.cache.held_blocks(request, self.free_blocks) if self.cache is not None else 0
+
+    def _has_room(self, request: Request, held: int) -> bool:
+        """Whether `request` may be admitted when others hold `held` of its blocks."""
+        needed = self.blocks(request.target) - held
+        unwritten = self.final_blocks + request.final_blocks - held - (self.total_blocks - self.free_blocks) - needed
         return self.free_blocks - needed >= self.admission_reserve * unwritten
 
     def _take_chunk(self, request: Request, budget: int) -> int:
@@ -328,6 +262,8 @@ class Rank:
         work.prefill_pairs += chunk * past + chunk * (chunk + 1) // 2
         work.num_prefills += 1
         if request.computed == request.target:
+            if self.cache is not None:
+                self.cache.publish(request, request.target)
             self._prefilled.append(request)
             self.partial = None
         else:
@@ -340,8 +276,7 @@ class Rank:
             request.first_token_s = now_s
         remaining = request.output_tokens - request.produced
         if not remaining:
-            self.free_blocks += self.blocks(request.target)
-            self.final_blocks -= request.final_blocks
+            self._release(request, request.target, request.target)
             del self.running[request]
             finished.append(request)
             return
@@ -363,9 +298,19 @@ class Rank:
         self._residues[(request.target - request.joined_decode_step) % self.block_tokens] -= 1
         self.num_decoding -= 1
         self.context_tokens -= context
-        self.free_blocks += self.blocks(context)
-        self.final_blocks -= request.final_blocks
+        self._release(request, context, context)
         request.produced += decoded
+
+    def _release(self, request: Request, tokens: int, computed: int) -> None:
+        """Give back the blocks of `tokens`; the `computed` first of them stay in the prefix cache, if there is one."""
+        kept = self.cache.release(request, computed, self.free_blocks) if self.cache is not None else 0
+        self.free_blocks += self.blocks(tokens) - kept
+        self.final_blocks -= request.final_blocks - kept
+
+    def _make_room(self, turn: int) -> None:
+        """Preempt until the decoding requests of residue `turn`, whose next token opens a block, get one each."""
+        while self._residues[turn] > self.free_blocks:
+            self._preempt_last()
 
     def _preempt_last(self) -> None:
         request, _ = self.running.popitem()
@@ -376,8 +321,7 @@ class Rank:
         """Free the blocks of `request`, which has left `running`; it will compute its prompt and answer anew."""
         if request is self.partial:
             self.partial = None
-            self.free_blocks += self.blocks(request.target)
-            self.final_blocks -= request.final_blocks
+            self._release(request, request.target, request.computed)
         else:
             self._leave_decode(request)
             bucket = self._finish_at[request.finish_decode_step]

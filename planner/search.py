@@ -6,6 +6,7 @@ less a slack); everything else survives to be ranked and, if among the best of i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ from planner.hardware import Cluster
 from planner.layout import Layout, layout_problem
 from planner.memory import Ledger, MemoryUse
 from planner.model import ModelConfig
-from planner.steady import SteadyState, steady_state
+from planner.prefixhits import HitModel, caches_prefixes
+from planner.steady import SteadyState, steady_state, steady_with_hits
 from planner.steptime import Floats
 from planner.tacticcost import step_cost
 from planner.tactics import PLAIN, Tactics
@@ -41,7 +43,7 @@ _KEPT_SURPLUS = 2
 """Capacity over demand, and replica counts that have it, beyond which further replicas are not looked at."""
 _BOUND_SLACK = 0.8
 """Optimistic bounds are cut by this factor before they may reject."""
-_TAIL = {
+TAIL = {
     "ttft": {"mean": 1.0, "p50": 0.8, "p90": 2.0, "p95": 2.5, "p99": 3.5},
     "tpot": {"mean": 1.0, "p50": 0.95, "p90": 1.2, "p95": 1.35, "p99": 1.6},
     "e2e": {"mean": 1.0, "p50": 0.9, "p90": 1.6, "p95": 1.9, "p99": 2.5},
@@ -63,6 +65,8 @@ class Candidate:
     tpot_s: float
     capacity_per_s: float
     score: float
+    hit_rate: float | None = None
+    """Expected share of the prompt tokens found in prefix caches; None where requests share nothing."""
 
     @property
     def name(self) -> str:
@@ -112,6 +116,14 @@ def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[La
                         yield layout
 
 
+def backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
+    """How ranks of `layout` can meet at the experts under `engine`."""
+    if layout.attention_dp == 1:
+        return ("all_reduce",)
+    whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
+    return engine.moe_backends if whole_experts else engine.moe_backends[:1]
+
+
 def _check(cluster: Cluster, workload: Workload) -> None:
     if cluster.num_gpus > MAX_OFFERED_GPUS:
         raise InputError(
@@ -143,14 +155,17 @@ class Search:
         slo: Slo,
         experts: ExpertSettings = AS_SERVED,
         tactics: Tactics = PLAIN,
+        router: str = "least_requests",
     ) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
-        self.tactics = tactics
+        self.tactics, self.router = tactics, router
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
         prompts = workload.requests(seed=0).prompt_tokens
         self._prompt_cv2 = float(prompts.var() / prompts.mean() ** 2)
+        self._think_s = workload.conversation_think_s / workload.mean_turns
+        self._hits: dict[int, HitModel] = {}
         self._longest = workload.max_prompt_tokens + workload.max_output_tokens
 
     def run(self, variants: list[ModelConfig], progress: Callable[[float], None] | None = None) -> SearchResult:
@@ -159,7 +174,7 @@ class Search:
         work = [(*those, layout) for those in kept for layout in self._layouts(those[0])]
         overlap = self.tactics.overlap
         for index, (model, bare, overlapped, layout) in enumerate(work):
-            for backend in self._backends(layout):
+            for backend in backends(self.engine, layout):
                 applies = overlap is not None and overlap.applies(layout, backend)
                 self._evaluate(model, overlapped if applies else bare, layout, backend)
             if progress:
@@ -184,12 +199,6 @@ class Search:
         bare = Ledger(model, system, self.engine, replace(tactics, overlap=None))
         return bare, Ledger(model, system, self.engine, tactics)
 
-    def _backends(self, layout: Layout) -> tuple[str, ...]:
-        if layout.attention_dp == 1:
-            return ("all_reduce",)
-        whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
-        return self.engine.moe_backends if whole_experts else self.engine.moe_backends[:1]
-
     def _evaluate(self, model: ModelConfig, ledger: Ledger, layout: Layout, backend: str) -> None:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
         cost: StepCost | None = None
@@ -205,8 +214,30 @@ class Search:
                 continue
             if cost is None:
                 cost = step_cost(model, layout, self.cluster, self.engine, backend, self.experts, None, tactics)
-            steady = steady_state(cost, budget, self.engine.policy, self.workload)
+            steady = self._steady(cost, budget, fitting[0][1].kv_tokens // layout.pp)
             self._place(model, layout, backend, budget, replicas, fitting, steady, tactics)
+
+    def _steady(self, cost: StepCost, budget: int, kv_tokens: int) -> SteadyState:
+        """Steady state of a rank; where requests share anything, with the hits of the caches of as many ranks as the
+        demand takes if they forget nothing."""
+        question = cost, budget, self.engine.policy, self.workload
+        if not (self.workload.shares and caches_prefixes(cost.model, self.engine)):
+            return steady_state(*question)
+        ranks_per_replica = cost.layout.pp * cost.layout.attention_dp
+        steady = steady_with_hits(*question, self._hit_model(ranks_per_replica), kv_tokens)
+        if self.router != "prefix_affinity" and self.workload.prefix and not self.workload.turns:
+            return steady
+        rate = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s
+        needed = max(1, math.ceil(rate / (ranks_per_replica * float(steady.requests_per_s.max()))))
+        if needed == 1:
+            return steady
+        return steady_with_hits(*question, self._hit_model(needed * ranks_per_replica), kv_tokens)
+
+    def _hit_model(self, num_ranks: int) -> HitModel:
+        if num_ranks not in self._hits:
+            affinity = self.router == "prefix_affinity"
+            self._hits[num_ranks] = HitModel(self.workload, self.engine.block_tokens, num_ranks, affinity)
+        return self._hits[num_ranks]
 
     def _sequence_limits(self, layout: Layout, backend: str, budget: int, tactics: Tactics) -> list[int]:
         """Sequence limits that fit the token budget and, with DeepEP, the low-latency buffer of a decode step."""
@@ -250,7 +281,7 @@ class Search:
         """Load `replicas` copies with the demand and keep what even optimistic bounds cannot exclude."""
         ranks = replicas * layout.pp * layout.attention_dp
         for max_seqs, use in fitting:
-            limit = min(max_seqs // layout.pp, use.kv_tokens / layout.pp / self._context)
+            limit = min(max_seqs // layout.pp, steady.batch_within(use.kv_tokens / layout.pp, self._context))
             batch, capacity = self._load(steady, ranks, limit)
             estimates = self._estimates(steady, batch)
             name = f"{max_seqs} seqs, {budget} tok/step on {self.cluster.system.name}"
@@ -261,16 +292,17 @@ class Search:
             for i in np.flatnonzero(alive):
                 placed = with_replicas(layout, int(replicas[i]))
                 fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
-                deployment = Deployment(*fixed, None, tactics)
+                deployment = Deployment(*fixed, None, tactics, self.router)
                 estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
                 score = self._score(estimates, int(i), float(capacity[i]))
-                self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score))
+                found = None if steady.hit_rate is None else float(np.interp(batch[i], steady.batch, steady.hit_rate))
+                self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score, found))
 
     def _load(self, steady: SteadyState, ranks: np.ndarray, limit: float) -> tuple[Floats, Floats]:
         """Running batch per rank under the demand, and the request rate all ranks can sustain."""
         capacity = steady.capacity_per_s(np.array(limit)) * ranks
         if self.workload.arrivals.concurrency:
-            return self.workload.arrivals.concurrency / ranks, capacity
+            return steady.batch_of(self.workload.arrivals.concurrency / ranks, self._think_s), capacity
         return np.minimum(steady.batch_at(self.workload.arrivals.rate_per_s / ranks), limit), capacity
 
     def _within(
@@ -324,6 +356,6 @@ class Search:
         return {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
 
     def _score(self, estimates: dict[str, Floats], i: int, capacity: float) -> float:
-        ratios = [estimates[o.metric][i] * _TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
+        ratios = [estimates[o.metric][i] * TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
         demand = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s / max(capacity, 1e-12)
         return float(max([*ratios, demand]))

@@ -8,49 +8,35 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
 
 from planner.balancer import Balancer
+from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
-from planner.lockstep import PrefillHold
+from planner.frontend import FrontEnd
+from planner.group import Group, StepTimer
+from planner.hostlink import host_links
 from planner.metrics import Summary, summarise
+from planner.pipeline import StageSplit, pipelines
+from planner.prefixcache import PrefixCache
+from planner.ranks import rank_of
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
-from planner.retraction import RetractingRank
 from planner.routers import ROUTERS
-from planner.scheduler import EngineSpec, Rank, RankWork, Request
-from planner.speculativerank import SpeculativeRank, share_walk
+from planner.scheduler import Rank, Request
+from planner.sharing import Sharing
+from planner.speculation import AcceptanceWalk
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EngineSpec", "RankWork", "Simulation", "StepTimer", "simulate"]
-
 _NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
-
-
-class StepTimer(Protocol):
-    """The cost model, as the simulation sees it.
-
-    `draw` numbers the cached draw of the router that the last step used, 0 where there is none; `link_s` is how long
-    the last step's fetches of experts keep the host link busy [s].
-    """
-
-    draw: int
-    link_s: float
-
-    def step_s(self, ranks: Sequence[RankWork]) -> float:
-        """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
-
-        The entries of `ranks` are reused by the next step.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,9 +85,9 @@ class Simulation:
         """Percentiles, rates and verdict of the steady part of the run; see `planner.metrics.summarise`."""
         arrivals = self.workload.arrivals
         concurrency = arrivals.concurrency if arrivals.kind == "closed" else None
-        return summarise(
-            self.requests, self.steps, self.spec, self.simulated_s, concurrency=concurrency, slo=slo, warmup=warmup
-        )
+        talk = self.workload.mean_turns, self.workload.conversation_think_s
+        run = self.requests, self.steps, self.spec, self.simulated_s
+        return summarise(*run, concurrency=concurrency, slo=slo, warmup=warmup, conversation=talk)
 
 
 def simulate(
@@ -114,14 +100,17 @@ def simulate(
     max_simulated_s: float | None = None,
     progress: Callable[[float], None] | None = None,
     record_steps: bool = True,
+    split: StageSplit | None = None,
+    disturb: Callable[[_Run], None] | None = None,
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
     `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
-    times. `record_steps` keeps the step table (72 bytes per step). Raises InputError on an unknown router, a time limit
-    that is not positive, or a timer that returns no positive time.
+    times. `record_steps` keeps the step table (72 bytes per step). `split` cuts steps into pipeline stages, which
+    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). Raises
+    InputError on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
         raise InputError(f"unknown router {router!r} ({nearest(router, ROUTERS)})")
@@ -129,64 +118,11 @@ def simulate(
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
     run = _Run(spec, timer, workload, requests, (router, seed), record_steps)
-    run.progress = progress
-    if spec.acceptance:
-        share_walk([rank for group in run.groups for rank in group.ranks], spec.acceptance, seed)
+    run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
+    if disturb is not None:
+        disturb(run)
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
-
-
-class HostLink:
-    """A link over which groups fetch experts, first come first served; a step's fetches are one job.
-
-    Same waits as a `simpy.Resource` of capacity 1, without an event of its own.
-    """
-
-    __slots__ = ("free_s",)
-
-    def __init__(self) -> None:
-        self.free_s = 0.0
-
-    def wait_s(self, now_s: float, busy_s: float) -> float:
-        """How long a job of `busy_s` that comes at `now_s` waits for those before it [s]."""
-        wait_s = max(0.0, self.free_s - now_s)
-        self.free_s = now_s + wait_s + busy_s
-        return wait_s
-
-
-def _host_links(spec: EngineSpec) -> list[HostLink]:
-    """Link of each group; empty without fetching. Neighbours share one, groups of two nodes never do."""
-    if not spec.groups_per_link:
-        return []
-    places = [divmod(group, spec.groups_per_node) for group in range(spec.num_groups)]
-    roots = [(node, place // spec.groups_per_link) for node, place in places]
-    links = {root: HostLink() for root in roots}
-    return [links[root] for root in roots]
-
-
-def _rank(spec: EngineSpec) -> Rank:
-    if spec.acceptance:
-        return SpeculativeRank(spec)
-    return Rank(spec) if spec.token_ratio is None else RetractingRank(spec)
-
-
-class _Group:
-    """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
-
-    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
-    """
-
-    __slots__ = ("hold", "in_flight", "index", "mail", "ranks", "unheard", "wake")
-
-    def __init__(self, index: int, spec: EngineSpec) -> None:
-        self.index = index
-        self.mail: list[tuple[Rank, Request]] = []
-        self.unheard = spec.receive_interval
-        self.ranks = [_rank(spec) for _ in range(spec.ranks_per_group)]
-        balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
-        self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
-        self.in_flight = 0
-        self.wake: simpy.Event | None = None
 
 
 class _Run:
@@ -206,15 +142,18 @@ class _Run:
         self.timer = timer
         self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
-        self.groups = [_Group(i, spec) for i in range(spec.num_groups)]
-        self.links = _host_links(spec)
+        self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
+        self.sharing = Sharing(sent, workload.num_requests) if sent.sharing else None
+        self.walk = AcceptanceWalk(spec.acceptance, [routing[1], 2]) if spec.acceptance else None
+        ranks = [[self.new_rank() for _ in range(spec.ranks_per_group)] for _ in range(spec.num_groups)]
+        self.groups = [Group(i, spec, timer, ranks[i]) for i in range(spec.num_groups)]
+        self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
-        self.balancer = Balancer(spec, routing[0], [group.ranks for group in self.groups], routing[1])
+        self.balancer = Balancer(spec, routing[0], ranks, routing[1])
         self.num_steps = self.num_sent = self.num_done = 0
-        self.tokenised_s = [0.0] * spec.num_frontends
-        """When each front end has tokenised what it was sent so far."""
+        self.front_end = FrontEnd(spec)
         self.now_s = 0.0
-        self.is_closed = workload.arrivals.kind == "closed"
+        self.is_closed, self.num_requests = workload.arrivals.kind == "closed", workload.num_requests
         self._allocate(sent)
         if self.is_closed:
             for _ in range(workload.arrivals.concurrency):
@@ -222,14 +161,21 @@ class _Run:
         else:
             self.env.process(self._arrivals())
         for group in self.groups:
-            self.env.process(self._engine(group))
+            group.process = self.env.process(self._engine(group))
+
+    def new_rank(self) -> Rank:
+        """An empty rank; the ranks of a run draw acceptance from one walk."""
+        rank = rank_of(self.spec, self.walk)
+        if self.sharing is not None and self.spec.prefix_caching:
+            rank.cache = PrefixCache(self.spec.block_tokens)
+        return rank
 
     def _allocate(self, sent: RequestArrays) -> None:
         """Plain lists and arrays: element access in the loop is several times faster than with numpy."""
         self.sent = sent
         self.prompts: list[int] = sent.prompt_tokens.tolist()
         self.outputs: list[int] = sent.output_tokens.tolist()
-        count = len(self.prompts)
+        count = self.num_requests
         self.arrival_s = array("d", [math.nan]) * count
         self.admitted_s = array("d", [math.nan]) * count
         self.first_token_s = array("d", [math.nan]) * count
@@ -243,16 +189,19 @@ class _Run:
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open loop: every request at its time, whether or not earlier ones are answered."""
         env = self.env
-        for arrival_s in self.sent.arrival_s.tolist():
+        for arrival_s in self.sharing.starts_s if self.sharing else self.sent.arrival_s.tolist():
             if arrival_s > env.now:
                 yield env.timeout(arrival_s - env.now)
+            if self.num_sent == self.num_requests:
+                return
             self._send()
 
-    def _engine(self, group: _Group) -> Generator[simpy.Event, Any, None]:
+    def _engine(self, group: Group) -> Generator[simpy.Event, Any, None]:
         """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
-        env, ranks, timer = self.env, group.ranks, self.timer
+        env, ranks, timer = self.env, group.ranks, group.timer
         works = [rank.work for rank in ranks]
         link = self.links[group.index] if self.links else None
+        pipeline = self.pipelines[group.index] if self.pipelines else None
         interval = self.spec.receive_interval
         while True:
             if not group.in_flight:
@@ -269,6 +218,8 @@ class _Run:
             step_s = timer.step_s(works)
             if link is not None:
                 step_s += link.wait_s(start_s, timer.link_s)
+            if pipeline is not None:
+                step_s = pipeline.pass_s(start_s, step_s, ranks)
             if not 0 < step_s < math.inf:
                 raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
             self.num_steps += 1
@@ -284,7 +235,7 @@ class _Run:
                 for request in rank.complete(env.now):
                     self._finish(group, group.index * len(ranks) + position, request)
 
-    def _record_step(self, group: _Group, start_s: float, step_s: float) -> None:
+    def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
         prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
         for rank in group.ranks:
             work = rank.work
@@ -307,18 +258,22 @@ class _Run:
                 self.timer.draw,
             )
         )
+        if self.sharing is not None:
+            self.sharing.record_step(group.ranks)
 
-    def _send(self) -> bool:
-        """The next request enters a queue; False if it is too large for any and was rejected."""
+    def _send(self, turn: int | None = None) -> bool:
+        """The next request, or that `turn`, enters a queue; False if it is too large for any and was rejected."""
         index = self.num_sent
         self.num_sent += 1
-        request = Request(index, self.prompts[index], self.outputs[index], self.env.now)
+        row, prefix = (index, None) if self.sharing is None else self.sharing.send(turn)
+        request = Request(index, self.prompts[row], self.outputs[row], self.env.now)
+        request.prefix = prefix
         self.arrival_s[index] = self.env.now
         if not self.groups[0].ranks[0].can_ever_hold(request):
             self.status[index] = REJECTED
             self._count_done()
             return False
-        delay_s = self._frontend_s(request)
+        delay_s = self.front_end.delay_s(index, request.prompt_tokens, self.env.now)
         if delay_s > 0:
             arrival = self.env.timeout(delay_s)
             arrival.callbacks.append(lambda _: self._accept(request))
@@ -326,15 +281,11 @@ class _Run:
             self._accept(request)
         return True
 
-    def _frontend_s(self, request: Request) -> float:
-        """Seconds from sending to a queue: tokenising is one process per front end, the rest overlaps."""
-        spec, now_s, turn = self.spec, self.env.now, request.index % self.spec.num_frontends
-        self.tokenised_s[turn] = max(self.tokenised_s[turn], now_s) + spec.frontend_s_per_token * request.prompt_tokens
-        return self.tokenised_s[turn] - now_s + spec.frontend_s
-
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
-        chosen = self.balancer.choose(self.in_flight, request.index, self.env.now)
+        if self.gate is not None and not self.gate(request):
+            return
+        chosen = self.balancer.choose(self.in_flight, request, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
@@ -347,7 +298,7 @@ class _Run:
         if group.wake is not None and not group.wake.triggered:
             group.wake.succeed()
 
-    def _deliver(self, group: _Group) -> None:
+    def _deliver(self, group: Group) -> None:
         for rank, request in group.mail:
             rank.enqueue(request)
         group.mail.clear()
@@ -355,18 +306,30 @@ class _Run:
 
     def _send_next(self) -> None:
         """Closed loop: a user sends until one of its requests is accepted or none is left."""
-        while self.num_sent < len(self.prompts) and not self._send():
+        while self.num_sent < self.num_requests and not self._send():
             pass
 
-    def _finish(self, group: _Group, rank: int, request: Request) -> None:
+    def _turn(self, row: int) -> None:
+        """A user has thought; one of a closed loop whose turn is too large begins another conversation."""
+        if self.num_sent < self.num_requests and not self._send(row) and self.is_closed:
+            self._send_next()
+
+    def _finish(self, group: Group, rank: int, request: Request) -> None:
         self.in_flight[rank] -= 1
         self.balancer.finished(request.index, rank)
         group.in_flight -= 1
         self.finish_s[request.index] = self.env.now
-        self.status[request.index] = FINISHED
+        self._end(request, FINISHED)
+
+    def _end(self, request: Request, status: int) -> None:
+        """Nothing more happens to the request; in a closed loop its user sends the next."""
+        self.status[request.index] = status
         self._write(request)
         self._count_done()
-        if self.is_closed:
+        goes_on = False
+        if self.sharing is not None and status == FINISHED:
+            goes_on = self.sharing.goes_on(request.index, self.env, self._turn)
+        if self.is_closed and not goes_on:
             self._send_next()
 
     def _write(self, request: Request) -> None:
@@ -379,7 +342,7 @@ class _Run:
     def _count_done(self) -> None:
         self.num_done += 1
         if self.progress is not None:
-            total = len(self.prompts)
+            total = self.num_requests
             if self.num_done == total or self.num_done % -(-total // _PROGRESS_CALLS) == 0:
                 self.progress(self.num_done / total)
 
@@ -390,19 +353,22 @@ class _Run:
                 for request in rank.unfinished():
                     self._write(request)
         sent = slice(0, self.num_sent)
+        rows = sent if self.sharing is None else self.sharing.rows
         return RequestTable(
             arrival_s=np.array(self.arrival_s)[sent],
             admitted_s=np.array(self.admitted_s)[sent],
             first_token_s=np.array(self.first_token_s)[sent],
             finish_s=np.array(self.finish_s)[sent],
-            prompt_tokens=self.sent.prompt_tokens[sent],
-            output_tokens=self.sent.output_tokens[sent],
+            prompt_tokens=self.sent.prompt_tokens[rows],
+            output_tokens=self.sent.output_tokens[rows],
             produced_tokens=np.array(self.produced)[sent],
             num_preemptions=np.array(self.num_preemptions)[sent],
             rank=np.array(self.rank)[sent],
             status=np.array(self.status)[sent],
+            **(self.sharing.request_columns() if self.sharing else {}),
         )
 
     def step_table(self) -> StepTable:
         """Columns of the recorded steps."""
-        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS))
+        found = self.sharing.step_column if self.sharing else None
+        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS), found)

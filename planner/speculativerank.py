@@ -9,7 +9,8 @@ blocks their growth takes are that sum rounded up: they never run below zero and
 
 from __future__ import annotations
 
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.enginespec import EngineSpec
+from planner.scheduler import Rank, Request
 from planner.speculation import AcceptanceWalk
 
 _SHIFT = 20
@@ -75,9 +76,9 @@ class SpeculativeRank(Rank):
             self.context_tokens -= self.work.decode_seqs
         return super().complete(now_s)
 
-    def _has_room(self, request: Request) -> bool:
+    def _has_room(self, request: Request, held: int) -> bool:
         """As `Rank`, but nobody comes back in the step that preempted (vLLM): what it gave up may suffice here."""
-        return self._short_s != self.now_s and super()._has_room(request)
+        return self._short_s != self.now_s and super()._has_room(request, held)
 
     def _preempt_last(self) -> None:
         self._short_s = self.now_s
@@ -101,23 +102,16 @@ class SpeculativeRank(Rank):
         return remaining * (self.decode_steps - request.joined_decode_step) // steps
 
     def _leave_decode(self, request: Request) -> None:
-        request.produced += self._decoded(request)
+        decoded = self._decoded(request)
+        request.produced += decoded
         _, _, rate = self._paths.pop(request)
         decoded_steps = self.decode_steps - request.joined_decode_step
         self._rate -= rate
         self._growth -= rate * decoded_steps + (self._drafts << _SHIFT)
         # Draft slots of requests that have just joined are not taken yet.
         held = min(self._growth_blocks, -(-self._growth // self._unit))
-        self.free_blocks += self._growth_blocks - held + self.blocks(request.target)
+        self.free_blocks += self._growth_blocks - held
         self._growth_blocks = held
         self.num_decoding -= 1
         self.context_tokens -= request.target
-        self.final_blocks -= request.final_blocks
-
-
-def share_walk(ranks: list[Rank], acceptance: tuple[float, ...], seed: int) -> None:
-    """Let the `ranks` of a run draw acceptance from one walk seeded by `seed`."""
-    walk = AcceptanceWalk(acceptance, [seed, 2])
-    for rank in ranks:
-        if isinstance(rank, SpeculativeRank):
-            rank.walk = walk
+        self._release(request, request.target, request.target + decoded)

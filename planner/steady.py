@@ -8,15 +8,20 @@ mean time per output token T(b) and the request rate X(b) = b / (output x T). Wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.cost import StepCost
+from planner.pipeline import unevenness
+from planner.prefixhits import HitModel
 from planner.steptime import Floats
 from planner.workload import Workload
 
 _GRID_POINTS = 28
+_HIT_ROUNDS = 4
+"""Hits change the rate and the rate the hits: rounds after which the share found is within 0.7 percentage points of its
+limit at every batch of the cases of `benchmarks/prefix_hits.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,23 @@ class SteadyState:
     """What a request takes to its queue and its first token back to the client."""
     tokens_per_step: float
     """Tokens that a sequence makes in one decode step."""
+    hit_rate: Floats | None = None
+    """Share of the prompt tokens found in the prefix cache, where requests share anything."""
+    running_tokens: Floats | None = None
+    """KV tokens of `batch` sequences, a shared prefix counted once; None where nothing is shared."""
+
+    def batch_within(self, kv_tokens: float, context: float) -> float:
+        """Running sequences whose `context` tokens each, less what they share, fit `kv_tokens`."""
+        if self.running_tokens is None:
+            return kv_tokens / context
+        return float(np.interp(kv_tokens, [0.0, *self.running_tokens], [0.0, *self.batch]))
+
+    def batch_of(self, users: Floats, think_s: float) -> Floats:
+        """Running sequences of `users` per rank who think `think_s` per request: users = batch + rate x think time."""
+        if not think_s:
+            return users
+        busy = np.concatenate([[0.0], self.batch + np.maximum.accumulate(self.requests_per_s) * think_s])
+        return np.asarray(np.interp(users, busy, [0.0, *self.batch]))
 
     def capacity_per_s(self, max_batch: Floats) -> Floats:
         """Highest request rate of one rank when at most `max_batch` sequences run."""
@@ -58,40 +80,65 @@ class SteadyState:
         return np.asarray(self.frontend_s + service + waiting + self.tpot_at(batch) * self.tokens_per_step / 2)
 
 
-def steady_state(cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload) -> SteadyState:
-    """Steady state of `cost`'s layout under `workload`, for batches up to the largest the engine can run."""
+def steady_with_hits(
+    cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload, model: HitModel, kv_tokens: float
+) -> SteadyState:
+    """`steady_state` where `model` says what requests find in the prefix cache of a rank with a pool of `kv_tokens`."""
+    share: Floats | float = model.most
+    for _ in range(_HIT_ROUNDS):
+        steady = steady_state(cost, max_batched_tokens, policy, workload, share)
+        found = model.hits(kv_tokens, steady.batch, steady.requests_per_s)
+        share = (share + found.share) / 2
+    steady = steady_state(cost, max_batched_tokens, policy, workload, found.share)
+    return replace(steady, hit_rate=found.share, running_tokens=found.running_tokens)
+
+
+def steady_state(
+    cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload, hit_rate: Floats | float = 0.0
+) -> SteadyState:
+    """Steady state of `cost`'s layout under `workload`, for batches up to the largest the engine can run.
+
+    `hit_rate` is the share of the prompt tokens that a prefix cache spares, [batch] or one for all.
+    """
     dp = cost.layout.attention_dp
     max_batched_tokens = min(max_batched_tokens, cost.engine.ubatch_tokens or max_batched_tokens)
-    prompt, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
+    whole, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
+    prompt, found = whole * (1.0 - hit_rate), whole * hit_rate
     batch = np.unique(np.round(np.geomspace(1, 4096, _GRID_POINTS)))
-    context = prompt + output / 2
+    context = whole + output / 2
     output = max(1.0, output / cost.tokens_per_step)
     contexts = np.full_like(batch, context)
     decode_s = cost.decode(batch, contexts).total_s
     # Prompt tokens per step: as many prompts as arrive while `batch` sequences make one token, one chunk at least.
-    chunk = np.clip(prompt * batch / output, min(prompt, max_batched_tokens), max_batched_tokens)
+    chunk = np.clip(prompt * batch / output, np.minimum(prompt, max_batched_tokens), max_batched_tokens)
     chunks = prompt / chunk
     share = np.minimum(1.0, chunks * batch / output)
     overload = np.maximum(1.0, chunks * batch / output)
     any_rank = 1 - (1 - share) ** dp
     ranks_prefilling = dp * share / np.maximum(any_rank, 1e-12)
-    past = (prompt - np.minimum(chunk, prompt)) / 2
+    past = (prompt - np.minimum(chunk, prompt)) / 2 + found
+    alone: Floats | float = 1.0
     if policy == "mixed":
+        # A chunk in any batch of a pipeline lengthens the round of all of them.
+        any_batch = 1 - (1 - any_rank) ** cost.layout.pp
         prompt_step_s = cost.mixed(chunk, past, ranks_prefilling, batch, contexts).total_s
-        tpot_s = (any_rank * prompt_step_s + (1 - any_rank) * decode_s) * overload
+        tpot_s = (any_batch * prompt_step_s + (1 - any_batch) * decode_s) * overload
     else:
         prompt_step_s = cost.prefill(chunk, past, ranks_prefilling).total_s
-        tpot_s = decode_s + any_rank * prompt_step_s * overload
-    per_prompt_s = chunks * prompt_step_s
-    pp = cost.layout.pp
-    if pp > 1:  # short steps wait for the longer ones of the other batches in the pipeline (see timer.CostTimer)
-        tpot_s = tpot_s + (pp - 1) / pp * (1 - any_rank) * np.maximum(0.0, tpot_s - decode_s)
+        # m chunks hold their own batch for m + p - 1 stage times (handbook serving 6.8), and each of them holds every
+        # stage once for the p - 1 other batches.
+        stages = cost.layout.pp
+        own = (np.maximum(chunks, 1.0) + stages - 1) / (stages * np.maximum(chunks, 1.0))
+        tpot_s = decode_s + any_rank * (own + (stages - 1) / stages) * prompt_step_s * overload
+        alone = own
+    per_prompt_s = chunks * prompt_step_s * alone
+    tpot_s = tpot_s * unevenness(cost, batch)
     rate = batch / (output * tpot_s)
     # Prompts share a mixed step up to its token budget; in a prefill-first scheduler they take the rank for themselves.
     busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s
     waiting_share = np.minimum(busy, 1.0)
     own_s = np.maximum(per_prompt_s, prompt_step_s)
     constant_s, per_token_s = cost.engine.frontend(cost.cluster.system.gpu.arch)
-    frontend_s = constant_s + per_token_s * prompt
+    frontend_s = constant_s + per_token_s * whole
     each = cost.tokens_per_step
     return SteadyState(batch, tpot_s / each, rate, decode_s / each, own_s, waiting_share, frontend_s, each)

@@ -29,24 +29,28 @@ class TacticTimer(CostTimer):
         self.use_factors({phase: cost.draw_factors(phase) for phase in _PHASES} if cost.model.moe else None)
         self._hidden = _Hidden(cost, limits) if cost.tactics.overlap is not None else None
 
-    def _own_s(self, ranks: Sequence[RankWork]) -> float:
-        """The step without waiting for other batches of a pipeline."""
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one lockstep step of `ranks`, through all pipeline stages without waiting for other batches."""
+        self.draw = next(self._order)
         if len(ranks) == 1 and self._hidden is None:
             return self._lone_rank_s(ranks[0])
         each = self._each
         prefill = any(rank.prefill_tokens for rank in ranks)
-        most_tokens = most_rows = most_seqs = total_tokens = 0
+        most_tokens = most_rows = most_seqs = total_tokens = num_idle = 0
         attention_s = 0.0
         for rank in ranks:
             seqs, prompt = rank.decode_seqs, rank.prefill_tokens
             rank_s = self._decode_s(seqs, rank.decode_context_tokens) if seqs else 0.0
             if prompt:
                 rank_s += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
+            elif not seqs:
+                num_idle += 1
             attention_s = max(attention_s, rank_s)
             most_tokens = max(most_tokens, seqs * each + prompt)
             most_rows = max(most_rows, seqs * each + rank.num_prefills)
             most_seqs = max(most_seqs, seqs + rank.num_prefills)
             total_tokens += seqs * each + prompt
+        total_tokens += num_idle
         phase, pad = ("prefill", self._mixed_pad) if prefill else ("decode", self._pad)
         padded = min(pad[most_tokens], len(self._tokens) - 1)
         seconds = (
@@ -56,6 +60,7 @@ class TacticTimer(CostTimer):
             + self._head[min(most_rows, len(self._head) - 1)]
             + self._draft[min(most_seqs, len(self._draft) - 1)]
             + self._moe_s(phase, total_tokens)
+            + self._padded_exchange_s(phase, padded, total_tokens)
         )
         if self._hidden is None or not self._hidden.agreed(ranks, each):
             return seconds
@@ -84,6 +89,8 @@ class TacticTimer(CostTimer):
 
 class LoneTacticTimer(TacticTimer, LoneRankTimer):
     """`TacticTimer` of groups of one rank without pipeline."""
+
+    step_s = LoneRankTimer.step_s
 
 
 class _Hidden:

@@ -6,6 +6,7 @@ from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
 from planner.facts.tactics import tactic_lines
+from planner.failuretext import incident_lines
 from planner.tables import table
 from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
 
@@ -151,6 +152,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         ),
         f"  {significant(facts['output_tok_per_s'])} output tok/s, "
         f"{significant(facts['output_tok_per_s_per_gpu'])} per GPU at the demanded load",
+        *_prefix_lines(facts),
         *run_lines(facts["experts"]),
         "",
         "Best layouts",
@@ -190,6 +192,20 @@ def _top_row(row: Facts) -> tuple[str, ...]:
     )
 
 
+def _prefix_lines(facts: Facts) -> list[str]:
+    """One line about the prefix caches, where requests share anything."""
+    cache = facts.get("prefix_cache")
+    if cache is None:
+        return []
+    if not cache["enabled"]:
+        reason = cache.get("disabled_because", "it is switched off")
+        return [f"  Prefix cache: none, {reason}; every prompt is computed in full"]
+    line = f"  Prefix cache: {cache['hit_rate']:.1%} of the prompt tokens found, blocks of {cache['block_tokens']}"
+    if cache["num_caches"] > 1:
+        line += f", {cache['num_caches']} caches, {cache['router'].replace('_', ' ')} routing"
+    return [line]
+
+
 def simulation_text(facts: Facts) -> str:
     """Text of `simulate`."""
     verdict = {True: "meets the SLO", False: "misses the SLO", None: "no SLO given"}[facts["meets_slo"]]
@@ -215,7 +231,9 @@ def simulation_text(facts: Facts) -> str:
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
             *[f"  {line}" for line in tactic_lines(facts)],
+            *_prefix_lines(facts),
             *run_lines(facts["experts"]),
+            *incident_lines(facts.get("failures")),
             *[f"  ! {warning}" for warning in facts["warnings"]],
         ]
     )

@@ -14,8 +14,6 @@ from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
 from planner.scheduler import RankWork
 from planner.steptime import LENGTHS, SEQS, TOKENS, bilinear
 
-_MEMORY = 0.05
-"""Weight of the newest step in the running mean that stands for the other batches of a pipeline."""
 _CONTEXT_STEPS = 8
 """Grid points per doubling of context in the decode-attention rows."""
 _DRAW_SEED, _DRAW_PERIOD = 20261122, 1021
@@ -32,8 +30,6 @@ class CostTimer:
 
     def __init__(self, cost: StepCost, limits: Limits) -> None:
         self._host_s = cost.host_s
-        self._others = (cost.layout.pp - 1) / cost.layout.pp
-        self._mean_s = 0.0
         self._pair_s = cost.pair_s
         self._each, most_decoded = cost.query_tokens, limits.max_num_seqs * cost.query_tokens
         largest = limits.max_batched_tokens + most_decoded
@@ -90,20 +86,8 @@ class CostTimer:
         return self._moe[phase][index] * self._factor[phase][self._knot[index]][self.draw]
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
-        """Seconds of one lockstep step of `ranks`.
-
-        With pipeline stages the batches in flight follow each other through every stage, so a short step waits
-        (pp - 1) / pp of what the others take longer: a prefill chunk of one batch delays the decode of all.
-        """
+        """Seconds of one lockstep step of `ranks`, through all pipeline stages without waiting for other batches."""
         self.draw = next(self._order)
-        own_s = self._own_s(ranks)
-        if not self._others:
-            return own_s
-        self._mean_s += _MEMORY * (own_s - self._mean_s) if self._mean_s else own_s
-        return own_s + self._others * max(0.0, self._mean_s - own_s)
-
-    def _own_s(self, ranks: Sequence[RankWork]) -> float:
-        """The step without waiting for other batches of a pipeline."""
         if len(ranks) == 1 and self._encoder is None:
             return self._lone_rank_s(ranks[0])
         prefill = any(rank.prefill_tokens for rank in ranks)

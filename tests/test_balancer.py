@@ -8,8 +8,9 @@ import pytest
 
 from planner import balancer
 from planner.balancer import RANK_ROUTERS, Balancer, VllmScore
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.scheduler import Rank, Request
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload
 
@@ -56,6 +57,29 @@ def test_answers_make_room():
     assert [score.choose(i, 0.0) for i in range(2)] == [0, 1]
     score.finished(1)
     assert score._in_flight == [[1, 0]]
+
+
+class FirstClient:
+    """A generator that sends every request to the first front end."""
+
+    def integers(self, high, size):
+        return np.zeros(size, dtype=int)
+
+
+def test_a_front_end_takes_what_it_sent_times_their_number():
+    score = VllmScore(ranks_with([(0, 0, 0.0), (0, 1, 0.0)]), FirstClient(), 2)
+    # Each request counts for two: 0 has 2 of load, then 1 has 3.
+    assert [score.choose(i, 0.0) for i in range(3)] == [0, 1, 0]
+    # New statistics do not know them yet, the front end does: 2 x 2 against 2 x 1.
+    assert score.choose(3, 0.2) == 1
+
+
+def test_answers_stay_in_the_load_until_the_next_statistics():
+    score = VllmScore(ranks_with([(0, 0, 0.0), (0, 1, 0.0)]), FirstClient(), 2)
+    assert score.choose(0, 0.0) == 0
+    score.finished(0)
+    assert score.choose(1, 0.05) == 1
+    assert score.choose(2, 0.2) == 0
 
 
 class Steps:

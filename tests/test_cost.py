@@ -228,16 +228,11 @@ def test_a_chunk_after_a_prefix_costs_its_pairs() -> None:
     assert half + later == pytest.approx(whole, rel=0.1)
 
 
-def test_pipelines_pay_hops_and_wait_for_each_other() -> None:
+def test_pipelines_pay_hops() -> None:
     plain, piped = (flat("mixtral-8x7b", Layout(tp=4, pp=pp, moe_tp=4)) for pp in (1, 2))
     assert "pipeline_hops" not in plain.token_table.terms
     hop = float(piped.prefill(np.array(8192.0)).terms["pipeline_hops"])
     assert hop >= 8192 * 4096 * 2 / 450e9
-    timer = CostTimer(piped, Limits(256, 8192))
-    alone = timer.step_s([Rank(decode_seqs=8, decode_context_tokens=8000)])
-    for _ in range(60):
-        timer.step_s([Rank(8192, 8192 * 8193 / 2, 1)])
-    assert timer.step_s([Rank(decode_seqs=8, decode_context_tokens=8000)]) > 1.5 * alone
 
 
 def test_tokens_of_a_large_group_never_stop_costing() -> None:

@@ -6,16 +6,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from planner import engine as module
 from planner.balancer import RANK_ROUTERS
-from planner.deployment import deploy
+from planner.cost import StepCost
+from planner.deployment import deploy, run
 from planner.engine import Engine, Limits, engine, engine_tables, engine_text, versions
 from planner.errors import InputError, LayoutError
-from planner.hardware import Cluster
-from planner.layout import parse_layout
+from planner.hardware import Cluster, parse_cluster
+from planner.layout import Layout, parse_layout
 from planner.model import ModelConfig
+from planner.search import Search, layouts
+from planner.steady import steady_state
+from planner.workload import load_workload, parse_slo
 from tests.conftest import Command
 
 
@@ -93,7 +98,7 @@ def test_a_profile_on_a_base_changes_only_what_it_says(tmp_path: Path) -> None:
         (OWN + "[overheads]\nfrontend = 1\n", r"overheads.frontend: unknown key \(did you mean frontend_s"),
         (OWN + "[[budgets]]\nseqs = 1\n", r"budgets.0.seqs: unknown key \(did you mean max_num_seqs"),
         (OWN + "[graphs]\nranges = [[8, 16, 8], [4, 4, 1]]\n", r"graphs: ranges must be runs"),
-        (OWN + "capacity_policy = 'new_token_ratio'\n", r"need each other"),
+        (OWN + "capacity_policy = 'new_token_ratio'\n", r"needs the table \[token_ratio\]"),
         (OWN + "block_tokens = 0\nkv_fraction = 0\n", r"(?s)block_tokens: .*\n.*kv_fraction: "),
         (OWN + "[[budgets]]\nmin_hbm_bytes = 9e9\nmax_batched_tokens = 9\nmax_num_seqs = 9\n", r"last row must be for"),
         ('base = "vllm"\n', r"needs its own name and version"),
@@ -144,6 +149,8 @@ def test_a_deployment_hands_the_profile_to_the_scheduler(mixtral: ModelConfig, h
     assert spec["vllm", tp].rank_router == ""
     assert spec["sglang", dp].rank_router == "round_robin"
     assert spec["sglang", dp].token_ratio == engine("sglang").token_ratio
+    optimistic = replace(engine("sglang"), capacity_policy="max_utilization")
+    assert deploy(mixtral, h200, dp, optimistic, Limits(64, 4096), both, 1024).spec(1).token_ratio is None
     assert spec["trtllm", dp].prefill_balance == engine("trtllm").prefill_balance
     assert spec["trtllm", dp].admission_reserve == 1.0
     slots = spec["llamacpp", tp]
@@ -156,6 +163,47 @@ def test_requests_beyond_a_slot_are_refused(moeplan: Command) -> None:
     code, _, err = moeplan(*layout, "--workload", "fixed:12000/100", "--num-requests", "8", "--engine", "llamacpp")
     assert (code, "a slot of the pool holds" in err) == (3, True)
     assert moeplan(*layout, "--workload", "fixed:12000/100", "--num-requests", "8", "--engine", "generic")[0] == 0
+
+
+def test_plans_of_engines_without_expert_parallelism_have_none(mixtral: ModelConfig, h200: Cluster) -> None:
+    for name in ("generic", "llamacpp"):
+        found = list(layouts(mixtral, h200, engine(name)))
+        assert found
+        assert all(layout.ep == layout.attention_dp == 1 for layout in found)
+    assert any(layout.ep > 1 for layout in layouts(mixtral, h200, engine("vllm")))
+
+
+def test_plans_keep_a_slot_for_the_longest_request(mixtral: ModelConfig) -> None:
+    cluster, workload = parse_cluster("h100-sxm:1x2"), load_workload("fixed:12000/100", rate=0.1)
+    found = Search(cluster, engine("llamacpp"), workload, parse_slo("ttft_p95=60s,tpot_p95=1s")).run([mixtral])
+    kept = [candidate.deployment for candidate in found.survivors]
+    assert kept
+    assert all(d.memory.kv_tokens // d.limits.max_num_seqs >= 12_100 for d in kept)
+    assert found.rejected["KV cache below one request"]
+
+
+def test_micro_batches_count_in_time_estimates_and_memory(mixtral: ModelConfig) -> None:
+    cluster, layout, limits = parse_cluster("h100-sxm:1x4"), Layout(tp=4, moe_tp=4), Limits(4, 2048)
+    workload = load_workload("fixed:2048/2", concurrency=1, num_requests=4)
+    whole = replace(engine("llamacpp"), ubatch_tokens=0)
+    ttft_s, estimate_s, activations = [], [], []
+    for profile in (engine("llamacpp"), whole):
+        deployment = deploy(mixtral, cluster, layout, profile, limits, "all_reduce", 2049)
+        ttft_s.append(run(deployment, workload).summary.ttft_s.mean)
+        estimate_s.append(steady_state(deployment.cost(), 2048, profile.policy, workload).prefill_s[0])
+        activations.append(deployment.memory.terms["activations"])
+    assert ttft_s[0] > 1.1 * ttft_s[1]
+    assert estimate_s[0] > 1.1 * estimate_s[1]
+    assert activations[0] < activations[1]
+
+
+def test_kernels_of_others_are_no_measurements(mixtral: ModelConfig) -> None:
+    cluster, layout = parse_cluster("h100-sxm:1x4"), Layout(tp=4, moe_tp=4)
+    share = {
+        name: StepCost(mixtral, layout, cluster, engine(name)).decode(np.array(64.0), np.array(1000.0)).origin_share()
+        for name in ("vllm", "generic")
+    }
+    assert share["generic"]["extrapolated"] > 0.8 > 0.2 > share["vllm"]["extrapolated"]
 
 
 def test_the_command_lists_engines(moeplan: Command) -> None:

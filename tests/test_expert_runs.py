@@ -16,13 +16,13 @@ from planner.errors import DoesNotFit, Infeasible, InputError, LayoutError
 from planner.experts import ExpertSettings
 from planner.facts.experts import expert_facts, expert_warnings
 from planner.hardware import parse_cluster
+from planner.hostlink import HostLink
 from planner.layout import parse_layout
 from planner.loads import NUM_DRAWS
 from planner.model import load
 from planner.residency import Residency
 from planner.routing import UNIFORM
 from planner.routing.drift import Drift
-from planner.simulation import HostLink
 from planner.workload import load_workload
 
 WIDE = ("deepseek-v3", "h200-sxm:2x8", "attention_dp=16,ep=16", Limits(256, 8192))

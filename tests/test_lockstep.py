@@ -7,11 +7,12 @@ import pytest
 
 from planner.cost import StepCost
 from planner.engine import Limits, PrefillBalance, engine
+from planner.enginespec import EngineSpec
 from planner.hardware import parse_cluster
 from planner.layout import Layout
 from planner.lockstep import PrefillHold
 from planner.model import load
-from planner.scheduler import EngineSpec, Rank, RankWork, Request
+from planner.scheduler import Rank, RankWork, Request
 from planner.simulation import simulate
 from planner.timer import step_timer
 from planner.ubatch import UbatchTimer, passes
@@ -174,6 +175,18 @@ def test_one_prompt_takes_sglang_to_the_eager_path_on_all_ranks(sglang):
     assert vllm.step_s(work) > unpadded.step_s(work)
     large = [prompt(2000)] + [decode(8)] * 7  # beyond the largest graph
     assert vllm.step_s(large) == unpadded.step_s(large)
+
+
+def test_steps_with_prompts_of_a_lone_rank_are_padded_too():
+    layout, cluster, limits = Layout(tp=8, ep=8), parse_cluster("h200-sxm:1x8"), Limits(128, 2048)
+    padded, bare = (
+        step_timer(StepCost(load("deepseek-v3"), layout, cluster, profile), limits)
+        for profile in (engine("vllm"), replace(engine("vllm"), graphs=replace(engine("vllm").graphs, ranges=())))
+    )
+    for timer in (padded, bare):
+        timer.use_factors(None)
+    assert padded.step_s([prompt(201)]) > bare.step_s([prompt(201)])
+    assert padded.step_s([prompt(600)]) == bare.step_s([prompt(600)])
 
 
 def test_deepep_changes_kernels_for_all_when_one_rank_has_prompts():

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
 from planner.metrics import METRICS, Summary, latency_statistics, steady_range
-from planner.scheduler import EngineSpec
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload, parse_slo
 

@@ -218,7 +218,7 @@ def test_simulate_overlaps_and_says_so(moeplan: Any) -> None:
         code, out, _ = moeplan(*question, "--max-num-seqs", "128", *extra, "--json")
         assert code == 0
         facts.append(json.loads(out))
-    assert facts[1]["output_tok_per_s"] > 1.15 * facts[0]["output_tok_per_s"]
+    assert facts[1]["output_tok_per_s"] > 1.1 * facts[0]["output_tok_per_s"]
     assert facts[1]["overlap"]["decode_tokens_min"] == 32 and "overlap" not in facts[0]
 
 

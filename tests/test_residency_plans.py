@@ -14,9 +14,11 @@ from planner.capacity import CapacityLimit
 from planner.choices import ExpertChoices
 from planner.deployment import Deployment, deploy, run, simulate_layout
 from planner.engine import Limits, engine
+from planner.enginespec import EngineSpec
 from planner.errors import DoesNotFit, InputError, LayoutError
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import parse_cluster, system
+from planner.hostlink import host_links
 from planner.layout import parse_layout
 from planner.model import load
 from planner.offload import moe_layers
@@ -25,8 +27,6 @@ from planner.outside import outside
 from planner.residency import POLICIES, REUSES, Residency
 from planner.residency.hosts import host
 from planner.routing import UNIFORM
-from planner.scheduler import EngineSpec
-from planner.simulation import _host_links
 from planner.small import Machine, compare, estimate
 from planner.workload import load_workload
 
@@ -86,11 +86,11 @@ def test_roots_end_with_the_node_and_are_simulated_whole() -> None:
     two_nodes = deployed(settings, "l40s:2x2", "tp=1,replicas=4")
     spec = two_nodes.spec(4)
     assert (spec.groups_per_link, spec.groups_per_node) == (2, 2)
-    links = _host_links(spec)
+    links = host_links(spec)
     assert links[0] is links[1] and links[2] is links[3] and links[1] is not links[2]
-    odd = _host_links(EngineSpec(6, 1, 1000, groups_per_link=2, groups_per_node=3))
+    odd = host_links(EngineSpec(6, 1, 1000, groups_per_link=2, groups_per_node=3))
     assert [odd.index(link) for link in odd] == [0, 0, 2, 3, 3, 5]
-    assert _host_links(EngineSpec(6, 1, 1000)) == []
+    assert host_links(EngineSpec(6, 1, 1000)) == []
     one_node = deployed(settings, "rtx-5090:1x8")
     workload = load_workload("fixed:64/4", concurrency=8, num_requests=24)
     assert run(one_node, workload).simulation.spec.num_groups == 4

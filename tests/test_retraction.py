@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.engine import TokenRatio, engine
+from planner.enginespec import EngineSpec
 from planner.retraction import RetractingRank
-from planner.scheduler import EngineSpec, Rank, Request
+from planner.scheduler import Rank, Request
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
-from planner.scheduler import SCHEDULERS, EngineSpec, Rank, Request
+from planner.scheduler import SCHEDULERS, Rank, Request
 
 
 class NaiveRank:

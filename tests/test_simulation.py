@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
 from planner.records import FINISHED, REJECTED, UNFINISHED
 from planner.routers import ROUTERS
-from planner.scheduler import SCHEDULERS, EngineSpec
+from planner.scheduler import SCHEDULERS
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload, load_workload
 
@@ -56,7 +57,7 @@ CHAT = Workload("chat", Lengths.lognormal(300, 0.8), Lengths.lognormal(60, 0.8),
 
 def columns(simulation):
     tables = simulation.requests, simulation.steps
-    return {f"{type(t).__name__}.{name}": getattr(t, name) for t in tables for name in t.__slots__}
+    return {f"{type(t).__name__}.{name}": column for t in tables for name, column in t.columns().items()}
 
 
 def test_one_request_by_hand():

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.enginespec import EngineSpec
 from planner.errors import InputError
+from planner.ranks import rank_of
 from planner.records import FINISHED, UNFINISHED
-from planner.scheduler import SCHEDULERS, EngineSpec, Rank, Request
-from planner.simulation import RankWork, simulate
+from planner.scheduler import SCHEDULERS, Rank, RankWork, Request
+from planner.simulation import simulate
 from planner.speculation import AcceptanceWalk, expected_tokens
-from planner.speculativerank import SpeculativeRank, rank_of
+from planner.speculativerank import SpeculativeRank
 from planner.workload import load_workload
 
 SHARES = st.lists(st.sampled_from([0.0, 0.3, 0.85, 1.0]), min_size=1, max_size=4).map(tuple)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from planner.scheduler import EngineSpec
+from planner.enginespec import EngineSpec
 from planner.simulation import simulate
 from planner.workload import Arrivals, Lengths, Workload
 

@@ -91,7 +91,7 @@ def test_burst_trace_has_no_rate():
 
 
 def test_presets_state_their_sources():
-    assert set(PRESETS) == {"chat", "rag", "code", "summarize", "reasoning", "batch"}
+    assert set(PRESETS) == {"chat", "rag", "code", "summarize", "reasoning", "batch", "agents", "multi-turn"}
     for name, preset in PRESETS.items():
         assert "ssumption" in preset.source or "InferenceX" in preset.source
         workload = load_workload(name)

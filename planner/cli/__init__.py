@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from planner import __version__
 from planner.cli import (
+    afd,
     calibrate,
     commands,
     engines,
@@ -17,6 +18,7 @@ from planner.cli import (
     experts_place,
     experts_residency,
     experts_variants,
+    failures,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -34,10 +36,13 @@ for command in (
     commands.fit,
     commands.plan,
     commands.simulate,
+    afd.afd,
     validate.validate,
     calibrate.calibrate,
 ):
     app.command(command)
+app.command(failures.show_failures, name="failures")
+app.command(failures.show_scale_out, name="scale-out")
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")
 _experts.command(experts_inspect.inspect_records, name="inspect")

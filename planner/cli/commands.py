@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
+from planner.cli.failure_options import NO_FAILURES, Failures
+from planner.cli.pool_options import ONE_POOL, Pools
 from planner.cli.tactic_options import NONE, Chosen
 from planner.cli.terminal import command_line, progress_bar, show
 
+RouterName = Literal["least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 _DEFAULT_SLO = "ttft_p95=2s,tpot_p95=50ms"
 _DEFAULT_WORKLOAD = "chat"
 
@@ -106,8 +109,11 @@ def plan(
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    router: RouterName = "least_requests",
+    no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
+    disaggregate: bool = False,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -121,8 +127,9 @@ def plan(
     cluster
         Offered GPUs as system:nodes x GPUs, such as h200-sxm:2x8; repeat the option to offer several.
     workload
-        Preset (chat, rag, code, summarize, reasoning, batch), `fixed:1024/256`, `uniform:819-1024/819-1024`,
-        `lognormal:1024~0.6/256~0.8`, a TOML, or a trace CSV (arrival_s, prompt_tokens, output_tokens).
+        Preset (chat, rag, code, summarize, reasoning, batch, agents, multi-turn), `fixed:1024/256`,
+        `uniform:819-1024/819-1024`, `lognormal:1024~0.6/256~0.8`, a TOML, or a trace CSV (arrival_s, prompt_tokens,
+        output_tokens).
     rate
         Requests per second (Poisson unless the workload says otherwise).
     concurrency
@@ -144,10 +151,16 @@ def plan(
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    router
+        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+    no_prefix_cache
+        Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
         How experts are picked, placed and limited.
     tactics
         What the engine does beyond plain batching.
+    disaggregate
+        Also search prefill and decode in two pools, and say whether that is worth it.
     seed
         Seed of arrivals and lengths.
     out
@@ -156,7 +169,10 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
+    from planner.disaggregation.plan import check_question, plan_pools
+    from planner.facts.disaggregation import plan_pools_facts
     from planner.facts.plan import plan_facts
+    from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
     from planner.runfolder import check_folder, write_run
     from planner.tactics import parse_tactics
@@ -167,9 +183,13 @@ def plan(
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
-    chosen, profile = options.precision(model, weights, None), options.engine(engine, calibration)
+    chosen = options.precision(model, weights, None)
+    profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
+    settings = options.experts(chosen, experts)
+    if disaggregate:
+        check_question(chosen, demand, settings, drafts, router)
     with progress_bar() as progress:
         answer = recommend(
             chosen,
@@ -178,16 +198,21 @@ def plan(
             objectives,
             profile,
             kv_formats=None if kv == "auto" else (kv,),
-            experts=options.experts(chosen, experts),
+            router=router,
+            experts=settings,
             tactics=drafts,
             seed=seed,
             progress=progress,
         )
+        pools = plan_pools(answer, progress) if disaggregate else None
     facts = plan_facts(answer, command_line())
+    if pools is not None:
+        facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
         write_run(out, answer, facts)
-    show(facts, json, plan_text, wall_s=answer.wall_s)
-    if not answer.meets_slo:
+    wall_s = answer.wall_s + (pools.wall_s if pools else 0.0)
+    show(facts, json, plan_pools_text if pools else plan_text, wall_s=wall_s)
+    if not (answer.meets_slo or (pools and pools.meets_slo)):
         sys.exit(3)
 
 
@@ -195,7 +220,7 @@ def simulate(
     model: str,
     *,
     cluster: str,
-    layout: str,
+    layout: str | None = None,
     workload: str = _DEFAULT_WORKLOAD,
     rate: float | None = None,
     concurrency: int | None = None,
@@ -210,13 +235,17 @@ def simulate(
     kv: str | None = None,
     oversubscription: float = 1.0,
     no_rails: bool = False,
+    router: RouterName = "least_requests",
+    no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
+    failures: Failures = NO_FAILURES,
+    pools: Pools = ONE_POOL,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Simulate one layout request by request.
+    """Simulate one layout, or a prefill and a decode pool, request by request.
 
     Parameters
     ----------
@@ -225,7 +254,7 @@ def simulate(
     cluster
         GPUs as system:nodes x GPUs, such as h200-sxm:1x8.
     layout
-        Degrees of parallelism, such as tp=8,ep=8 or attention_dp=8,ep=8,replicas=2.
+        Degrees of parallelism, such as tp=8,ep=8 or attention_dp=8,ep=8,replicas=2; two pools have a layout each.
     workload
         As in `plan`.
     rate
@@ -255,10 +284,18 @@ def simulate(
         Leaf-to-spine ratio of the network between nodes; 1 is full bisection.
     no_rails
         The network between nodes is not rail-optimised.
+    router
+        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+    no_prefix_cache
+        Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
         How experts are picked, placed and limited.
     tactics
         What the engine does beyond plain batching.
+    failures
+        Ranks that die during the run.
+    pools
+        Prefill and decode in two pools.
     seed
         Seed of arrivals and lengths.
     out
@@ -270,6 +307,7 @@ def simulate(
     from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
     from planner.facts import simulation_facts
+    from planner.failures.settings import failure_settings
     from planner.fit import limits_for
     from planner.layout import parse_layout
     from planner.runfolder import check_folder, write_simulation
@@ -281,13 +319,23 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    profile, cut, chosen = (
-        options.engine(engine, calibration),
-        parse_layout(layout),
-        options.precision(model, weights, kv),
-    )
-    offered = options.clusters([cluster], oversubscription, not no_rails)[0]
+    chosen = options.precision(model, weights, kv)
+    profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
+    failing = failure_settings(profile, failures)
+    if pools != ONE_POOL or layout is None:
+        from planner.cli.pools import simulate_two
+        from planner.disaggregation.deployment import check_combination
+
+        asked = options.demand(workload, rate, concurrency, num_requests)
+        check_combination(asked, drafts, router, fails=failing is not None)
+        offered = options.clusters([cluster], oversubscription, not no_rails)[0]
+        given = (max_num_seqs, max_batched_tokens)
+        judged = parse_slo(slo) if slo else None
+        simulate_two(chosen, offered, layout, pools, asked, judged, profile, given, backend, experts, seed, out, json)
+        return
+    cut = parse_layout(layout)
+    offered = options.clusters([cluster], oversubscription, not no_rails)[0]
     limits = limits_for(profile, offered.system, max_num_seqs, max_batched_tokens, cut.attention_dp)
     if max_num_seqs is None:
         limits = drafts.limits(limits, cut, most_sequences(profile) if backend == "deepep" else None)
@@ -303,8 +351,10 @@ def simulate(
             backend=backend,
             experts=options.experts(chosen, experts, cut),
             tactics=drafts,
+            router=router,
             seed=seed,
             progress=lambda share: progress("simulate", share),
+            failures=failing,
         )
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())

@@ -131,6 +131,8 @@ def fit_facts(model: ModelConfig, system: System, engine: Engine, answer: Fit) -
 def simulation_facts(run: Run, command: str) -> Facts:
     """What `simulate --json` prints."""
     from planner.facts.experts import expert_facts, expert_warnings
+    from planner.facts.failures import incident_facts, incident_warnings
+    from planner.facts.sharing import sharing_facts, sharing_warnings
     from planner.facts.tactics import run_tactic_facts, tactic_warnings
 
     summary, deployment = run.summary, run.deployment
@@ -169,7 +171,14 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "memory": memory_facts(deployment.memory),
         "experts": expert_facts(run),
         **run_tactic_facts(run),
-        "warnings": expert_warnings(run) + tactic_warnings(deployment.tactics),
+        **sharing_facts(run),
+        **({"failures": incident_facts(run.failures)} if run.failures else {}),
+        "warnings": [
+            *expert_warnings(run),
+            *tactic_warnings(deployment.tactics),
+            *sharing_warnings(run),
+            *incident_warnings(run),
+        ],
         "command": command,
         "versions": {"moeplan": __version__},
     }

@@ -10,6 +10,7 @@ from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
 from planner.model.precision import compute_format
@@ -113,7 +114,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "cdf": _cdf(winner),
         "timeline": _timeline(winner),
         "warnings": _warnings(rec, winner, share),
-    }
+    } | sharing_facts(winner)
 
 
 def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, float]:
@@ -308,13 +309,14 @@ def _past_error(rec: Recommendation, winner: Run) -> str:
 
 def _warnings(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     warnings = [*rec.model.notes, *tactic_warnings(winner.deployment.tactics, rec.tactics), *_support_warnings(winner)]
+    warnings += sharing_warnings(winner)
     if winner.summary.num_measured < _FEW_REQUESTS:
         warnings.append(f"Only {winner.summary.num_measured} requests were measured: percentiles mean little.")
     if winner.summary.num_rejected:
         warnings.append(f"{winner.summary.num_rejected} requests were rejected: {winner.simulation.rejection_reason}")
     if share["roofline"] > 0.5:
         warnings.append(f"{share['roofline']:.0%} of the time comes from rooflines, not measurements.")
-    simulated = simulated_replicas(winner.deployment.layout)
+    simulated = simulated_replicas(winner.deployment, winner.workload)
     if winner.deployment.layout.replicas > simulated:
         warnings.append(
             f"{simulated} of {winner.deployment.layout.replicas} replicas were simulated, at their share of the load."

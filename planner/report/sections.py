@@ -330,6 +330,15 @@ def _losers(facts: Facts) -> Section | None:
     )
 
 
+def _prefix_cache(facts: Facts) -> Section | None:
+    cache = facts.get("prefix_cache")
+    if not cache:
+        return None
+    finding = f"Prefix caches found {cache['hit_rate']:.1%} of the prompt tokens, which were not computed again."
+    rows = tuple((title(key), described(key, value)) for key, value in cache.items() if key != "hit_rate")
+    return Section("Shared prefixes", finding, (Table(("Fact", "Value"), rows, frozenset({0, 1})),))
+
+
 def _model(facts: Facts) -> Section | None:
     model = facts.get("model") or {}
     rows = tuple((title(key), described(key, value)) for key, value in model.items() if value)
@@ -360,6 +369,7 @@ _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     _memory,
     _experts,
     _residency,
+    _prefix_cache,
     _losers,
     _model,
     _assumptions,

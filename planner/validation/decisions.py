@@ -75,7 +75,7 @@ def _family(point: Point) -> str:
 
 
 def picks(runs: Sequence[tuple[Point, Values]], margin: float = 1.0) -> Picks:
-    """Picks under TPOT_LIMITS_MS; predictions times `margin` must keep the limit. Limits that no run kept are left out."""
+    """Picks under TPOT_LIMITS_MS; predictions times `margin` must keep the limit; limits no run kept are left out."""
     groups: dict[tuple[object, ...], Runs] = defaultdict(list)
     for point, values in runs:
         if np.isfinite([*values[1:], *point.measured[1:]]).all():

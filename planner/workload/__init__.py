@@ -9,6 +9,7 @@ from planner.workload.demand import RequestArrays, Workload
 from planner.workload.lengths import Lengths
 from planner.workload.load import load_workload
 from planner.workload.presets import PRESETS, Preset
+from planner.workload.sharing import SharedPrefix, SharingArrays, Turns
 from planner.workload.slo import SLO_METRICS, SLO_STATISTICS, Objective, Slo, parse_slo
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "Objective",
     "Preset",
     "RequestArrays",
+    "SharedPrefix",
+    "SharingArrays",
     "Slo",
+    "Turns",
     "Workload",
     "load_workload",
     "parse_slo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from planner.errors import WorkloadError, nearest
@@ -15,6 +16,9 @@ DEFAULT_NUM_REQUESTS = 2000
 
 CLOSED_LOOP_ROUNDS = 12
 """Requests per user of a closed loop by default: two rounds of ramp-up and ten measured, as InferenceX does."""
+
+CONVERSATIONS_PER_RUN = 5
+"""How many conversations, one after the other, the default number of requests lasts."""
 
 _SHAPES = ("fixed:1024/256", "uniform:819-1024/819-1024", "lognormal:1024~0.6/256~0.8")
 
@@ -34,7 +38,8 @@ def load_workload(
     concurrency
         Users of a closed loop, instead of a rate.
     num_requests
-        Requests of one run; by default what the file says, 2,000, or 12 per user of a closed loop.
+        Requests of one run; by default what the file says, 2,000, or 12 per user of a closed loop; more where 2,000
+        would end before conversations do.
 
     Raises
     ------
@@ -50,14 +55,19 @@ def load_workload(
         workload = workload.with_concurrency(concurrency)
     closed = workload.arrivals.kind == "closed"
     if num_requests is None and closed and (concurrency is not None or text.strip() in PRESETS):
-        num_requests = max(DEFAULT_NUM_REQUESTS, CLOSED_LOOP_ROUNDS * workload.arrivals.concurrency)
+        rounds = CLOSED_LOOP_ROUNDS * math.ceil(workload.mean_turns)
+        num_requests = max(DEFAULT_NUM_REQUESTS, rounds * workload.arrivals.concurrency)
+    if num_requests is None and workload.turns is not None and not closed and text.strip() in PRESETS:
+        talking = workload.arrivals.rate_per_s * workload.conversation_think_s
+        num_requests = max(DEFAULT_NUM_REQUESTS, math.ceil(CONVERSATIONS_PER_RUN * talking))
     return workload if num_requests is None else workload.with_num_requests(num_requests)
 
 
 def _read(text: str) -> Workload:
     if text in PRESETS:
         preset = PRESETS[text]
-        return Workload(text, preset.prompt, preset.output, preset.arrivals, DEFAULT_NUM_REQUESTS)
+        sharing = preset.prefix, preset.turns
+        return Workload(text, preset.prompt, preset.output, preset.arrivals, DEFAULT_NUM_REQUESTS, *sharing)
     suffix = Path(text).suffix.lower()
     if suffix == ".toml":
         from planner.workload.schema import read_workload_toml

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from planner.workload.arrivals import Arrivals
 from planner.workload.lengths import Lengths
+from planner.workload.sharing import SharedPrefix, Turns
 
 DEFAULT_RATE_PER_S = 1.0
 """Arrival rate of a workload that names none [requests/s]; a placeholder of this project."""
@@ -25,6 +26,8 @@ class Preset:
     output: Lengths
     source: str
     arrivals: Arrivals = _PLACEHOLDER
+    prefix: SharedPrefix | None = None
+    turns: Turns | None = None
 
 
 PRESETS: dict[str, Preset] = {
@@ -65,5 +68,21 @@ PRESETS: dict[str, Preset] = {
         "recorded in the end-to-end table of aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0). The closed loop of 256 "
         "is an assumption of this project.",
         Arrivals.closed(256),
+    ),
+    "agents": Preset(
+        Lengths.lognormal(3795, 0.8),
+        Lengths.lognormal(182, 0.8),
+        "Means 7,590 in and 182 out, of which a large cache found half: the trace of Mooncake (arXiv 2407.00079v3, "
+        "4.2 and table 1). That the half is a system prompt with tools, that 64 of them follow Zipf's law, and the "
+        "log-normal spreads are assumptions of this project.",
+        prefix=SharedPrefix(64, Lengths.fixed(3795), zipf=1.0),
+    ),
+    "multi-turn": Preset(
+        Lengths.lognormal(171, 0.8),
+        Lengths.lognormal(256, 0.8),
+        "The means of `chat` over all turns, 1,024 in and 256 out: 171 new tokens a turn in conversations of 1 to 7 "
+        "turns (3 x 171 + 2 x 256 = 1,025). Turns, the think time of 20 s and the log-normal spreads are assumptions "
+        "of this project.",
+        turns=Turns(Lengths.uniform(1, 7), think_s=20.0),
     ),
 }

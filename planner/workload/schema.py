@@ -12,6 +12,7 @@ from planner.errors import WorkloadError, nearest
 from planner.workload.arrivals import Arrivals
 from planner.workload.demand import Workload
 from planner.workload.lengths import Lengths
+from planner.workload.sharing import SharedPrefix, Turns
 from planner.workload.trace import read_lengths
 
 
@@ -119,19 +120,48 @@ AnyLengths = Annotated[FixedLengths | UniformLengths | LognormalLengths | Empiri
 AnyArrivals = Annotated[PoissonArrivals | GammaArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
+class PrefixTable(_Table):
+    """`[prefix]`: what comes in front of `[prompt]` and is the same for all requests of a group."""
+
+    groups: int
+    """Number of different prefixes."""
+    tokens: AnyLengths
+    """Length of a prefix [tokens], drawn once per group."""
+    zipf: float = 0.0
+    """Exponent of the popularity of groups; 0 makes all alike."""
+
+
+class TurnsTable(_Table):
+    """`[turns]`: conversations, whose turns send the whole history in front of `[prompt]`."""
+
+    count: AnyLengths
+    """Turns of a conversation."""
+    think_s: float
+    """Mean time from an answer to the next turn [s]."""
+    think_cv: float = 1.0
+    """Coefficient of variation of the think time; 0 is fixed, 1 exponential."""
+    max_context_tokens: int | None = None
+    """A conversation ends before a turn whose prompt and answer exceed this [tokens]."""
+
+
 class WorkloadFile(_Table):
-    """A workload TOML: tables `[prompt]`, `[output]` and, unless given on the command line, `[arrivals]`."""
+    """A workload TOML: tables `[prompt]`, `[output]`, `[arrivals]` unless given on the command line, `[prefix]` and
+    `[turns]` where requests share prefixes or are turns of conversations."""
 
     name: str | None = None
     """Shown in reports; the file name when absent."""
     num_requests: int = 2000
     """Requests one simulation sends."""
     prompt: AnyLengths
-    """Lengths of the prompts."""
+    """Lengths of the prompts: what is new in each, after a shared prefix and the history."""
     output: AnyLengths
     """Lengths of the answers."""
     arrivals: AnyArrivals = PoissonArrivals(kind="poisson", rate_per_s=1.0)
     """When requests come."""
+    prefix: PrefixTable | None = None
+    """Prefixes shared by groups of requests."""
+    turns: TurnsTable | None = None
+    """Conversations of several turns."""
 
 
 def read_workload_toml(path: Path) -> Workload:
@@ -148,9 +178,20 @@ def read_workload_toml(path: Path) -> Workload:
         raise WorkloadError(f"{path}:\n  " + "\n  ".join(_faults(error))) from error
     try:
         prompt, output = file.prompt.build(path.parent), file.output.build(path.parent)
-        return Workload(file.name or path.stem, prompt, output, file.arrivals.build(), file.num_requests)
+        sharing = _prefix(file.prefix, path.parent), _turns(file.turns, path.parent)
+        return Workload(file.name or path.stem, prompt, output, file.arrivals.build(), file.num_requests, *sharing)
     except WorkloadError as error:
         raise WorkloadError(f"{path}: {error}") from error
+
+
+def _prefix(table: PrefixTable | None, folder: Path) -> SharedPrefix | None:
+    return None if table is None else SharedPrefix(table.groups, table.tokens.build(folder), table.zipf)
+
+
+def _turns(table: TurnsTable | None, folder: Path) -> Turns | None:
+    if table is None:
+        return None
+    return Turns(table.count.build(folder), table.think_s, table.think_cv, table.max_context_tokens)
 
 
 def _faults(error: ValidationError) -> list[str]:

@@ -11,6 +11,7 @@ from planner.errors import WorkloadError, nearest
 from planner.workload.arrivals import Arrivals
 from planner.workload.demand import Workload
 from planner.workload.lengths import Lengths
+from planner.workload.recorded import SHARING_COLUMNS, SharingReader
 
 TRACE_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 _FAULTS_SHOWN = 5
@@ -19,25 +20,29 @@ _FAULTS_SHOWN = 5
 def read_trace(path: Path) -> Workload:
     """Workload that replays the rows of a CSV with the columns `arrival_s, prompt_tokens, output_tokens`.
 
-    Times [s] ascend and are shifted to start at 0; other columns are ignored. Raises WorkloadError that lists the
-    first faults with line number, value and remedy.
+    Times [s] ascend and are shifted to start at 0. `prefix_group` and `shared_tokens`, and `conversation`, are
+    optional (see `planner.workload.recorded`); other columns are ignored. Raises WorkloadError that lists the first
+    faults with line number, value and remedy.
     """
     arrivals: list[float] = []
     prompts: list[int] = []
     outputs: list[int] = []
     faults: list[str] = []
-    for line, row in _rows(path, TRACE_COLUMNS):
+    sharing = SharingReader(faults)
+    for line, row in _rows(path, TRACE_COLUMNS, SHARING_COLUMNS):
         found = len(faults)
         arrival_s = _time(line, row["arrival_s"], arrivals[-1] if arrivals else 0.0, faults)
         prompt = _tokens(line, "prompt_tokens", row["prompt_tokens"], faults)
         output = _tokens(line, "output_tokens", row["output_tokens"], faults)
         if len(faults) == found:
+            sharing.read(line, row, prompt, output)
             arrivals.append(arrival_s)
             prompts.append(prompt)
             outputs.append(output)
     _raise_faults(path, faults, len(arrivals))
     lengths = Lengths.replay(prompts), Lengths.replay(outputs)
-    return Workload(path.stem, *lengths, Arrivals.trace(arrivals), len(arrivals))
+    arrival = Arrivals.trace(arrivals)
+    return Workload(path.stem, *lengths, arrival, len(arrivals), recorded=sharing.sharing())
 
 
 def read_lengths(path: Path, column: str) -> tuple[int, ...]:
@@ -48,8 +53,11 @@ def read_lengths(path: Path, column: str) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number (the header is line 1) and fields of each row, after checking that `columns` exist."""
+def _rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number (the header is line 1) and fields of each row, after checking that `columns` exist.
+
+    Fields of `optional` columns are there when the file has them.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -62,8 +70,9 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
                     f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)} ({hints}). "
                     f"The header must contain {','.join(columns)}."
                 )
+            read = [*columns, *(c for c in optional if c in header)]
             for row in reader:
-                yield reader.line_num, {c: (row[c] or "").strip() for c in columns}
+                yield reader.line_num, {c: (row[c] or "").strip() for c in read}
     except (OSError, UnicodeDecodeError) as error:
         raise WorkloadError(f"{path}: cannot be read as text ({error}). Check the path.") from error
 

@@ -1,0 +1,51 @@
+"""Ranks that step together, and what times their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import simpy
+
+from planner.enginespec import EngineSpec
+from planner.lockstep import PrefillHold
+from planner.scheduler import Rank, RankWork, Request
+
+
+class StepTimer(Protocol):
+    """The cost model, as the simulation sees it.
+
+    `draw` numbers the cached draw of the router that the last step used, 0 where there is none; `link_s` is how long
+    the last step's fetches of experts keep the host link busy [s].
+    """
+
+    draw: int
+    link_s: float
+
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
+
+        The entries of `ranks` are reused by the next step.
+        """
+        ...
+
+
+class Group:
+    """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
+
+    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    """
+
+    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake")
+
+    def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
+        self.index = index
+        self.timer = timer
+        self.mail: list[tuple[Rank, Request]] = []
+        self.unheard = spec.receive_interval
+        self.ranks = ranks
+        balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
+        self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
+        self.in_flight = 0
+        self.wake: simpy.Event | None = None
+        self.process: simpy.Process | None = None
