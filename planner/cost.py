@@ -70,6 +70,7 @@ class StepCost:
         self.experts, self.offload = experts, offload
         self._moe_tables: dict[str, Sum] = {}
         gpu = cluster.system.gpu
+        self.calibration = engine.calibration(gpu.arch)
         self._stream_bytes_per_s = gpu.hbm_bytes_per_s * gpu.hbm_efficiency
         self._kinds = [(k, n) for k, n in model.layer_kinds if k.stack == "decoder"]
         self._encoder_kinds = [(k, n) for k, n in model.layer_kinds if k.stack == "encoder"]
@@ -82,7 +83,7 @@ class StepCost:
     @property
     def host_s(self) -> float:
         """Host time of a step that the GPU does not hide (scheduling, input preparation, sampling, detokenising)."""
-        return self.engine.overheads.host_s_per_step
+        return self.engine.overheads.host_s_per_step + self.calibration.step_s
 
     @cached_property
     def routed(self) -> RoutedCost:
@@ -90,7 +91,7 @@ class StepCost:
         fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
         by_fp8 = self.cluster.system.gpu.arch in self.engine.mxfp4_by_fp8
         buffer = buffer_limit(self.engine) if self.engine.dispatch_buffer else None
-        return RoutedCost(*fixed, self.offload, self._rest_s, buffer, by_fp8)
+        return RoutedCost(*fixed, self.offload, self._rest_s, buffer, by_fp8, self.calibration)
 
     def _rest_s(self, tokens: Floats) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
@@ -103,6 +104,18 @@ class StepCost:
     def token_table(self) -> Sum:
         """Terms that grow with the tokens of one rank: projections, dense FFN, router, norms, all-reduce, hops."""
         return self._token_sum(self._kinds)
+
+    @cached_property
+    def prompt_token_table(self) -> Sum:
+        """`token_table` of steps with prompts, which are launched kernel by kernel."""
+        table, calibration = self.token_table, self.calibration
+        total = Sum(TOKENS.shape)
+        total.terms, total.origin = dict(table.terms), table.origin.copy()
+        total = total.scaled(lambda _: calibration.prompts)
+        if calibration.prompt_layer_s and self._kinds:
+            launches_s = calibration.prompt_layer_s * self.model.num_layers
+            total.add("prompt_launches", np.full(TOKENS.shape, launches_s), Origin.EXTRAPOLATED)
+        return total
 
     @cached_property
     def encoder_table(self) -> Sum:
@@ -121,7 +134,10 @@ class StepCost:
                     total.curve("all_reduce", self.tables.all_reduce(self.layout.tp), bytes_, count)
         if self.layout.pp > 1 and kinds:
             total.add("pipeline_hops", self._hop_s(), Origin.ROOFLINE)
-        return total
+        if self.calibration.layer_s and kinds:
+            layers = sum(count for _, count in kinds)
+            total.add("small_kernels", np.full(TOKENS.shape, self.calibration.layer_s * layers), Origin.EXTRAPOLATED)
+        return total.scaled(self.calibration.factor)
 
     def _add_gemms(self, total: Sum, layer: Layer, count: int) -> None:
         module = any(self._is_module(m) for m in layer.mixers if isinstance(m, Attention))
@@ -142,7 +158,8 @@ class StepCost:
     def moe_table(self, phase: str) -> Sum:
         """Terms that grow with the tokens of the whole expert-parallel group: experts, dispatch, combine."""
         if phase not in self._moe_tables:
-            self._moe_tables[phase] = self.routed.table(phase, self._kinds)
+            factor = self.calibration.prompts if phase == "prefill" else 1.0
+            self._moe_tables[phase] = self.routed.table(phase, self._kinds).scaled(lambda _: factor)
         return self._moe_tables[phase]
 
     @cached_property
@@ -163,7 +180,9 @@ class StepCost:
         total.curve("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols), TOKENS)
         stream = _SAMPLING_PASSES * TOKENS * self.model.vocab * 4.0 / self._stream_bytes_per_s
         total.add("sampling", stream, Origin.ROOFLINE)
-        return total
+        if self.calibration.sequence_s:
+            total.add("host", TOKENS * self.calibration.sequence_s, Origin.EXTRAPOLATED)
+        return total.scaled(self.calibration.factor)
 
     # --- tabulated on SEQS x LENGTHS -----------------------------------------------------------------------
 
@@ -189,7 +208,8 @@ class StepCost:
                     total.surface(label, self._attention(mixer, phase), x, y / mixer.compress_ratio, count, least)
                 else:
                     self._add_recurrent(total, mixer, phase, count)
-        return total
+        prompts = self.calibration.prompts if phase == "prefill" else 1.0
+        return total.scaled(lambda label: self.calibration.factor(label) * prompts)
 
     def _attention(self, mixer: Attention, phase: str) -> Surface:
         heads = max(1, mixer.num_heads // self.layout.tp)
@@ -277,7 +297,7 @@ class StepCost:
         dp, one = self.layout.attention_dp if ranks is None else ranks, np.ones_like(tokens)
         encoder = bool(self._encoder_kinds)
         parts = [
-            self._at(self.encoder_table if encoder else self.token_table, tokens),
+            self._at(self.encoder_table if encoder else self.prompt_token_table, tokens),
             self._at(self.encoder_moe_table if encoder else self.moe_table("prefill"), tokens * dp),
             self._at(self.head_table, one),
             self._at_surface(self.prefill_table, one, tokens),
@@ -299,7 +319,7 @@ class StepCost:
         decoded = seqs * self.query_tokens
         return join(
             [
-                self._at(self.token_table, tokens + decoded),
+                self._at(self.prompt_token_table, tokens + decoded),
                 self._at(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
                 self._at(self.head_table, decoded + 1),
                 self._at_surface(self.prefill_table, one, tokens),

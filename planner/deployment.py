@@ -100,6 +100,7 @@ class Deployment:
         """
         layout = self.layout
         kv_tokens, num_seqs = self.memory.kv_tokens // layout.pp, max(1, self.limits.max_num_seqs // layout.pp)
+        frontend_s, frontend_s_per_token = self.engine.frontend(self.cluster.system.gpu.arch)
         slot_tokens = max(1, kv_tokens // num_seqs) if self.engine.kv_slots else 0
         return EngineSpec(
             num_groups=replicas * layout.pp,
@@ -114,8 +115,8 @@ class Deployment:
             token_ratio=self.engine.admission_ratio,
             prefill_balance=self.engine.prefill_balance,
             rank_router=self.engine.rank_router if layout.attention_dp > 1 else "",
-            frontend_s=self.engine.overheads.frontend_s,
-            frontend_s_per_token=self.engine.overheads.frontend_s_per_token,
+            frontend_s=frontend_s,
+            frontend_s_per_token=frontend_s_per_token,
             receive_interval=self.engine.receive_interval,
             num_frontends=replicas,
             groups_per_link=self.replicas_per_root if self.offload else 0,

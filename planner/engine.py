@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from planner import tomlfile
+from planner.calibration import Calibration, Calibrations, shipped
 from planner.errors import InputError, nearest
 from planner.tomlfile import Tables
 
@@ -147,6 +148,8 @@ class Engine:
     `kv_slots` cuts the KV pool into one equal part per sequence (llama.cpp).
     `rank_router` spreads the requests of a replica over its attention-DP ranks; see `planner.balancer`.
     `receive_interval` is after how many decode steps the scheduler looks for new requests.
+    `frontend_workers` says that answers are post-processed in processes of their own.
+    `calibrations` are the user's, None for the shipped ones.
     `prefix_caching` says whether blocks of `block_tokens` are found again by prompts that begin alike.
     `static_fraction` is the operator's choice of SGLang's mem_fraction_static, None for its own formula.
     `mxfp4_by_fp8` are the architectures on which MXFP4 weights meet FP8 activations, on others bf16 ones.
@@ -173,6 +176,8 @@ class Engine:
     usage: Literal["server", "offline"] = "server"
     rank_router: Literal["least_requests", "round_robin", "power_of_two", "vllm_score"] = "least_requests"
     divides_prefill_by_attention_dp: bool = False
+    frontend_workers: bool = True
+    calibrations: Calibrations | None = None
     static_fraction: Annotated[float, Gt(0), Le(1)] | None = None
     mxfp4_by_fp8: tuple[str, ...] = ()
     receive_interval: Count = 1
@@ -197,6 +202,17 @@ class Engine:
         if self.admission_ratio is not None:
             return self.admission_ratio.start * self.admission_ratio.settled_share
         return 1.0 if self.capacity_policy == "guaranteed_no_evict" else 0.0
+
+    def calibration(self, arch: str) -> Calibration:
+        """What servers of this engine take beyond the tables on `arch`."""
+        return (self.calibrations or shipped()).of(self.kernels, arch)
+
+    def frontend(self, arch: str) -> tuple[float, float]:
+        """Seconds from sending a request to its queue: constant, and per prompt token (tokenising)."""
+        fitted = self.calibration(arch)
+        alone_s = 0.0 if self.frontend_workers else fitted.unassisted_frontend_s
+        constant_s = self.overheads.frontend_s + fitted.frontend_s + alone_s
+        return constant_s, self.overheads.frontend_s_per_token + fitted.frontend_s_per_token
 
     def with_memory_fraction(self, fraction: float) -> Engine:
         """The engine told to use this share of the memory its rule is about (--mem-fraction-static and the like)."""

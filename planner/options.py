@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from planner.calibration import calibrations
 from planner.capacity import CapacityLimit, default_limit
 from planner.capacity import rule as capacity_rule
 from planner.choices import ExpertChoices
@@ -98,10 +99,14 @@ def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bo
     return offered
 
 
-def engine(name: str, no_prefix_cache: bool) -> Engine:
-    """The engine profile of that name, without its prefix cache if wished."""
+def engine(name: str, no_prefix_cache: bool = False, calibration: str | None = None) -> Engine:
+    """The engine profile of that name, without its prefix cache if wished.
+
+    `calibration` is a file of `moeplan calibrate --out`, `off`, or None for the shipped ones.
+    """
     profile = load_engine(name)
-    return replace(profile, prefix_caching=False) if no_prefix_cache else profile
+    profile = replace(profile, prefix_caching=False) if no_prefix_cache else profile
+    return profile if calibration is None else replace(profile, calibrations=calibrations(calibration))
 
 
 def experts(model: ModelConfig, chosen: ExpertChoices, layout: Layout | None = None) -> ExpertSettings:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.calibration import NEUTRAL, Calibration
 from planner.capacity import BufferLimit
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster
@@ -44,7 +45,7 @@ class RoutedCost:
     fetches may hide.
 
     `buffer` is what a rank may send through low-latency exchange at once, None for anything. `mxfp4_by_fp8` says that
-    MXFP4 experts multiply FP8 activations.
+    MXFP4 experts multiply FP8 activations, `calibration` has the factors of experts and exchange.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class RoutedCost:
         rest_s: Callable[[Floats], Floats] | None = None,
         buffer: BufferLimit | None = None,
         mxfp4_by_fp8: bool = False,
+        calibration: Calibration = NEUTRAL,
     ) -> None:
         self.model, self.layout, self.cluster, self.tables = model, layout, cluster, tables
         self.backend, self.settings = backend, settings
         self.offload, self._rest_s, self._buffer = offload, rest_s, buffer
+        self._calibration = calibration
         stored = compute_format(model.format_of("expert"))
         self._format = "mxfp4_fp8" if stored == "mxfp4" and mxfp4_by_fp8 else stored
         self._nodes = -(-layout.stage_gpus // cluster.scale_up_gpus)
@@ -185,7 +188,8 @@ class RoutedCost:
         gpu, read = self.cluster.system.gpu, active * self._expert_bytes(moe)
         cached = seconds < read / gpu.hbm_bytes_per_s
         streamed = read / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
-        return np.where(cached, streamed, seconds), np.where(cached, np.int8(Origin.ROOFLINE), origin)
+        seconds = np.where(cached, streamed, seconds) * self._calibration.experts
+        return seconds, np.where(cached, np.int8(Origin.ROOFLINE), origin)
 
     def _expert_bytes(self, moe: Moe) -> float:
         """Bytes of the slice of one expert that a GPU holds."""
@@ -216,13 +220,14 @@ class RoutedCost:
             passes = self._passes(phase, tokens)
             per_gpu = tokens / gpus / passes * (hottest if mode == "low_latency" else self._distinct(moe, hottest))
             shape = (gpus, self._nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
-            limit, times = self._node_limit(moe), (count * passes * inside).astype(float)
+            limit = self._node_limit(moe)
+            times = (count * passes * inside).astype(float) * self._calibration.exchange
             dispatch = self.tables.dispatch(mode, *shape, self._dispatch_format(), node_limit=limit)
             total.curve("dispatch", dispatch, per_gpu, times)
             total.curve("combine", self.tables.combine(mode, *shape, "bf16", node_limit=limit), per_gpu, times)
         if not inside.all():
             bytes_ = tokens * np.ones_like(hottest) * moe.expert_hidden * _BF16_BYTES
-            times = (count * ~inside).astype(float)
+            times = (count * ~inside).astype(float) * self._calibration.exchange
             total.curve("dispatch", self.tables.all_gather(gpus), bytes_, times)
             total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, times)
 

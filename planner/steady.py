@@ -138,7 +138,7 @@ def steady_state(
     busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s
     waiting_share = np.minimum(busy, 1.0)
     own_s = np.maximum(per_prompt_s, prompt_step_s)
-    overheads = cost.engine.overheads
-    frontend_s = overheads.frontend_s + overheads.frontend_s_per_token * whole
+    constant_s, per_token_s = cost.engine.frontend(cost.cluster.system.gpu.arch)
+    frontend_s = constant_s + per_token_s * whole
     each = cost.tokens_per_step
     return SteadyState(batch, tpot_s / each, rate, decode_s / each, own_s, waiting_share, frontend_s, each)

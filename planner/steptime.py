@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,14 @@ class Sum:
         else:
             for code in range(len(Origin)):
                 self.origin[code] += np.where(origin == code, seconds, 0.0)
+
+    def scaled(self, factor: Callable[[str], float]) -> Sum:
+        """This sum with every operation times `factor` of its label; origins keep their shares."""
+        before = np.sum(list(self.terms.values()), axis=0) if self.terms else 0.0
+        self.terms = {label: seconds * factor(label) for label, seconds in self.terms.items()}
+        after = np.sum(list(self.terms.values()), axis=0) if self.terms else 0.0
+        self.origin = self.origin * np.where(before > 0, after / np.where(before > 0, before, 1.0), 1.0)
+        return self
 
     def curve(self, label: str, curve: Curve, x: Floats, count: float | Floats = 1.0) -> None:
         """Add `count` times the `curve` at `x`; `count` may differ from point to point."""

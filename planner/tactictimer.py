@@ -56,7 +56,7 @@ class TacticTimer(CostTimer):
         seconds = (
             self._host_s
             + attention_s
-            + self._tokens[padded]
+            + (self._prompt_tokens if prefill else self._tokens)[padded]
             + self._head[min(most_rows, len(self._head) - 1)]
             + self._draft[min(most_seqs, len(self._draft) - 1)]
             + self._moe_s(phase, total_tokens)

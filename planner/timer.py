@@ -39,7 +39,8 @@ class CostTimer:
         self._pad = padding(sizes, most_decoded)
         self._mixed_pad = padding(sizes, largest) if graphs.mixed_steps else list(range(largest + 1))
         self._tokens = tabulated(cost.token_table.terms, np.arange(largest + 1))
-        self._mixed_tokens = [self._tokens[min(padded, largest)] for padded in self._mixed_pad]
+        self._prompt_tokens = tabulated(cost.prompt_token_table.terms, np.arange(largest + 1))
+        self._mixed_tokens = [self._prompt_tokens[min(padded, largest)] for padded in self._mixed_pad]
         self._head = tabulated(cost.head_table.terms, np.arange(most_decoded + 64))
         self._stride = cost.layout.attention_dp
         grid = np.arange(largest + 1) * self._stride
@@ -108,10 +109,11 @@ class CostTimer:
         if self._encoder is not None:
             return self._encoder_step_s(most_prompt, total_prompt, most_rows, total_tokens - total_prompt, attention_s)
         phase, padded = ("prefill", self._mixed_pad) if prefill else ("decode", self._pad)
+        tokens = self._prompt_tokens if prefill else self._tokens
         return (
             self._host_s
             + attention_s
-            + self._tokens[min(padded[most_tokens], len(self._tokens) - 1)]
+            + tokens[min(padded[most_tokens], len(tokens) - 1)]
             + self._head[min(most_rows, len(self._head) - 1)]
             + self._moe_s(phase, total_tokens + num_idle)
             + self._padded_exchange_s(phase, padded[most_tokens], total_tokens + num_idle)

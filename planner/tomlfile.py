@@ -31,13 +31,17 @@ def parse(text: str, where: str) -> Tables:
         raise InputError(f"{where}: not valid TOML: {error}.") from error
 
 
-def read(path: Path) -> Tables:
-    """Tables of a TOML file; InputError when it is missing, not text or not TOML."""
+def read_text(path: Path) -> str:
+    """Text of a file; InputError when it is missing or not text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}). Check the path.") from error
-    return parse(text, str(path))
+
+
+def read(path: Path) -> Tables:
+    """Tables of a TOML file; InputError when it is missing, not text or not TOML."""
+    return parse(read_text(path), str(path))
 
 
 def split_sources(tables: Tables, prefix: str = "") -> tuple[Tables, dict[str, str]]:

@@ -12,6 +12,7 @@ import planner
 FLOORS = [
     {"units", "errors"},
     {"tomlfile"},
+    {"calibration"},
     {"model", "hardware", "workload", "engine", "engines"},
     {"layout", "choices"},
     {"speculation", "overlap"},

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from planner import __version__
 from planner.cli import (
     afd,
+    calibrate,
     commands,
     engines,
     experts_drops,
@@ -30,7 +31,15 @@ app = App(
     help_flags=["--help", "-h"],
     default_parameter=Parameter(negative=()),
 )
-for command in (commands.describe, commands.fit, commands.plan, commands.simulate, afd.afd, validate.validate):
+for command in (
+    commands.describe,
+    commands.fit,
+    commands.plan,
+    commands.simulate,
+    afd.afd,
+    validate.validate,
+    calibrate.calibrate,
+):
     app.command(command)
 app.command(failures.show_failures, name="failures")
 app.command(failures.show_scale_out, name="scale-out")

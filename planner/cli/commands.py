@@ -103,6 +103,7 @@ def plan(
     concurrency: int | None = None,
     slo: str = _DEFAULT_SLO,
     engine: str = "vllm",
+    calibration: str | None = None,
     num_requests: int | None = None,
     weights: str | None = None,
     kv: Literal["auto", "bf16", "fp8", "fp8_ds_mla"] = "auto",
@@ -138,6 +139,8 @@ def plan(
     engine
         Serving engine (`moeplan engines`): vllm, sglang, trtllm, llamacpp or generic, vllm-0.33.0 for a version, or a
         profile TOML.
+    calibration
+        Factors and host times of measured servers: a TOML of `moeplan calibrate --out`, or off; the shipped otherwise.
     num_requests
         Requests per simulation; chosen from the load otherwise.
     weights
@@ -180,7 +183,8 @@ def plan(
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
-    chosen, profile = options.precision(model, weights, None), options.engine(engine, no_prefix_cache)
+    chosen = options.precision(model, weights, None)
+    profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
     settings = options.experts(chosen, experts)
@@ -222,6 +226,7 @@ def simulate(
     concurrency: int | None = None,
     slo: str | None = None,
     engine: str = "vllm",
+    calibration: str | None = None,
     num_requests: int | None = None,
     max_num_seqs: int | None = None,
     max_batched_tokens: int | None = None,
@@ -261,6 +266,8 @@ def simulate(
     engine
         Serving engine (`moeplan engines`): vllm, sglang, trtllm, llamacpp or generic, vllm-0.33.0 for a version, or a
         profile TOML.
+    calibration
+        Factors and host times of measured servers: a TOML of `moeplan calibrate --out`, or off; the shipped otherwise.
     num_requests
         Requests to simulate.
     max_num_seqs
@@ -312,7 +319,8 @@ def simulate(
     if out is not None:
         check_folder(out)
     start = time.perf_counter()
-    chosen, profile = options.precision(model, weights, kv), options.engine(engine, no_prefix_cache)
+    chosen = options.precision(model, weights, kv)
+    profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     failing = failure_settings(profile, failures)
     if pools != ONE_POOL or layout is None:

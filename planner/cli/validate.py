@@ -17,7 +17,7 @@ _SHOWN = 10
 """Rows without a prediction that the text lists; JSON and --out have all."""
 
 
-def validate(points: Path, *, out: Path | None = None, json: bool = False) -> None:
+def validate(points: Path, *, calibration: str | None = None, out: Path | None = None, json: bool = False) -> None:
     """Replay measured serving points as the benchmark that produced them and report the errors.
 
     Parameters
@@ -26,22 +26,25 @@ def validate(points: Path, *, out: Path | None = None, json: bool = False) -> No
         CSV with the columns model, gpu, engine, num_gpus, tp, isl, osl, concurrency; optional are id, precision,
         attention_dp, moe_ep, pp, lengths (fixed or uniform_0.8_1.0) and what was measured: ttft_mean_ms, tpot_mean_ms,
         output_tok_s_per_gpu. Points without measurements are predicted all the same.
+    calibration
+        Factors and host times of measured servers: a TOML of `moeplan calibrate --out`, or off; the shipped otherwise.
     out
         CSV for the predictions: the input columns, pred_METRIC with _low and _high (80 % interval), status,
         measured_share.
     json
         Print the facts as JSON.
     """
+    from planner.calibration import calibrations
     from planner.facts.validation import validation_facts
     from planner.validation import check_out, read_points, write_predictions
     from planner.validation import validate as replay_all
 
     started = time.perf_counter()
-    source = read_points(points)
+    source, used = read_points(points), calibrations(calibration)
     if out is not None:
         check_out(out, points)
     with progress_bar() as progress:
-        found = replay_all(source, progress=lambda share: progress("replaying points", share))
+        found = replay_all(source, calibrations=used, progress=lambda share: progress("replaying points", share))
     if out is not None:
         write_predictions(found, out)
     _check_any(found)

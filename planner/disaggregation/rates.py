@@ -132,8 +132,8 @@ def prefill_rate(cost: StepCost, deployment: Deployment, demand: Demand) -> Pref
     rate = layout.attention_dp * budget / step_s / demand.prompt_tokens
     chunk = min(demand.prompt_tokens, float(budget))
     alone_s = _prompt_step_s(cost, chunk, demand.prompt_tokens, 1) * demand.prompt_tokens / chunk
-    overheads = deployment.engine.overheads
-    frontend_s = overheads.frontend_s + overheads.frontend_s_per_token * demand.prompt_tokens
+    constant_s, per_token_s = deployment.engine.frontend(deployment.cluster.system.gpu.arch)
+    frontend_s = constant_s + per_token_s * demand.prompt_tokens
     # Stages of a pipeline work on different batches at once.
     return PrefillRate(deployment, step_s, alone_s, rate * layout.pp, demand.prompt_cv2, frontend_s)
 

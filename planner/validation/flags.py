@@ -52,6 +52,8 @@ class Flags:
     receive_interval: int = 1
     mxfp4_activations: str | None = None
     memory_fraction: float | None = None
+    frontend_workers: bool | None = None
+    prefill_balance: tuple[int, int] | None = None
 
     def limits(self, default: Limits, point: Point) -> Limits:
         """`default` limits of one rank as these flags change them."""
@@ -80,5 +82,6 @@ def _rules() -> tuple[tuple[Match, dict[str, Any]], ...]:
     rules = []
     for rule in tomllib.loads(text)["rule"]:
         when: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in rule["when"].items()}
-        rules.append((Match(**when), dict(rule["set"])))
+        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in rule["set"].items()}
+        rules.append((Match(**when), settings))
     return tuple(rules)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
+from planner.calibration import Calibrations
 from planner.errors import PlannerError
 from planner.validation.points import Point, PointsFile, Row
 from planner.validation.replay import Costs, Prediction, replay, rounds_of
@@ -34,14 +36,21 @@ class Validation:
 
 
 def validate(
-    source: PointsFile, *, workers: int | None = None, progress: Callable[[float], None] | None = None
+    source: PointsFile,
+    *,
+    calibrations: Calibrations | None = None,
+    breaks_down: bool = False,
+    workers: int | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Validation:
     """Replay every point of `source` on `workers` processes, all cores by default.
 
-    `progress` is called with the share of steps done. PlannerError when the system ends a worker.
+    `calibrations` and `breaks_down` as in `replay`. `progress` is called with the share of steps done. PlannerError
+    when the system ends a worker.
     """
     points = source.points
-    done = dict(zip(map(id, points), _predicted(points, workers, progress), strict=True))
+    work = partial(_replayed, calibrations=calibrations, breaks_down=breaks_down)
+    done = dict(zip(map(id, points), _predicted(points, work, workers, progress), strict=True))
     return Validation(source, tuple(done[id(row.point)] if row.point else _unread(row) for row in source.rows))
 
 
@@ -50,18 +59,21 @@ def _unread(row: Row) -> Prediction:
 
 
 def _predicted(
-    points: Sequence[Point], workers: int | None, progress: Callable[[float], None] | None
+    points: Sequence[Point],
+    work: Callable[[Sequence[Point]], list[Prediction]],
+    workers: int | None,
+    progress: Callable[[float], None] | None,
 ) -> list[Prediction]:
-    """Predictions in the order of `points`."""
+    """Predictions in the order of `points`, which `work` makes of some of them."""
     tasks, total = _tasks(points), sum(map(_steps, points))
     cores = min(workers or _cores(), len(tasks))
     if cores == 1 or (workers is None and total < _ALONE_STEPS):
-        return _replayed(points)
+        return work(points)
     found: dict[int, Prediction] = {}
     share = 0.0
     # Forking under the threads of a progress bar is not safe, and newer Pythons warn about it.
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_replayed, [points[i] for i in task]): task for task in tasks}
+        futures = {pool.submit(work, [points[i] for i in task]): task for task in tasks}
         try:
             for future in as_completed(futures):
                 task = futures[future]
@@ -81,10 +93,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _replayed(points: Sequence[Point]) -> list[Prediction]:
+def _replayed(points: Sequence[Point], calibrations: Calibrations | None, breaks_down: bool) -> list[Prediction]:
     """One worker's share; step times of a server are kept for its next point."""
     costs: Costs = {}
-    return [replay(point, costs) for point in points]
+    return [replay(point, costs, calibrations, breaks_down) for point in points]
 
 
 def _steps(point: Point) -> int:

@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.calibration import ANY, GENERATIONS, Calibrations
 from planner.cost import StepCost
 from planner.deployment import Deployment, Run, deploy, run
-from planner.engine import Engine, Limits
+from planner.engine import Engine, Limits, PrefillBalance
 from planner.errors import DoesNotFit, Infeasible, PlannerError
 from planner.hardware import Cluster, System
 from planner.layout import Layout
 from planner.model import ModelConfig, override
+from planner.validation.breakdown import Breakdown, break_down
 from planner.validation.flags import Flags, flags_of
 from planner.validation.names import engine_of, model_of, system_of
 from planner.validation.points import Point
@@ -50,8 +52,9 @@ class Prediction:
     """What a point should measure; `status` is `ok`, or `infeasible` or `unsupported` with the reason.
 
     `values` follows `points.METRICS`: mean TTFT [ms], mean TPOT [ms], output tokens per second and GPU; NaN where
-    there is none. `family` is the kind of layout and `engine` the profile that was simulated. `origin_share` is the
-    share of the simulated time by origin (measured, interpolated, ...).
+    there is none. `family` is the kind of layout, `engine` the profile that was simulated and `generation` that of the
+    GPU. `origin_share` is the share of the simulated time by origin (measured, interpolated, ...). `breakdown` is there
+    when it was asked for.
     """
 
     status: str
@@ -60,6 +63,8 @@ class Prediction:
     is_moe: bool | None = None
     family: str = ""
     engine: str = ""
+    generation: str = ""
+    breakdown: Breakdown | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -72,19 +77,28 @@ class Prediction:
         return self.origin_share.get("measured", 0.0) + self.origin_share.get("interpolated", 0.0)
 
 
-def replay(point: Point, costs: Costs | None = None) -> Prediction:
+def replay(
+    point: Point, costs: Costs | None = None, calibrations: Calibrations | None = None, breaks_down: bool = False
+) -> Prediction:
     """Prediction of `point`; a point that cannot be predicted says why in its status and raises nothing.
 
-    `costs` keeps step times for the next points of the same server.
+    `costs` keeps step times for the next points of the same server. `calibrations` are the shipped ones where none are
+    given; with `breaks_down` the prediction says what it is made of.
     """
     known: dict[str, Any] = {}
+    costs = {} if costs is None else costs
     try:
         model = _model(point)
         layout = _layout(point, model)
-        known = {"is_moe": model.moe is not None, "family": layout.family, "engine": _engine(point).name}
-        result = run(_deploy(point, model, layout), workload_of(point))
-        share = _origin_share(point, result, {} if costs is None else costs)
-        return Prediction("ok", _means(point, result), share, **known)
+        serving = replace(_engine(point), calibrations=calibrations)
+        known = {"is_moe": model.moe is not None, "family": layout.family, "engine": serving.name}
+        known["generation"] = GENERATIONS.get(system_of(point.gpu).gpu.arch, ANY)
+        result = run(_deploy(point, model, layout, serving), workload_of(point))
+        cost = costs.setdefault(point.deployed, result.deployment.cost())
+        if breaks_down:
+            weights = _weights(len(result.simulation.requests), point.concurrency)
+            known["breakdown"] = break_down(result.simulation, cost, weights)
+        return Prediction("ok", _means(point, result), _origin_share(point, result, cost), **known)
     except Infeasible as error:
         status = f"infeasible: {error}"
     except PlannerError as error:
@@ -138,6 +152,10 @@ def _engine(point: Point) -> Engine:
     serving = replace(serving, receive_interval=flags.receive_interval)
     if flags.memory_fraction is not None:
         serving = serving.with_memory_fraction(flags.memory_fraction)
+    if flags.frontend_workers is not None:
+        serving = replace(serving, frontend_workers=flags.frontend_workers)
+    if flags.prefill_balance is not None:
+        serving = replace(serving, prefill_balance=PrefillBalance(True, *flags.prefill_balance))
     if flags.mxfp4_activations == "fp8":
         serving = replace(serving, mxfp4_by_fp8=(system_of(point.gpu).gpu.arch,))
     return serving
@@ -148,9 +166,9 @@ def _flags(point: Point, serving: Engine) -> Flags:
     return Flags() if point.lengths == (1.0, 1.0) else flags_of(point, serving.name)
 
 
-def _deploy(point: Point, model: ModelConfig, layout: Layout) -> Deployment:
-    """The server with the engine's default limits, or the largest share of them that leaves room for one request."""
-    serving, chosen = _engine(point), system_of(point.gpu)
+def _deploy(point: Point, model: ModelConfig, layout: Layout, serving: Engine) -> Deployment:
+    """The server with the engine's limits, or the largest share of them that leaves room for one request."""
+    chosen = system_of(point.gpu)
     cluster, context = _cluster(chosen, point.num_gpus), point.isl + point.osl // 2
     backend = "allgather_reducescatter" if point.attention_dp > 1 else "all_reduce"
     reason = None
@@ -208,15 +226,12 @@ def _mean(values: Floats, weights: Floats) -> float:
     return float(np.average(values[known], weights=weights[known])) if known.any() else float("nan")
 
 
-def _origin_share(point: Point, result: Run, costs: Costs) -> Mapping[str, float]:
+def _origin_share(point: Point, result: Run, cost: StepCost) -> Mapping[str, float]:
     """Share of the time by origin: a decode and a prefill step of mean size, by the time spent in such steps."""
     steps = result.simulation.steps
     decoding, prefilling = steps.decode_seqs > 0, steps.prefill_tokens > 0
     seqs = float(steps.decode_seqs[decoding].mean()) if decoding.any() else 1.0
     chunk = min(float(steps.prefill_tokens[prefilling].mean()), float(result.deployment.limits.max_batched_tokens))
-    if point.deployed not in costs:
-        costs[point.deployed] = result.deployment.cost()
-    cost = costs[point.deployed]
     ranks = point.attention_dp
     decode = cost.decode(np.array(max(1.0, round(seqs / ranks))), np.array(point.isl + point.osl / 2))
     prefill = cost.prefill(np.array(max(1.0, chunk)), ranks=1.0)
