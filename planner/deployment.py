@@ -114,6 +114,7 @@ class Deployment:
             admission_reserve=self.engine.admission_reserve,
             token_ratio=self.engine.admission_ratio,
             prefill_balance=self.engine.prefill_balance,
+            batch_wait=self.engine.batch_wait,
             rank_router=self.engine.rank_router if layout.attention_dp > 1 else "",
             frontend_s=frontend_s,
             frontend_s_per_token=frontend_s_per_token,

@@ -127,6 +127,16 @@ class PrefillBalance:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchWait:
+    """TensorRT-LLM's batch waiting, for servers without attention-DP: prompts wait while others decode until the step
+    would hold `token_share` of the token budget, `timeout_steps` at most.
+    """
+
+    timeout_steps: Count
+    token_share: Share
+
+
+@dataclass(frozen=True, slots=True)
 class DispatchBuffer:
     """What low-latency exchange does with more than `overheads.low_latency_tokens`; see `capacity.buffers`."""
 
@@ -186,6 +196,7 @@ class Engine:
     ubatch_tokens: Annotated[int, Ge(0)] = 0
     token_ratio: TokenRatio | None = None
     prefill_balance: PrefillBalance | None = None
+    batch_wait: BatchWait | None = None
     dispatch_buffer: DispatchBuffer | None = None
 
     def __post_init__(self) -> None:

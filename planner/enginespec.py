@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.engine import PrefillBalance, TokenRatio
+from planner.engine import BatchWait, PrefillBalance, TokenRatio
 from planner.errors import InputError, nearest
 
 POLICIES = ("mixed", "prefill_first")
@@ -22,7 +22,7 @@ class EngineSpec:
 
     `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
     requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT; `token_ratio` is SGLang's rule
-    instead (`planner.retraction`). `prefill_balance` is `planner.lockstep`'s. `rank_router` spreads the requests of a
+    instead (`planner.retraction`). `prefill_balance` and `batch_wait` are `planner.lockstep`'s. `rank_router` spreads the requests of a
     group over its ranks (`planner.balancer`). No request takes more than `max_request_tokens` of KV, 0 for the pool. Of
     the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host link, 0 for none.
 
@@ -50,6 +50,7 @@ class EngineSpec:
     num_frontends: int = 1
     token_ratio: TokenRatio | None = None
     prefill_balance: PrefillBalance | None = None
+    batch_wait: BatchWait | None = None
     rank_router: str = ""
     max_request_tokens: int = 0
     acceptance: tuple[float, ...] = ()

@@ -8,7 +8,7 @@ from typing import Protocol
 import simpy
 
 from planner.enginespec import EngineSpec
-from planner.lockstep import PrefillHold
+from planner.lockstep import PrefillHold, PromptHold
 from planner.scheduler import Rank, RankWork, Request
 
 
@@ -30,6 +30,14 @@ class StepTimer(Protocol):
         ...
 
 
+def _hold(spec: EngineSpec) -> PrefillHold | PromptHold | None:
+    """Who decides whether prompts may enter a step, None where they always may."""
+    if spec.ranks_per_group == 1:
+        return None if spec.batch_wait is None else PromptHold(spec.batch_wait)
+    balance = spec.prefill_balance
+    return PrefillHold(balance) if balance is not None and balance.enabled else None
+
+
 class Group:
     """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
 
@@ -44,8 +52,7 @@ class Group:
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
         self.ranks = ranks
-        balance = spec.prefill_balance if spec.ranks_per_group > 1 else None
-        self.hold = PrefillHold(balance) if balance is not None and balance.enabled else None
+        self.hold = _hold(spec)
         self.in_flight = 0
         self.wake: simpy.Event | None = None
         self.process: simpy.Process | None = None

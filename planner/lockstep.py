@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.engine import PrefillBalance
+from planner.engine import BatchWait, PrefillBalance
 from planner.scheduler import Rank
 
 
@@ -43,3 +43,33 @@ class PrefillHold:
             return True
         self._waiting_steps = 0
         return False
+
+
+class PromptHold:
+    """TensorRT-LLM's batch waiting (PyExecutor._waiting_requests, batch_wait_timeout_iters).
+
+    Prompts of a lone rank that decodes are held until those waiting and the decodes make up the rule's share of the
+    token budget, or for as many steps as it allows.
+    """
+
+    __slots__ = ("_rule", "_waiting_steps")
+
+    def __init__(self, rule: BatchWait) -> None:
+        self._rule = rule
+        self._waiting_steps = 0
+
+    def decide(self, ranks: Sequence[Rank]) -> None:
+        """Let prompts into the next step of the only rank, or hold them."""
+        rank = ranks[0]
+        rank.holds_prompts = self._holds(rank)
+        self._waiting_steps = self._waiting_steps + 1 if rank.holds_prompts else 0
+
+    def _holds(self, rank: Rank) -> bool:
+        if not rank.num_decoding or self._waiting_steps >= self._rule.timeout_steps or not rank.can_prefill():
+            return False
+        wanted = self._rule.token_share * rank.max_batched_tokens - rank.num_decoding
+        for request in rank.waiting:
+            wanted -= request.target
+            if wanted <= 0:
+                return False
+        return True

@@ -27,6 +27,8 @@ class Match:
     precision: str = ""
     min_users: int = 0
     max_tp: int | None = None
+    isl: int | None = None
+    osl: int | None = None
 
     def holds(self, point: Point, engine: str) -> bool:
         """True when `point`, served by the profile `engine`, is such a run."""
@@ -37,6 +39,8 @@ class Match:
             and self.precision in ("", point.precision.lower())
             and point.concurrency >= self.min_users
             and (self.max_tp is None or point.tp <= self.max_tp)
+            and self.isl in (None, point.isl)
+            and self.osl in (None, point.osl)
         )
 
 
@@ -54,6 +58,7 @@ class Flags:
     memory_fraction: float | None = None
     frontend_workers: bool | None = None
     prefill_balance: tuple[int, int] | None = None
+    batch_wait: tuple[int, float] | None = None
 
     def limits(self, default: Limits, point: Point) -> Limits:
         """`default` limits of one rank as these flags change them."""

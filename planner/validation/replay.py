@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from planner.calibration import ANY, GENERATIONS, Calibrations
 from planner.cost import StepCost
 from planner.deployment import Deployment, Run, deploy, run
-from planner.engine import Engine, Limits, PrefillBalance
+from planner.engine import BatchWait, Engine, Limits, PrefillBalance
 from planner.errors import DoesNotFit, Infeasible, PlannerError
 from planner.hardware import Cluster, System
 from planner.layout import Layout
@@ -156,6 +156,8 @@ def _engine(point: Point) -> Engine:
         serving = replace(serving, frontend_workers=flags.frontend_workers)
     if flags.prefill_balance is not None:
         serving = replace(serving, prefill_balance=PrefillBalance(True, *flags.prefill_balance))
+    if flags.batch_wait is not None:
+        serving = replace(serving, batch_wait=BatchWait(*flags.batch_wait))
     if flags.mxfp4_activations == "fp8":
         serving = replace(serving, mxfp4_by_fp8=(system_of(point.gpu).gpu.arch,))
     return serving
