@@ -236,7 +236,7 @@ def test_clusters_are_named_when_they_differ() -> None:
     table = candidates({"top": rows})
     assert table is not None
     assert table.header[1] == "Cluster" and table.rows[-1][1] == "other:1x8"
-    assert table.text_columns == {0, 1, 3, 8}
+    assert table.text_columns == {0, 1, 3, 9}
 
 
 def test_infeasible_answer_shows_remedies_without_tiles() -> None:
