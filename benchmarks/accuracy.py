@@ -47,6 +47,8 @@ SOURCE = (
 )
 LABELS = {"tpot_mean_ms": "TPOT", "ttft_mean_ms": "TTFT", "output_tok_s_per_gpu": "output tok/s/GPU"}
 WORST = 8
+LEAST_POINTS = 10
+"""Points without which a slice gets no bar."""
 COLOURS = {True: "#0b5cad", False: "#e3a857"}
 
 
@@ -229,6 +231,26 @@ def scatter(pairs: Sequence[Pair]) -> str:
     return svg(figure, "accuracy", "Predicted against measured TPOT, TTFT and output tokens per second and GPU")
 
 
+def slice_bars(judged: validation.Validation) -> str:
+    """Median error of left-out points by engine, GPU, layout and users, one panel per metric."""
+    found = [
+        (f"{name} {value}", num, scores)
+        for name, value, scores, num in slices(judged)
+        if name not in ("model", "kind") and num >= LEAST_POINTS
+    ]
+    figure = Figure(figsize=(9.0, 0.24 * len(found) + 0.9), layout="constrained")
+    places = np.arange(len(found))[::-1]
+    for axes, (metric, label) in zip(figure.subplots(1, len(LABELS), sharey=True), LABELS.items(), strict=True):
+        errors = [scores[metric].median_ape_pct for _, _, scores in found]
+        axes.barh(places, errors, color=COLOURS[True], height=0.7)
+        for place, error in zip(places, errors, strict=True):
+            axes.text(error, place, f" {error:.0f}", va="center", fontsize=8)
+        axes.axvline(TARGETS[metric][0], color="#b3261e", lw=0.8)
+        axes.set(title=f"{label}, median error [%]", xlim=(0, 1.15 * max(errors)))
+        axes.set_yticks(places, [f"{name} ({num:,})" for name, num, _ in found], fontsize=8)
+    return svg(figure, "accuracy-slices", "Median error of left-out points by slice; the red line is the aim for MoE")
+
+
 def kernel_summary() -> list[str]:
     """The summary table of docs/kernel_accuracy.md, which `benchmarks/kernel_accuracy.py` writes."""
     page = (DOCS / "kernel_accuracy.md").read_text("utf-8")
@@ -290,7 +312,14 @@ def page(found: Calibrated, judged: validation.Validation) -> str:
         *[*summary(found, judged), "", "![Predicted against measured](figures/accuracy.svg)", ""],
         *["### Decisions", "", fill(DECISION_TEXT, 120), "", *decision_rows(judged), ""],
         *["### Calibration", "", fill(CALIBRATION_TEXT, 120), "", *calibration_rows(), ""],
-        *["### By slice", "", *table(["slice", "", "given", *HEAD[3:]], sliced), ""],
+        *[
+            "### By slice",
+            "",
+            "![Median error by slice](figures/accuracy_slices.svg)",
+            "",
+            *table(["slice", "", "given", *HEAD[3:]], sliced),
+            "",
+        ],
         *["### By server", "", *table(HEAD, by_engine + by_server), ""],
         *["### Furthest off", "", "Predicted / measured.", "", *worst_rows(judged), ""],
         *["### Not predicted", "", *(ids or ["Every point is predicted."]), ""],
@@ -329,6 +358,7 @@ def main() -> None:
     if "--write" in sys.argv:
         write_fitted(found, judged)
     (DOCS / "figures" / "accuracy.svg").write_text(scatter(judged.pairs), encoding="utf-8")
+    (DOCS / "figures" / "accuracy_slices.svg").write_text(slice_bars(judged), encoding="utf-8")
     (DOCS / "accuracy.md").write_text(page(found, judged), encoding="utf-8")
     print("\n".join([*summary(found, judged), *decision_rows(judged)]))
 
