@@ -316,7 +316,8 @@ def test_simulate_without_the_cache_says_so(moeplan):
 
 
 def test_plan_meets_with_the_cache_what_it_misses_without(moeplan, tmp_path):
-    question = ("plan", "mixtral-8x7b", "--cluster", "h100-sxm:1x4", "--workload", "agents", "--rate", "6", "--calibration", "off")
+    question = ("plan", "mixtral-8x7b", "--cluster", "h100-sxm:1x4", "--workload", "agents", "--rate", "6")
+    question += ("--calibration", "off")
     slo = ("--slo", "ttft_p95=1s,tpot_p95=40ms", "--num-requests", "300")
     folder = tmp_path / "plan"
     _, out, err = moeplan(*question, *slo, "--json", "--out", str(folder))
