@@ -214,9 +214,14 @@ class Engine:
             return self.admission_ratio.start * self.admission_ratio.settled_share
         return 1.0 if self.capacity_policy == "guaranteed_no_evict" else 0.0
 
+    @property
+    def fitted(self) -> Calibrations:
+        """The calibrations in use."""
+        return self.calibrations or shipped()
+
     def calibration(self, arch: str) -> Calibration:
         """What servers of this engine take beyond the tables on `arch`."""
-        return (self.calibrations or shipped()).of(self.kernels, arch)
+        return self.fitted.of(self.kernels, arch)
 
     def frontend(self, arch: str) -> tuple[float, float]:
         """Seconds from sending a request to its queue: constant, and per prompt token (tokenising)."""

@@ -8,7 +8,7 @@ from planner.experttext import balance_lines, outside_lines, run_lines
 from planner.facts.tactics import tactic_lines
 from planner.failuretext import incident_lines
 from planner.tables import table
-from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
+from planner.units import format_bytes, format_chance, format_count, format_seconds, format_usd, significant
 
 Facts = dict[str, Any]
 _BAR = 24
@@ -157,7 +157,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         "",
         "Best layouts",
         table(
-            ["layout", "GPUs", "SLO", "TTFT p95", "TPOT p95", "out tok/s/GPU", "$/Mtok out", "tightest"],
+            ["layout", "GPUs", "SLO", "sure", "TTFT p95", "TPOT p95", "out tok/s/GPU", "$/Mtok out", "tightest"],
             [_top_row(row) for row in facts["top"]],
         ),
         "",
@@ -174,6 +174,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         "",
         *balance_lines(facts["balance"]),
         "How sure  predicted time is " + ", ".join(f"{v:.0%} {k}" for k, v in share.items()) + ".",
+        f"          {facts['certainty']['sentence']}",
         f"          {facts['past_error']}",
         "",
     ]
@@ -184,6 +185,7 @@ def _top_row(row: Facts) -> tuple[str, ...]:
         row["name"],
         str(row["num_gpus"]),
         "meets" if row["meets_slo"] else "misses",
+        "-" if row["chance"] is None else format_chance(row["chance"]),
         "-" if row["ttft_p95_s"] is None else format_seconds(row["ttft_p95_s"]),
         "-" if row["tpot_p95_s"] is None else format_seconds(row["tpot_p95_s"]),
         significant(row["output_tok_per_s_per_gpu"]),

@@ -81,3 +81,12 @@ def format_usd(value: float) -> str:
     ('$0.432', '$87,072')
     """
     return f"${significant(value)}"
+
+
+def format_chance(chance: float) -> str:
+    """A chance in percent; never a certainty.
+
+    >>> format_chance(0.834), format_chance(0.9999), format_chance(0.0)
+    ('83%', '>99%', '<1%')
+    """
+    return ">99%" if chance > 0.99 else "<1%" if chance < 0.01 else f"{chance:.0%}"

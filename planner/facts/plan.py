@@ -9,6 +9,7 @@ from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
+from planner.facts.certainty import certainty_facts, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
@@ -18,18 +19,12 @@ from planner.recommend import Recommendation
 from planner.small import PAST_ERROR
 from planner.steptime import StepTime
 from planner.tactics import PLAIN
-from planner.units import format_seconds, format_usd, significant
+from planner.units import format_chance, format_seconds, format_usd, significant
 
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
-_MOE_ERROR = (
-    "On 653 measured MoE server points TPOT was off by 12 % and TTFT by 28 % (medians), TTFT by 46 % in the mean."
-)
-_DENSE_ERROR = "On 585 measured dense server points TPOT was off by 15 % and TTFT by 25 % (medians)."
-_NO_COMPARISON = (
-    "No measured server like this to compare with; on the MoE servers there were, TPOT was off by 12 % and TTFT by "
-    "28 % (medians)."
-)
-"""From docs/accuracy.md; rewrite together."""
+_SURE = 0.9
+"""Chance below which a surer layout is pointed out."""
+_UNLIKE = "None of those servers was like this one."
 _PLAIN_ONLY = "None of them drafted tokens or overlapped the exchange."
 _CDF_POINTS = 101
 _TIMELINE_POINTS = 200
@@ -105,10 +100,11 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "memory": memory_facts(candidate.memory),
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
+        "certainty": certainty_facts(winner, share, rec.sustained_factor),
         "past_error": _past_error(rec, winner),
         "experts": experts,
         "balance": balance,
-        "top": [_run_row(run) for run in rec.runs[:_TOP]],
+        "top": [_run_row(run) | {"chance": _chance(run, winner, share)} for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
         "cdf": _cdf(winner),
@@ -195,6 +191,14 @@ def _run_row(run: Run) -> Facts:
         if run.worst_objective == UNSUSTAINED
         else f"{run.worst_objective} at {run.worst_ratio:.0%} of its limit",
     }
+
+
+def _chance(run: Run, winner: Run, share: Facts) -> float | None:
+    """Chance that `run` meets the SLO; runs on the winner's kind of GPU rest on what the winner rests on."""
+    if run.deployment.cluster.system != winner.deployment.cluster.system:
+        decode, prefill, prefill_time_share = operating_point(run, run.deployment.cost())
+        share = _mixed_share(decode, prefill, prefill_time_share)
+    return meets_chance(run, share)
 
 
 def _front_row(run: Run) -> Facts:
@@ -284,6 +288,7 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
         )
     if winner.deployment.offload is not None:
         steps += [f"To hold all experts in HBM: {remedy}." for remedy in rec.remedies[:2]]
+    steps += _surer(rec, winner, share)
     guessed = share["extrapolated"] + share["roofline"]
     if guessed > 0.3:
         steps.append(
@@ -295,15 +300,29 @@ def _next_steps(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     return steps
 
 
+def _surer(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
+    """The cheapest simulated run that is sure enough where the winner is not."""
+    sure = meets_chance(winner, share)
+    if sure is None or sure >= _SURE:
+        return []
+    found = [(run, _chance(run, winner, share) or 0.0) for run in rec.runs if run is not winner and run.meets_slo]
+    surer = [(run, chance) for run, chance in found if chance >= _SURE]
+    head = f"The SLO holds in {format_chance(sure)} of cases like this:"
+    if not surer:
+        return [f"{head} none of the simulated layouts reaches {_SURE:.0%}. Offer more GPUs, or calibrate first."]
+    run, chance = min(surer, key=lambda pair: (pair[0].num_gpus, -pair[1]))
+    return [f"{head} to be {format_chance(chance)} sure take {run.deployment.name} on {run.num_gpus} GPUs."]
+
+
 def _past_error(rec: Recommendation, winner: Run) -> str:
-    """How far this version was off on measured servers of the same kind, if there were any."""
+    """How far this version was off on measured servers, and whether any of them was of the same kind."""
     layout, system = winner.deployment.layout, winner.deployment.cluster.system
     if winner.deployment.offload is not None:
-        return f"Experts outside HBM, compared with {PAST_ERROR}. TTFT leaves out the server's own work."
+        return PAST_ERROR
+    error = past_errors(winner)
     encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
     if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
-        return _NO_COMPARISON
-    error = _MOE_ERROR if rec.model.moe else _DENSE_ERROR
+        return f"{error} {_UNLIKE}"
     return error if winner.deployment.tactics == PLAIN else f"{error} {_PLAIN_ONLY}"
 
 

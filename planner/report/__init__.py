@@ -106,7 +106,9 @@ def _answer(facts: Facts) -> dict[str, Any]:
         "tiles": _tiles(facts, layout) if layout else [],
         "reasons": [str(facts["binding_constraint"])] if facts.get("binding_constraint") else [],
         "next": [str(item) for item in facts.get("next") or ()],
-        "past_error": str(facts.get("past_error") or ""),
+        "past_error": " ".join(
+            str(text) for text in ((facts.get("certainty") or {}).get("sentence"), facts.get("past_error")) if text
+        ),
         "warnings": [str(item) for item in facts.get("warnings") or ()],
         "question": [(title(str(k)), str(v)) for k, v in (facts.get("question") or {}).items()],
         "candidates": candidates(facts),

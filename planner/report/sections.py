@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from planner import figures
 from planner.figures import readable
 from planner.report.wording import described, duration, number, title
-from planner.units import format_bytes, format_count
+from planner.units import format_bytes, format_chance, format_count
 
 Facts = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ def candidates(facts: Facts) -> Table | None:
     rows = facts.get("top") or ()
     if not rows:
         return None
-    header = ["Layout", "Cluster", "GPUs", "SLO", "TTFT p95 (s)", "TPOT p95 (ms)", "Output tok/s per GPU"]
+    header = ["Layout", "Cluster", "GPUs", "SLO", "Sure", "TTFT p95 (s)", "TPOT p95 (ms)", "Output tok/s per GPU"]
     header += ["USD per Mtok output", "Decided by"]
     cells = [
         (
@@ -68,6 +68,7 @@ def candidates(facts: Facts) -> Table | None:
             str(row.get("cluster", "")),
             number(row.get("num_gpus"), whole=True),
             "meets" if row.get("meets_slo") else "misses",
+            "" if row.get("chance") is None else format_chance(row["chance"]),
             number(row.get("ttft_p95_s")),
             number(row.get("tpot_p95_s"), 1e3),
             number(row.get("output_tok_per_s_per_gpu")),
@@ -76,7 +77,7 @@ def candidates(facts: Facts) -> Table | None:
         )
         for row in rows
     ]
-    return _without_lone_cluster(Table(tuple(header), tuple(cells), frozenset({0, 1, 3, 8})))
+    return _without_lone_cluster(Table(tuple(header), tuple(cells), frozenset({0, 1, 3, 9})))
 
 
 def _without_lone_cluster(table: Table) -> Table:
