@@ -104,7 +104,7 @@ class TacticCost(StepCost):
     def moe_table(self, phase: str) -> Sum:
         """Terms that grow with the tokens of the whole expert-parallel group."""
         if phase not in self._drafted:
-            own = self.routed.table(phase, self._kinds)
+            own = super().moe_table(phase)
             self._drafted[phase] = _with_draft(own, self.first.moe_table(phase) if self.first else None)
         return self._drafted[phase]
 
@@ -154,7 +154,7 @@ class TacticCost(StepCost):
                 # Timed with one query row: what several cost is computed.
                 origin = np.maximum(self._attention(mixer, "decode").origin(x, context), np.int8(Origin.EXTRAPOLATED))
                 total.add(label, seconds * count, origin)
-        return total
+        return total.scaled(self.calibration.factor)
 
     def _verify_s(self, layer: Layer, mixer: Attention, x: Floats, context: Floats) -> Floats:
         """Attention of `x` sequences of `context` tokens with q query rows each.
@@ -263,7 +263,7 @@ class TacticCost(StepCost):
             everywhere = tokens * ranks + decoded * self.layout.attention_dp
             terms, origin = self._at_surface(part.prefill_table, np.ones_like(tokens), tokens)
             parts = [
-                self._at(part.token_table, (tokens + decoded) * share),
+                self._at(part.prompt_token_table, (tokens + decoded) * share),
                 self._at(part.moe_table("prefill"), everywhere * share),
                 ({k: v * share for k, v in terms.items()}, {k: v * share for k, v in origin.items()}),
             ]
