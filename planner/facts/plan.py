@@ -310,7 +310,8 @@ def _surer(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     head = f"The SLO holds in {format_chance(sure)} of cases like this:"
     if not surer:
         return [f"{head} none of the simulated layouts reaches {_SURE:.0%}. Offer more GPUs, or calibrate first."]
-    run, chance = min(surer, key=lambda pair: (pair[0].num_gpus, -pair[1]))
+    own = rec.model.kv_format
+    run, chance = min(surer, key=lambda pair: (pair[0].num_gpus, pair[0].deployment.model.kv_format != own, -pair[1]))
     return [f"{head} to be {format_chance(chance)} sure take {run.deployment.name} on {run.num_gpus} GPUs."]
 
 
