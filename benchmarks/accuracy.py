@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from planner import validation
-from planner.calibration import OFF, PARAMETERS, shipped, to_toml
+from planner.calibration import CLASS_OF, OFF, PARAMETERS, shipped, to_toml
 from planner.figures import svg
 from planner.hardware.catalogue import profile_path
 from planner.validation.calibrating import Calibrated, calibrate
@@ -164,6 +164,27 @@ def same_version(judged: validation.Validation, is_moe: bool) -> list[tuple[Poin
         for row, p in judged.pairs
         if row.point is not None and p.is_moe is is_moe and row.fields.get("engine_version")
     ]
+
+
+def breakdown_rows(raw: validation.Validation) -> list[str]:
+    """Mean share of measured TPOT and TTFT that each class of operations explains without calibration, MoE points."""
+    names = ("experts", "gemm", "attention", "exchange", "other")
+    rows = []
+    for metric, index in (("TPOT", 1), ("TTFT", 0)):
+        shares: dict[str, list[list[float]]] = {}
+        for row, prediction in raw.pairs:
+            parts = prediction.breakdown
+            if row.point is None or parts is None or not prediction.is_moe or np.isnan(row.point.measured[index]):
+                continue
+            terms = dict.fromkeys(names, 0.0)
+            for label, seconds in (parts.tpot_terms if index else parts.ttft_terms).items():
+                terms[CLASS_OF.get(label, "other")] += seconds * 1e3 / row.point.measured[index]
+            shares.setdefault(prediction.engine, []).append([terms[name] for name in names])
+        for engine, values in sorted(shares.items()):
+            middle = np.median(values, axis=0)
+            left = 1 - np.median(np.sum(values, axis=1))
+            rows.append([metric, engine, f"{len(values):,}", *(f"{share:.0%}" for share in middle), f"{left:+.0%}"])
+    return table(["metric", "engine", "points", *names, "not explained"], rows)
 
 
 def calibration_rows() -> list[str]:
@@ -336,6 +357,11 @@ DECISION_TEXT = (
     "lengths the one with the highest predicted throughput per GPU among those predicted to keep a TPOT limit (10, 15, "
     "20, 30, 50 and 100 ms) is compared with the best that was measured (the aim is 96 % with at most 5 % over the "
     "limit; AIConfigurator 91.8 % and 9 %)."
+)
+BREAKDOWN_TEXT = (
+    "Share of the measured time that each class of operations explains without calibration, medians over the MoE "
+    "points. A request pays for the steps that run while it waits for its first token or between tokens; what is not "
+    "explained is front end, host time and kernels that no table times, which the calibration stands for."
 )
 CALIBRATION_TEXT = (
     "Fitted by `moeplan calibrate --points serving_points.csv --from-scratch`; planner/calibration.py says what each "
