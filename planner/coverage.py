@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.calibration import OFF
 from planner.cost import StepCost
 from planner.engine import Engine
 from planner.errors import InputError
@@ -145,7 +146,9 @@ class Case:
 
     def steps(self, recorder: Callable[[Tables], _Recorder]) -> tuple[list[StepTime], _Recorder]:
         """The usual range of steps, and what was looked up on the way."""
-        cost = StepCost(self.model, self.layout, self.cluster, self.engine, self.backend)
+        # Tables are asked about; what servers take beyond them was measured on others.
+        tables_only = replace(self.engine, calibrations=OFF)
+        cost = StepCost(self.model, self.layout, self.cluster, tables_only, self.backend)
         tables = recorder(cost.tables)
         cost.tables = cast(Tables, tables)
         seqs, context = (axis.ravel() for axis in np.meshgrid(DECODE_SEQS, DECODE_CONTEXT))

@@ -107,11 +107,13 @@ class _Hidden:
         gpu = cost.cluster.system.gpu
         self._kept = {phase: compute_share(gpu, phase) for phase in _PHASES} if overlap.is_two_batch else {}
         tokens = np.arange(limits.max_batched_tokens + limits.max_num_seqs * cost.query_tokens + 1)
-        own = part.token_table.terms
-        self._shared = tabulated({k: v for k, v in own.items() if k == "shared_experts"}, tokens)
-        self._before = tabulated({k: v for k, v in own.items() if k != "shared_experts"}, tokens)
+        tables = {"prefill": part.prompt_token_table.terms, "decode": part.token_table.terms}
+        self._dense: dict[str, tuple[list[float], list[float]]] = {}
+        """Before the exchange, and shared experts."""
         self._routed: dict[str, tuple[list[float], list[float], list[float]]] = {}
-        for phase in _PHASES:
+        for phase, own in tables.items():
+            shared = tabulated({k: v for k, v in own.items() if k == "shared_experts"}, tokens)
+            self._dense[phase] = tabulated({k: v for k, v in own.items() if k != "shared_experts"}, tokens), shared
             terms, grid = part.moe_table(phase).terms, tokens * cost.layout.attention_dp
             experts = tabulated({k: v for k, v in terms.items() if k not in EXCHANGE}, grid)
             dispatch, combine = (tabulated({name: terms[name]}, grid) for name in EXCHANGE)
@@ -142,15 +144,16 @@ class _Hidden:
         whole step and of half of it.
         """
         experts, dispatch, combine = self._routed[phase]
+        before, shared = self._dense[phase]
         whole, factor = spread[0], factors[0]
         if not self._overlap.is_two_batch:
-            return min(dispatch[whole] * factor, self._shared[padded])
-        before_s = self._before[padded] + max(self._attention.whole_s(rank) for rank in ranks)
-        after_s = self._shared[padded] + experts[whole] * factor
+            return min(dispatch[whole] * factor, shared[padded])
+        before_s = before[padded] + max(self._attention.whole_s(rank) for rank in ranks)
+        after_s = shared[padded] + experts[whole] * factor
         full_s = before_s + after_s + (dispatch[whole] + combine[whole]) * factor
         half, factor, padded = spread[1], factors[1], -(-padded // 2)
-        before_s = self._before[padded] + max(self._attention.half_s(rank) for rank in ranks)
-        after_s = self._shared[padded] + experts[half] * factor
+        before_s = before[padded] + max(self._attention.half_s(rank) for rank in ranks)
+        after_s = shared[padded] + experts[half] * factor
         exchange_s = dispatch[half] * factor, combine[half] * factor
         layers = self._layers
         overlapped: float = two_batch_s(
