@@ -28,7 +28,7 @@ from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format
 from planner.offload import Offload
 from planner.routedcost import RoutedCost
-from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, StepTime, Sum, bilinear, join
+from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, Part, StepTime, Sum, bilinear, join
 
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
 _MODULE_SHAPE = (7168, 1536, 192)
@@ -93,9 +93,10 @@ class StepCost:
         buffer = buffer_limit(self.engine) if self.engine.dispatch_buffer else None
         return RoutedCost(*fixed, self.offload, self._rest_s, buffer, by_fp8, self.calibration)
 
-    def _rest_s(self, tokens: Floats) -> Floats:
+    def _rest_s(self, tokens: Floats, phase: str) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
-        total = np.sum(list(self.token_table.terms.values()), axis=0) / self.model.num_layers
+        table = self.prompt_token_table if phase == "prefill" else self.token_table
+        total = np.sum(list(table.terms.values()), axis=0) / self.model.num_layers
         return np.asarray(np.interp(tokens, TOKENS, total))
 
     # --- tabulated on TOKENS ---
@@ -108,19 +109,19 @@ class StepCost:
     @cached_property
     def prompt_token_table(self) -> Sum:
         """`token_table` of steps with prompts, which are launched kernel by kernel."""
-        table, calibration = self.token_table, self.calibration
-        total = Sum(TOKENS.shape)
-        total.terms, total.origin = dict(table.terms), table.origin.copy()
-        total = total.scaled(lambda _: calibration.prompts)
-        if calibration.prompt_layer_s and self._kinds:
-            launches_s = calibration.prompt_layer_s * self.model.num_layers
-            total.add("prompt_launches", np.full(TOKENS.shape, launches_s), Origin.EXTRAPOLATED)
-        return total
+        return self._prompt_token_sum(self._kinds)
 
     @cached_property
     def encoder_table(self) -> Sum:
-        """`token_table` of encoder layers, paid by prompt tokens of encoder-decoder models only."""
-        return self._token_sum(self._encoder_kinds)
+        """`prompt_token_table` of encoder layers, paid by prompt tokens of encoder-decoder models only."""
+        return self._prompt_token_sum(self._encoder_kinds)
+
+    def _prompt_token_sum(self, kinds: list[tuple[Layer, int]]) -> Sum:
+        total = self._token_sum(kinds).scaled(lambda _: self.calibration.prompts)
+        if self.calibration.prompt_layer_s and kinds:
+            launches_s = self.calibration.prompt_layer_s * sum(count for _, count in kinds)
+            total.add("prompt_launches", np.full(TOKENS.shape, launches_s), Origin.EXTRAPOLATED)
+        return total
 
     def _token_sum(self, kinds: list[tuple[Layer, int]]) -> Sum:
         total = Sum(TOKENS.shape)
@@ -158,8 +159,7 @@ class StepCost:
     def moe_table(self, phase: str) -> Sum:
         """Terms that grow with the tokens of the whole expert-parallel group: experts, dispatch, combine."""
         if phase not in self._moe_tables:
-            factor = self.calibration.prompts if phase == "prefill" else 1.0
-            self._moe_tables[phase] = self.routed.table(phase, self._kinds).scaled(lambda _: factor)
+            self._moe_tables[phase] = self.routed.table(phase, self._kinds)
         return self._moe_tables[phase]
 
     @cached_property
@@ -174,14 +174,18 @@ class StepCost:
 
     @cached_property
     def head_table(self) -> Sum:
-        """lm_head and sampling, on TOKENS counting only the rows that need logits."""
+        """lm_head, sampling and host time per sequence, on TOKENS counting only the rows that need logits."""
+        total = self._logits_sum()
+        if self.calibration.sequence_s:
+            total.add("host", TOKENS / self.query_tokens * self.calibration.sequence_s, Origin.EXTRAPOLATED)
+        return total
+
+    def _logits_sum(self) -> Sum:
         total = Sum(TOKENS.shape)
         gemm = inventory.head_gemm(self.model, self.layout)
         total.curve("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols), TOKENS)
         stream = _SAMPLING_PASSES * TOKENS * self.model.vocab * 4.0 / self._stream_bytes_per_s
         total.add("sampling", stream, Origin.ROOFLINE)
-        if self.calibration.sequence_s:
-            total.add("host", TOKENS * self.calibration.sequence_s, Origin.EXTRAPOLATED)
         return total.scaled(self.calibration.factor)
 
     # --- tabulated on SEQS x LENGTHS -----------------------------------------------------------------------
@@ -279,20 +283,24 @@ class StepCost:
 
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
+        return self._step(self._decode_parts(seqs, context))
+
+    def _decode_parts(self, seqs: Floats, context: Floats) -> list[Part]:
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
         tokens, arch = seqs * self.query_tokens, self.cluster.system.gpu.arch
         padded = np.array([self.engine.padded_batch(int(n), arch) for n in tokens.ravel()], float).reshape(seqs.shape)
-        parts = [
+        return [
             self._at(self.token_table, padded),
             self._at(self.moe_table("decode"), tokens * self.layout.attention_dp),
-            self._at(self.head_table, padded),
+            self._at(self.head_table, tokens),
             self._at_surface(self.decode_table, seqs, context),
-            self._host(seqs.shape),
         ]
-        return join(parts)
 
     def prefill(self, tokens: Floats, past: Floats | float = 0.0, ranks: Floats | float | None = None) -> StepTime:
         """Steps that prefill a chunk of `tokens` after `past` cached ones on `ranks` attention-DP ranks (all)."""
+        return self._step(self._prefill_parts(tokens, past, ranks))
+
+    def _prefill_parts(self, tokens: Floats, past: Floats | float, ranks: Floats | float | None) -> list[Part]:
         tokens = np.asarray(tokens, float)
         dp, one = self.layout.attention_dp if ranks is None else ranks, np.ones_like(tokens)
         encoder = bool(self._encoder_kinds)
@@ -303,21 +311,20 @@ class StepCost:
             self._at_surface(self.prefill_table, one, tokens),
         ]
         pairs_s = self.pair_s * tokens * past
-        extra = ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s})
-        return join([*parts, extra, self._host(tokens.shape)])
+        return [*parts, ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s})]
 
-    def _host(self, shape: tuple[int, ...]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        seconds = np.full(shape, self.host_s)
-        return {"host": seconds}, {Origin.EXTRAPOLATED.name.lower(): seconds}
+    def _step(self, parts: list[Part]) -> StepTime:
+        """`parts` and the host time of a step."""
+        seconds = np.full(np.shape(next(iter(parts[0][1].values()))), self.host_s)
+        return join([*parts, ({"host": seconds}, {Origin.EXTRAPOLATED.name.lower(): seconds})])
 
     def mixed(self, tokens: Floats, past: Floats, ranks: Floats, seqs: Floats, context: Floats) -> StepTime:
         """Steps in which `ranks` ranks prefill a chunk of `tokens` while all ranks decode `seqs` sequences."""
         if self.has_encoder:
-            decode, prefill = self.decode(seqs, context), self.prefill(tokens, past, ranks)
-            return join([(dict(step.terms), dict(step.origin)) for step in (decode, prefill)])
+            return self._step([*self._decode_parts(seqs, context), *self._prefill_parts(tokens, past, ranks)])
         one, pairs_s = np.ones_like(tokens), self.pair_s * tokens * past
         decoded = seqs * self.query_tokens
-        return join(
+        return self._step(
             [
                 self._at(self.prompt_token_table, tokens + decoded),
                 self._at(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
@@ -325,18 +332,17 @@ class StepCost:
                 self._at_surface(self.prefill_table, one, tokens),
                 self._at_surface(self.decode_table, seqs, context),
                 ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s}),
-                self._host(tokens.shape),
             ]
         )
 
     @staticmethod
-    def _at(table: Sum, x: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def _at(table: Sum, x: Floats) -> Part:
         terms = {label: np.interp(x, TOKENS, values) for label, values in table.terms.items()}
         origin = {o.name.lower(): np.interp(x, TOKENS, table.origin[o]) for o in Origin}
         return terms, origin
 
     @staticmethod
-    def _at_surface(table: Sum, x: Floats, y: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def _at_surface(table: Sum, x: Floats, y: Floats) -> Part:
         terms = {label: bilinear(x, y, values) for label, values in table.terms.items()}
         origin = {o.name.lower(): bilinear(x, y, table.origin[o]) for o in Origin}
         return terms, origin

@@ -146,9 +146,9 @@ class Case:
 
     def steps(self, recorder: Callable[[Tables], _Recorder]) -> tuple[list[StepTime], _Recorder]:
         """The usual range of steps, and what was looked up on the way."""
-        # Shares of the tables themselves: a calibration scales what they say and rests on none of them.
-        bare = replace(self.engine, calibrations=OFF)
-        cost = StepCost(self.model, self.layout, self.cluster, bare, self.backend)
+        # Tables are asked about; what servers take beyond them was measured on others.
+        tables_only = replace(self.engine, calibrations=OFF)
+        cost = StepCost(self.model, self.layout, self.cluster, tables_only, self.backend)
         tables = recorder(cost.tables)
         cost.tables = cast(Tables, tables)
         seqs, context = (axis.ravel() for axis in np.meshgrid(DECODE_SEQS, DECODE_CONTEXT))

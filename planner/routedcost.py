@@ -41,11 +41,12 @@ def _unchanged(question: Question) -> Question:
 class RoutedCost:
     """Expert layers of one layout of one model; `backend` as in `planner.cost.StepCost`.
 
-    With `offload` some experts lie outside HBM; `rest_s` is then the other work of a layer by tokens, behind which
-    fetches may hide.
+    With `offload` some experts lie outside HBM; `rest_s` is then the other work of a layer by tokens and phase, behind
+    which fetches may hide.
 
     `buffer` is what a rank may send through low-latency exchange at once, None for anything. `mxfp4_by_fp8` says that
-    MXFP4 experts multiply FP8 activations, `calibration` has the factors of experts and exchange.
+    MXFP4 experts multiply FP8 activations, `calibration` has the factors of experts, exchange and prompts; fetches from
+    outside HBM have none.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RoutedCost:
         backend: str,
         settings: ExpertSettings,
         offload: Offload | None = None,
-        rest_s: Callable[[Floats], Floats] | None = None,
+        rest_s: Callable[[Floats, str], Floats] | None = None,
         buffer: BufferLimit | None = None,
         mxfp4_by_fp8: bool = False,
         calibration: Calibration = NEUTRAL,
@@ -79,7 +80,7 @@ class RoutedCost:
                 loads = load_table(self.question(moe, phase))
                 load = rank_load(loads, TOKENS)
                 passes = self._passes(phase, TOKENS)
-                seconds, origin = self._seconds(moe, load.max_assignments / passes, load.active_on_busiest)
+                seconds, origin = self._seconds(moe, phase, load.max_assignments / passes, load.active_on_busiest)
                 seconds = seconds * passes
                 if self.offload is not None:
                     share, exposed = self._beside(moe, phase, loads)
@@ -94,7 +95,7 @@ class RoutedCost:
     def _beside(self, moe: Moe, phase: str, loads: LoadTable) -> tuple[Floats, Floats]:
         """On TOKENS: share of its work that the GPU keeps when a CPU helps, and the seconds it waits besides."""
         time, knots = self.offloaded(moe, phase, loads), np.log(np.array(loads.question.knots, dtype=float))
-        kept = (time.total_s - time.exposed_s).mean(axis=(1, 2)) / self._gpu_s(moe, loads).mean(axis=(1, 2))
+        kept = (time.total_s - time.exposed_s).mean(axis=(1, 2)) / self._gpu_s(moe, phase, loads).mean(axis=(1, 2))
         exposed = np.log(np.maximum(time.exposed_s.mean(axis=(1, 2)), 1e-12))
         return np.interp(np.log(TOKENS), knots, kept), np.exp(np.interp(np.log(TOKENS), knots, exposed))
 
@@ -107,7 +108,7 @@ class RoutedCost:
                 question = ask(self.question(moe, phase))
                 loads, tokens = load_table(question), np.array(question.knots, dtype=float)[:, None, None]
                 passes = self._passes(phase, tokens)
-                drawn = self._seconds(moe, loads.max_assigned / passes, loads.max_active)[0] * passes
+                drawn = self._seconds(moe, phase, loads.max_assigned / passes, loads.max_active)[0] * passes
                 if self.offload is not None:
                     drawn = self.offloaded(moe, phase, loads).total_s
                 if self.layout.attention_dp > 1:
@@ -121,13 +122,13 @@ class RoutedCost:
     def offloaded(self, moe: Moe, phase: str, loads: LoadTable) -> LayerTime:
         """Expert part of a layer in every draw of `loads`, arrays [knots, draws, layers]. Only with an offload."""
         assert self.offload is not None and self._rest_s is not None
-        rest_s = self._rest_s(np.array(loads.question.knots, dtype=float))
+        rest_s = self._rest_s(np.array(loads.question.knots, dtype=float), phase)
         # Slots that padding fills on a GPU are no work for others: no more experts than tokens that came to them.
         needed = np.minimum(loads.max_active, np.maximum(loads.max_load, 1.0))
         times = [
             self.offload.layer_time(moe, phase, tokens, active, served, gpu, float(rest))
             for tokens, active, served, gpu, rest in zip(
-                loads.question.knots, needed, loads.max_load, self._gpu_s(moe, loads), rest_s, strict=True
+                loads.question.knots, needed, loads.max_load, self._gpu_s(moe, phase, loads), rest_s, strict=True
             )
         ]
         return LayerTime(**{name: np.stack([getattr(t, name) for t in times]) for name in LayerTime.__slots__})
@@ -155,9 +156,9 @@ class RoutedCost:
             }
         return found
 
-    def _gpu_s(self, moe: Moe, loads: LoadTable) -> Floats:
+    def _gpu_s(self, moe: Moe, phase: str, loads: LoadTable) -> Floats:
         """Seconds of an expert layer with all experts in HBM, [knots, draws, layers]."""
-        return self._seconds(moe, loads.max_assigned, loads.max_active)[0]
+        return self._seconds(moe, phase, loads.max_assigned, loads.max_active)[0]
 
     def loads(self, ask: Callable[[Question], Question] = _unchanged) -> dict[str, LoadTable]:
         """Draws of the router in the first kind of MoE layer, by phase. Only for models with experts."""
@@ -169,7 +170,11 @@ class RoutedCost:
         """What decides the loads of the ranks in `phase`."""
         return self.settings.question(moe, self.layout, phase, self._nodes)
 
-    def _seconds(self, moe: Moe, assigned: Floats, active: Floats) -> tuple[Floats, NDArray[np.int8]]:
+    def _phase_factor(self, phase: str) -> float:
+        """Factor of `phase` on every kernel: steps with prompts are launched one by one."""
+        return self._calibration.prompts if phase == "prefill" else 1.0
+
+    def _seconds(self, moe: Moe, phase: str, assigned: Floats, active: Floats) -> tuple[Floats, NDArray[np.int8]]:
         """Seconds and origin of a rank that computes `assigned` token-expert pairs on `active` of its experts.
 
         Tables are measured with balanced routing, where A assignments touch min(A, local) experts. Real routing
@@ -188,7 +193,7 @@ class RoutedCost:
         gpu, read = self.cluster.system.gpu, active * self._expert_bytes(moe)
         cached = seconds < read / gpu.hbm_bytes_per_s
         streamed = read / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
-        seconds = np.where(cached, streamed, seconds) * self._calibration.experts
+        seconds = np.where(cached, streamed, seconds) * self._calibration.experts * self._phase_factor(phase)
         return seconds, np.where(cached, np.int8(Origin.ROOFLINE), origin)
 
     def _expert_bytes(self, moe: Moe) -> float:
@@ -215,19 +220,20 @@ class RoutedCost:
     def _add_exchange(self, total: Sum, moe: Moe, count: int, phase: str, hottest: Floats, tokens: Floats) -> None:
         """Tokens to experts and back. `hottest` scales the bytes to the busiest receiver (DeepEP issue 250)."""
         gpus, inside = self.layout.stage_gpus, self._inside(phase, tokens)
+        factor = self._calibration.exchange * self._phase_factor(phase)
         if inside.any():
             mode: Literal["normal", "low_latency"] = "low_latency" if phase == "decode" else "normal"
             passes = self._passes(phase, tokens)
             per_gpu = tokens / gpus / passes * (hottest if mode == "low_latency" else self._distinct(moe, hottest))
             shape = (gpus, self._nodes, moe.expert_hidden, moe.top_k, moe.num_experts)
             limit = self._node_limit(moe)
-            times = (count * passes * inside).astype(float) * self._calibration.exchange
+            times = (count * passes * inside).astype(float) * factor
             dispatch = self.tables.dispatch(mode, *shape, self._dispatch_format(), node_limit=limit)
             total.curve("dispatch", dispatch, per_gpu, times)
             total.curve("combine", self.tables.combine(mode, *shape, "bf16", node_limit=limit), per_gpu, times)
         if not inside.all():
             bytes_ = tokens * np.ones_like(hottest) * moe.expert_hidden * _BF16_BYTES
-            times = (count * ~inside).astype(float) * self._calibration.exchange
+            times = (count * ~inside).astype(float) * factor
             total.curve("dispatch", self.tables.all_gather(gpus), bytes_, times)
             total.curve("combine", self.tables.reduce_scatter(gpus), bytes_, times)
 

@@ -37,6 +37,10 @@ class StepTime:
         return {name: value / total for name, value in seconds.items()}
 
 
+Part = tuple[dict[str, Floats], dict[str, Floats]]
+"""Part of a step: seconds by operation, and by origin."""
+
+
 class Sum:
     """Accumulates seconds by operation and by origin on one grid."""
 
@@ -83,8 +87,8 @@ def bilinear(x: Floats, y: Floats, values: Floats) -> Floats:
     return np.asarray(low * (1 - u) + high * u)
 
 
-def join(parts: list[tuple[dict[str, Floats], dict[str, Floats]]]) -> StepTime:
-    """One step from parts, each (seconds by operation, seconds by origin)."""
+def join(parts: list[Part]) -> StepTime:
+    """One step from `parts`."""
     terms: dict[str, Floats] = {}
     origin: dict[str, Floats] = {o.name.lower(): np.zeros(()) for o in Origin}
     for part_terms, part_origin in parts:

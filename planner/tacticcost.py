@@ -28,14 +28,13 @@ from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format, kv_bytes_per_layer
 from planner.offload import Offload
 from planner.overlap import compute_share, two_batch_s
-from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, StepTime, Sum, join
+from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, Part, StepTime, Sum, join
 from planner.tactics import PLAIN, Tactics
 
 EXCHANGE = ("dispatch", "combine")
 EXPERTS = ("experts", "shared_experts")
 STAGES = ("attention", "dispatch", "experts", "combine")
 _DRAFT, _DRAFT_HEAD = "draft", "draft_lm_head"
-Part = tuple[dict[str, Floats], dict[str, Floats]]
 Flags = NDArray[np.bool_]
 
 
@@ -101,6 +100,12 @@ class TacticCost(StepCost):
         """Terms that grow with the tokens of one rank."""
         return _with_draft(self._token_sum(self._kinds), self.first.token_table if self.first else None)
 
+    @cached_property
+    def prompt_token_table(self) -> Sum:
+        """`token_table` of steps with prompts."""
+        own = self._prompt_token_sum(self._kinds)
+        return _with_draft(own, self.first.prompt_token_table if self.first else None)
+
     def moe_table(self, phase: str) -> Sum:
         """Terms that grow with the tokens of the whole expert-parallel group."""
         if phase not in self._drafted:
@@ -131,7 +136,7 @@ class TacticCost(StepCost):
         if self.later is None:
             return total
         runs = self.query_tokens - 1
-        total = _with_draft(total, self.later.head_table, runs, _DRAFT_HEAD)
+        total = _with_draft(total, self.later._logits_sum(), runs, _DRAFT_HEAD)
         if runs > 1:
             total = _with_draft(total, self.later.token_table, runs - 1)
             everywhere = _stretched(self.later.moe_table("decode"), TOKENS * self.layout.attention_dp)

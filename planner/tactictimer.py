@@ -107,16 +107,13 @@ class _Hidden:
         gpu = cost.cluster.system.gpu
         self._kept = {phase: compute_share(gpu, phase) for phase in _PHASES} if overlap.is_two_batch else {}
         tokens = np.arange(limits.max_batched_tokens + limits.max_num_seqs * cost.query_tokens + 1)
-        tables = {"prefill": part.prompt_token_table, "decode": part.token_table}
-        self._shared, self._before = (
-            {
-                phase: tabulated({k: v for k, v in table.terms.items() if (k == "shared_experts") == shared}, tokens)
-                for phase, table in tables.items()
-            }
-            for shared in (True, False)
-        )
+        tables = {"prefill": part.prompt_token_table.terms, "decode": part.token_table.terms}
+        self._dense: dict[str, tuple[list[float], list[float]]] = {}
+        """Before the exchange, and shared experts."""
         self._routed: dict[str, tuple[list[float], list[float], list[float]]] = {}
-        for phase in _PHASES:
+        for phase, own in tables.items():
+            shared = tabulated({k: v for k, v in own.items() if k == "shared_experts"}, tokens)
+            self._dense[phase] = tabulated({k: v for k, v in own.items() if k != "shared_experts"}, tokens), shared
             terms, grid = part.moe_table(phase).terms, tokens * cost.layout.attention_dp
             experts = tabulated({k: v for k, v in terms.items() if k not in EXCHANGE}, grid)
             dispatch, combine = (tabulated({name: terms[name]}, grid) for name in EXCHANGE)
@@ -147,7 +144,7 @@ class _Hidden:
         whole step and of half of it.
         """
         experts, dispatch, combine = self._routed[phase]
-        shared, before = self._shared[phase], self._before[phase]
+        before, shared = self._dense[phase]
         whole, factor = spread[0], factors[0]
         if not self._overlap.is_two_batch:
             return min(dispatch[whole] * factor, shared[padded])

@@ -30,7 +30,7 @@ STAGES = 3
 """Micro-batches in flight: attention, network, feed-forward (Step-3 report, handbook serving 8.2)."""
 _BATCHES = np.unique(np.round(np.geomspace(1, 4096, 240)))
 """Sequences of a micro-batch on one attention rank."""
-_ATTENTION_TERMS = ("attention_projections", "router", "norms")
+_ATTENTION_TERMS = ("attention_projections", "router", "norms", "small_kernels")
 _FFN_TERMS = ("shared_experts", "dense_ffn")
 
 
@@ -168,15 +168,16 @@ class AttentionFfn:
     # --- stages of one pass ------------------------------------------------------------------------------------
 
     def attention_s(self, tp: int) -> Floats:
-        """Attention, router, norms, lm_head and sampling of `_BATCHES` sequences on a rank of `tp` GPUs [s]."""
+        """Attention, router, small kernels, lm_head, sampling and host of `_BATCHES` sequences on `tp` GPUs [s]."""
         cost = self._cost(Layout(tp=tp, moe_tp=tp))
         mixers = np.asarray(np.sum(list(cost.decode_table.terms.values()), axis=0))
         seconds = bilinear(_BATCHES, np.full_like(_BATCHES, self.context), mixers) + _at(cost.head_table, _BATCHES)
+        seconds = seconds + cost.host_s
         for term in _ATTENTION_TERMS:
             seconds = seconds + _at(cost.token_table, _BATCHES, term)
         if tp > 1:
             summed = cost.tables.all_reduce(tp).seconds(2.0 * _BATCHES * self.model.hidden)
-            seconds = seconds + self.model.num_layers * summed
+            seconds = seconds + self.model.num_layers * cost.calibration.exchange * summed
         return np.asarray(seconds)
 
     def ffn_s(self, layout: Layout, tokens: Floats) -> Floats:
@@ -207,7 +208,7 @@ class AttentionFfn:
             out = message_bytes("fp8" if self._sends_fp8 else "bf16", hidden)
             moved = tokens * copies * (out + message_bytes("bf16", hidden))
             seconds = seconds + count * (moved / fewer / rate + 2 * latency_s)
-        return seconds
+        return seconds * self.engine.calibration(self.cluster.gpu.arch).exchange
 
     def _link(self, inside: bool) -> tuple[float, float]:
         """Bytes per second of one GPU and seconds of latency between the two sides."""

@@ -145,7 +145,7 @@ def _prompt_step_s(cost: StepCost, tokens: float, length: float, ranks: int) -> 
         return float(cost.prefill(np.array(tokens), past, ranks).total_s)
     prompts = np.array(tokens / length)
     attention = bilinear(prompts, np.array(length), _sum(cost.prefill_table))
-    rest = _at(cost.token_table, tokens) + _at(cost.moe_table("prefill"), tokens * ranks)
+    rest = _at(cost.prompt_token_table, tokens) + _at(cost.moe_table("prefill"), tokens * ranks)
     return float(attention) + rest + _at(cost.head_table, float(prompts)) + cost.host_s
 
 
