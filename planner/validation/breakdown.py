@@ -86,9 +86,7 @@ def _frontend_s(simulation: Simulation) -> Floats:
     return np.array(waits)
 
 
-def _overlap(
-    steps: StepTable, group: NDArray[np.int64], begin_s: Floats, end_s: Floats, weights: Floats
-) -> Floats:
+def _overlap(steps: StepTable, group: NDArray[np.int64], begin_s: Floats, end_s: Floats, weights: Floats) -> Floats:
     """Weighted seconds that each step shares with the spans from `begin_s` to `end_s` of the requests of its group."""
     shared_s = np.zeros(len(steps))
     for index in np.unique(steps.group):
@@ -156,5 +154,5 @@ def _slopes(seconds: Mapping[str, Floats], times: Floats, steps: StepTable, cost
     found["step_s"] = float(times.sum())
     found["layer_s"] = layers * float(times[~has_prompt].sum() + cost.calibration.prompts * times[has_prompt].sum())
     found["prompt_layer_s"] = layers * float(times[has_prompt].sum())
-    found["sequence_s"] = float((times * steps.decode_seqs).sum()) / cost.layout.attention_dp
+    found["sequence_s"] = float((times * (steps.decode_seqs / cost.layout.attention_dp + has_prompt)).sum())
     return found
