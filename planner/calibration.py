@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -126,17 +127,17 @@ def shipped() -> Calibrations:
     return _read(text, "calibrations.toml")
 
 
-def calibrations(text: str | None) -> Calibrations:
+def calibrations(text: str | None, option: str = "--calibration") -> Calibrations:
     """The shipped ones for None, none for `off`, else those of a file of `moeplan calibrate --out`.
 
-    InputError when the file cannot be read or has a fault.
+    InputError, which names `option`, when the file cannot be read or has a fault.
     """
     if text is None:
         return shipped()
     if text == "off":
         return OFF
     if not text.endswith(".toml"):
-        raise InputError(f"--calibration {text}: off, or a .toml of `moeplan calibrate --out`")
+        raise InputError(f"{option} {text}: off, or a .toml of `moeplan calibrate --out`")
     return _read(tomlfile.read_text(Path(text)), text)
 
 
@@ -153,7 +154,7 @@ def to_toml(found: Calibrations) -> str:
     """Text of `found`; `calibrations` reads it back."""
     lines = [
         "# Factors and host times of measured servers; planner/calibration.py says what they mean.",
-        *(f'{name} = "{getattr(found, name)}"' for name in ("source", "as_of", "command")),
+        *(f"{name} = {dumps(getattr(found, name), ensure_ascii=False)}" for name in ("source", "as_of", "command")),
     ]
     for errors in found.errors:
         pairs = {name: getattr(errors, name) for name in ("uncalibrated", "calibrated", "left_out")}

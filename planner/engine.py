@@ -221,7 +221,8 @@ class Engine:
 
     def calibration(self, arch: str) -> Calibration:
         """What servers of this engine take beyond the tables on `arch`."""
-        return self.fitted.of(self.kernels, arch)
+        name = self.name if self.kernels == "other" else self.kernels
+        return self.fitted.of(name, arch)
 
     def frontend(self, arch: str) -> tuple[float, float]:
         """Seconds from sending a request to its queue: constant, and per prompt token (tokenising)."""

@@ -50,7 +50,7 @@ def calibrate(
         raise InputError(f"--start {start} and --from-scratch exclude each other: give one")
     if out is not None:
         _check_new(out)
-    first = OFF if from_scratch else calibrations(start)
+    first = OFF if from_scratch else calibrations(start, "--start")
     names = tuple(name.strip() for name in parameters.split(",")) if parameters else ()
     with progress_bar() as progress:
         found = fit_all(

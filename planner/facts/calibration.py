@@ -34,7 +34,7 @@ def calibration_facts(found: Calibrated, out: str | None) -> Facts:
     return {
         "source": found.found.source,
         "command": found.found.command,
-        "errors": [_errors(found, metric) for metric in METRICS if _measured(found.raw, metric).any()],
+        "errors": [_errors(found, metric) for metric in METRICS if not np.isnan(_measured(found.after, metric)).all()],
         "entries": entries,
         "out": out,
     }
@@ -48,14 +48,14 @@ def _shown(name: str, value: float) -> str:
 
 
 def _measured(validation: Validation, metric: str) -> np.ndarray:
+    """What was measured of every row, NaN where nothing was or nothing is predicted."""
     column = METRICS.index(metric)
-    values = np.array([row.point.measured[column] if row.point else np.nan for row, _ in validation.pairs])
-    return np.asarray(~np.isnan(values))
+    pairs = validation.pairs
+    return np.array([row.point.measured[column] if row.point and p.is_ok else np.nan for row, p in pairs])
 
 
 def _errors(found: Calibrated, metric: str) -> Facts:
-    column = METRICS.index(metric)
-    measured = np.array([row.point.measured[column] if row.point else np.nan for row, _ in found.raw.pairs])
+    column, measured = METRICS.index(metric), _measured(found.after, metric)
 
     def error(values: np.ndarray) -> Facts:
         off = np.abs(values / measured - 1) * 100

@@ -42,12 +42,14 @@ def calibrate(
     """Calibrations that fit the measured points of `source`.
 
     From `OFF` every parameter of every engine and generation is fitted anew; from others those named are moved (all by
-    default), separately for each engine and generation in the file. InputError on an unknown name, on points without
-    measurements, and on fewer measurements than parameters.
+    default), separately for each engine and generation in the file. InputError on an unknown name, names where all are
+    fitted, points without measurements, and fewer measurements than parameters.
     """
     unknown = next((name for name in names if name not in PARAMETERS), None)
     if unknown:
         raise InputError(f"--parameters {unknown}: {nearest(unknown, PARAMETERS)}")
+    if names and start == OFF:
+        raise InputError(f"--parameters {','.join(names)}: from scratch all are fitted. Leave one of the two out.")
 
     def replayed(text: str, used: Calibrations, breaks_down: bool = True) -> Validation:
         return validate(source, calibrations=used, breaks_down=breaks_down, progress=lambda s: progress(text, s))
@@ -58,14 +60,16 @@ def calibrate(
     outside = None
     if start == OFF:
         before, found = raw, _entries(dict(fit(samples).values), samples)
-        # Longer steps change who waits for whom, so the slopes are taken once more where the first fit leads.
-        second = replayed("replay with the first fit", Calibrations("", "", "", found))
-        samples, rows = samples_of(second)
+    else:
+        before = replayed("replay before", start)
+        found = _refined(samples_of(before)[0], start, names or PARAMETERS)
+    # Longer steps change who waits for whom, so the slopes are taken once more where the first fit leads.
+    second = replayed("replay with the first fit", replace(start, entry=found))
+    samples, rows = samples_of(second)
+    if start == OFF:
         found = _entries(dict(fit(samples).values), samples)
         outside = _left_out_values(second, samples, rows)
     else:
-        before = replayed("replay before", start)
-        samples, rows = samples_of(before)
         found = _refined(samples, start, names or PARAMETERS)
     new = {(entry.engine, entry.generation) for entry in found}
     kept = tuple(entry for entry in start.entry if (entry.engine, entry.generation) not in new)
@@ -109,10 +113,14 @@ def _check_enough(source: PointsFile, samples: Samples, names: Sequence[str], st
     pairs = set(zip(samples.engine.tolist(), samples.generation.tolist(), strict=True))
     wanted = len(names) * (1 if start == OFF else len(pairs))
     if measured < wanted:
-        few = ", ".join(("experts", "layer_s", "frontend_s")[: max(1, measured)])
+        each = wanted // len(names)
+        few = ",".join(("experts", "layer_s", "frontend_s")[: measured // each])
+        fewer = (
+            f", or fewer parameters, such as --parameters {few}" if 0 < few.count(",") + 1 < len(names) and few else ""
+        )
         raise InputError(
-            f"{source.path}: {measured} measurements (TPOT and TTFT) cannot fit {wanted} parameters. Give more runs, "
-            f"or fewer parameters, such as --parameters {few.replace(', ', ',')}"
+            f"{source.path}: {measured} measurements (TPOT and TTFT) cannot fit {wanted} parameters. "
+            f"Give more runs{fewer}"
         )
     num = len(set(samples.combination.tolist()))
     if start == OFF and num < _LEAST_COMBINATIONS:
@@ -162,7 +170,8 @@ def _errors(metric: str, is_moe: bool, raw: Validation, after: Validation, outsi
     column = METRICS.index(metric)
     counted = np.array([prediction.is_moe is is_moe for prediction in raw.predictions])
     measured = np.array([row.point.measured[column] if row.point else np.nan for row, _ in raw.pairs])
-    measured = np.where(counted, measured, np.nan)
+    first, last = (np.array([p.values[column] for p in v.predictions]) for v in (raw, after))
+    measured = np.where(counted & ~np.isnan(last), measured, np.nan)
 
     def error(values: Floats) -> tuple[float, float]:
         off = np.abs(values / measured - 1)
@@ -171,7 +180,6 @@ def _errors(metric: str, is_moe: bool, raw: Validation, after: Validation, outsi
 
     if np.isnan(measured).all():
         return None
-    first, last = (np.array([p.values[column] for p in v.predictions]) for v in (raw, after))
     left = None if outside is None else error(outside[:, column])
     models = "moe" if is_moe else "dense"
     return Errors(metric, models, int((~np.isnan(measured)).sum()), error(first), error(last), left)

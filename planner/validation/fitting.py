@@ -40,6 +40,8 @@ _SHARES = {"common": 1.0, "engine": 1.5, "generation": 0.5, "pair": 0.5}
 _HUBER = {"tpot": 0.15, "ttft": 0.30}
 """Residual beyond which a point counts linearly: what repeats across engine versions differ by (p90 of the points'
 README: 14 % TPOT, 43 % TTFT)."""
+_SPREAD = {"tpot": 0.14 / 1.645, "ttft": 0.43 / 1.645}
+"""Standard deviation of a measured mean, of which those repeats are the p90."""
 _ROUNDS = 12
 _LEAST_SHARE = 0.2
 """Predictions are kept above this share of the simulated ones while fitting."""
@@ -113,10 +115,14 @@ def fit(samples: Samples) -> Fit:
 
 
 def refine(samples: Samples, start: Floats, names: Sequence[str]) -> Floats:
-    """`start` values `[parameters]` moved in the parameters `names` to fit `samples`, all of one engine and GPU."""
+    """`start` values `[parameters]` moved in the parameters `names` to fit `samples`, all of one engine and GPU.
+
+    Unlike in `fit` every run counts whole, with the spread of a measurement: a few of a user's own servers outweigh
+    what is known of others.
+    """
     scale = np.array([[PRIOR[name] if name in names else 0.0 for name in PARAMETERS]])
     member = np.ones((len(samples), 1))
-    return _bounded(start + _solve(samples, member, scale, start)[0])
+    return _bounded(start + _solve(samples, member, scale, start, _SPREAD)[0])
 
 
 def predicted(samples: Samples, values: Floats) -> tuple[Floats, Floats]:
@@ -155,12 +161,17 @@ def _levels(samples: Samples) -> list[tuple[str, tuple[str, str], Mask]]:
     return levels
 
 
-def _solve(samples: Samples, member: Floats, scale: Floats, start: Floats) -> Floats:
-    """What each level adds `[levels, parameters]` to `start`: Gauss-Newton on the residuals, reweighted every round."""
+def _solve(
+    samples: Samples, member: Floats, scale: Floats, start: Floats, spread: Mapping[str, float] | None = None
+) -> Floats:
+    """What each level adds `[levels, parameters]` to `start`: Gauss-Newton on the residuals, reweighted every round.
+
+    Points weigh by the `spread` of their metric; without one, by the size of their combination.
+    """
     shape = scale.shape
     designs, bases, logs, weights, bounds = [], [], [], [], []
-    size = 1 / np.sqrt(np.unique(samples.combination, return_inverse=True, return_counts=True)[2])
-    place = np.unique(samples.combination, return_inverse=True)[1].ravel()
+    _, place, counts = np.unique(samples.combination, return_inverse=True, return_counts=True)
+    by_size = 1 / np.sqrt(counts)[place.ravel()]
     for metric in ("tpot", "ttft"):
         measured = getattr(samples, f"measured_{metric}_s")
         known = ~np.isnan(measured)
@@ -171,7 +182,7 @@ def _solve(samples: Samples, member: Floats, scale: Floats, start: Floats) -> Fl
         bases.append(simulated + np.sum(slopes * (start - samples.at[known]), axis=1))
         bounds.append(_LEAST_SHARE * simulated)
         logs.append(np.log(measured[known]))
-        weights.append(size[place][known])
+        weights.append(by_size[known] if spread is None else np.full(known.sum(), spread[metric] ** -2))
     moved = np.zeros(shape[0] * shape[1])
     for _round in range(_ROUNDS):
         normal, right = np.eye(len(moved)), moved.copy()
@@ -189,6 +200,6 @@ def _solve(samples: Samples, member: Floats, scale: Floats, start: Floats) -> Fl
 
 
 def _bounded(values: Floats) -> Floats:
-    """`values` with factors between a half and two and no negative time."""
+    """`values` with factors between a half and two and times that `Calibration` takes."""
     is_factor = base_values() == 1.0
-    return np.where(is_factor, np.clip(values, 0.5, 2.0), np.maximum(values, 0.0))
+    return np.where(is_factor, np.clip(values, 0.5, 2.0), np.clip(values, 0.0, 10.0))
