@@ -22,9 +22,10 @@ class EngineSpec:
 
     `admission_reserve` is the share of their still unwritten KV blocks that admission keeps free for running
     requests: 0 is vLLM (optimistic, preempts), 1 is TensorRT-LLM's GUARANTEED_NO_EVICT; `token_ratio` is SGLang's rule
-    instead (`planner.retraction`). `prefill_balance` and `batch_wait` are `planner.lockstep`'s. `rank_router` spreads the requests of a
-    group over its ranks (`planner.balancer`). No request takes more than `max_request_tokens` of KV, 0 for the pool. Of
-    the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host link, 0 for none.
+    instead (`planner.retraction`). `prefill_balance` and `batch_wait` are `planner.lockstep`'s. `rank_router` spreads
+    the requests of a group over its ranks (`planner.balancer`). No request takes more than `max_request_tokens` of KV,
+    0 for the pool. Of the `groups_per_node` groups of a node `groups_per_link` neighbours fetch experts over one host
+    link, 0 for none.
 
     A request reaches its queue `frontend_s` after one of `num_frontends` has tokenised it (HTTP, handing over).
     Tokenising takes `frontend_s_per_token` x prompt tokens, one request after the other. The scheduler looks for new

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from planner.calibration import OFF
 from planner.capacity import (
     POLICIES,
     QUALITY_NOTE,
@@ -202,7 +204,8 @@ def test_steps_beyond_the_buffer_cost_passes_or_are_refused(deepseek: ModelConfi
     tokens = np.array([256.0, 512.0, 513.0]) * 16
 
     def exchange(name: str, backend: str = "deepep") -> Any:
-        routed = StepCost(deepseek, layout, where, engine(name), backend).routed
+        tables_only = replace(engine(name), calibrations=OFF)
+        routed = StepCost(deepseek, layout, where, tables_only, backend).routed
         total = Sum(tokens.shape)
         routed._add_exchange(total, deepseek.moe, 1, "decode", np.ones(3), tokens)  # type: ignore[arg-type]
         return total.terms["dispatch"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.calibration import OFF
 from planner.cost import StepCost
 from planner.engine import Limits, engine
 from planner.experts import ExpertSettings
@@ -182,7 +183,8 @@ def test_graph_padding_shows_in_pure_decode(mixtral: ModelConfig) -> None:
 def flat(
     model: str, layout: Layout, cluster: str = "h200-sxm:1x8", backend: str = "allgather_reducescatter"
 ) -> StepCost:
-    return StepCost(load(model), layout, parse_cluster(cluster), engine("vllm"), backend, skewed("uniform"))
+    tables_only = replace(engine("vllm"), calibrations=OFF)
+    return StepCost(load(model), layout, parse_cluster(cluster), tables_only, backend, skewed("uniform"))
 
 
 def test_all_reduce_is_charged_twice_a_layer_at_the_tables_price() -> None:

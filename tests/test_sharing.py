@@ -317,7 +317,7 @@ def test_simulate_without_the_cache_says_so(moeplan):
 
 def test_plan_meets_with_the_cache_what_it_misses_without(moeplan, tmp_path):
     question = ("plan", "mixtral-8x7b", "--cluster", "h100-sxm:1x4", "--workload", "agents", "--rate", "6")
-    slo = ("--slo", "ttft_p95=1s,tpot_p95=40ms", "--num-requests", "300")
+    slo = ("--slo", "ttft_p95=1s,tpot_p95=40ms", "--num-requests", "300", "--calibration", "off")
     folder = tmp_path / "plan"
     _, out, err = moeplan(*question, *slo, "--json", "--out", str(folder))
     cached = json.loads(out)
@@ -405,7 +405,7 @@ def test_bad_sharing_in_a_trace(tmp_path, rows, message):
 
 
 def test_a_run_shorter_than_its_conversations_says_so(moeplan):
-    flags = ("--workload", "multi-turn", "--rate", "20")
+    flags = ("--workload", "multi-turn", "--rate", "20", "--calibration", "off")
     _, out, _ = moeplan("simulate", *ARGUMENTS, *flags)
     assert re.search(r"a conversation takes [67]\d s: later turns are too few", out)
     assert "Use --num-requests 4" in out
