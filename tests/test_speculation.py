@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.calibration import OFF
 from planner.cost import StepCost
 from planner.engine import Limits, engine
 from planner.hardware import parse_cluster
@@ -40,7 +41,8 @@ SHARES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6)
 
 
 def cost(model: str, layout: Layout, speculative: str | None, acceptance: str | None = None, **given: Any) -> StepCost:
-    chosen, serving = load(model), engine(given.get("name", "vllm"))
+    chosen = load(model)
+    serving = replace(engine(given.get("name", "vllm")), calibrations=given.get("calibrations"))
     tactics = parse_tactics(speculative, acceptance, None, chosen, serving)
     where = parse_cluster(given.get("cluster", "h200-sxm:1x8"))
     return step_cost(chosen, layout, where, serving, given.get("backend", "all_reduce"), tactics=tactics)
@@ -205,7 +207,9 @@ def test_the_drafter_lies_on_the_last_stage() -> None:
 
 
 def test_verifying_sends_every_draft_through_the_layers_but_reads_the_cache_once() -> None:
-    plain, looked_up = cost("qwen3-235b-a22b", TEP, None), cost("qwen3-235b-a22b", TEP, "ngram:3", "0.5")
+    plain, looked_up = (
+        cost("qwen3-235b-a22b", TEP, s, a, calibrations=OFF) for s, a in ((None, None), ("ngram:3", "0.5"))
+    )
     one, verified = plain.decode(np.array(16.0), CONTEXT), looked_up.decode(np.array(16.0), CONTEXT)
     four = plain.decode(np.array(64.0), CONTEXT)
     for term in set(four.terms) - {"attention", "host"}:
