@@ -104,7 +104,11 @@ def samples_of(raw: Validation) -> tuple[Samples, list[int]]:
         rows.append(index)
         columns.append((parts.at, tpot, ttft, parts.tpot, parts.ttft, measured[1], measured[0], *keys))
     if not rows:
-        raise InputError("no point has both a measurement and a prediction: a calibration needs some")
+        reason = next((f" ({p.status})" for p in raw.predictions if not p.is_ok), "")
+        raise InputError(
+            f"{raw.source.path}: no point has both a measurement and a prediction{reason}. Fill in ttft_mean_ms or "
+            "tpot_mean_ms of servers that are modelled."
+        )
     return Samples(*map(np.array, zip(*columns, strict=True))), rows
 
 
