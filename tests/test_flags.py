@@ -49,6 +49,7 @@ def test_a_rule_holds_for_its_runs_and_for_no_others(rule: dict[str, Any]) -> No
         assert match.holds(replace(point, gpu=point.gpu.lower(), precision=point.precision.upper()), when["engine"])
         assert not match.holds(replace(point, model="Qwen/Qwen3-8B"), when["engine"])
         assert not match.holds(replace(point, gpu="A100"), when["engine"])
+        assert not match.holds(replace(point, model=point.model.replace("-Instruct", ".9-Instruct")), when["engine"])
         assert not match.holds(point, "llamacpp")
         if "precision" in when:
             assert not match.holds(replace(point, precision="bf16"), when["engine"])
