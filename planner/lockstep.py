@@ -68,8 +68,9 @@ class PromptHold:
         if not rank.num_decoding or self._waiting_steps >= self._rule.timeout_steps or not rank.can_prefill():
             return False
         wanted = self._rule.token_share * rank.max_batched_tokens - rank.num_decoding
+        wanted -= rank.partial.target if rank.partial is not None else 0
         for request in rank.waiting:
-            wanted -= request.target
             if wanted <= 0:
-                return False
-        return True
+                break
+            wanted -= request.target
+        return wanted > 0

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from planner.cost import StepCost
-from planner.engine import Limits, PrefillBalance, engine
+from planner.engine import BatchWait, Limits, PrefillBalance, engine
 from planner.enginespec import EngineSpec
 from planner.hardware import parse_cluster
 from planner.layout import Layout
-from planner.lockstep import PrefillHold
+from planner.lockstep import PrefillHold, PromptHold
 from planner.model import load
 from planner.scheduler import Rank, RankWork, Request
 from planner.simulation import simulate
@@ -102,6 +102,58 @@ def test_prompts_are_not_held_when_all_have_some_or_one_has_nothing_else_to_do()
 
 def test_prompts_gather_for_the_batching_steps():
     assert holds(PrefillHold(PrefillBalance(True, 50, 3)), group([1, 1], [1, 1]), 8) == ([True] * 3 + [False]) * 2
+
+
+WAIT = BatchWait(4, 0.5)
+SMALL = {"max_num_seqs": 8, "max_batched_tokens": 64}
+
+
+def test_prompts_wait_for_a_share_of_the_token_budget():
+    """32 of 64 tokens: 2 decodes and 3 prompts of 10, or the timeout."""
+    assert holds(PromptHold(WAIT), group([2], [3], **SMALL), 5) == [False] * 5
+    assert holds(PromptHold(WAIT), group([2], [2], **SMALL), 10) == ([True] * 4 + [False]) * 2
+    assert holds(PromptHold(WAIT), group([1], [3], **SMALL), 5) == [True] * 4 + [False]
+
+
+def test_prompts_do_not_wait_without_decodes_or_room():
+    assert not any(holds(PromptHold(WAIT), group([0], [1], **SMALL), 5))
+    assert not any(holds(PromptHold(WAIT), group([2], [0], **SMALL), 5))
+    assert not any(holds(PromptHold(WAIT), group([2], [1], max_num_seqs=2, max_batched_tokens=64), 5))
+
+
+def test_a_cut_prompt_counts_whole():
+    """A prompt of 100 in steps of 64: what is left of it does not wait."""
+    (rank,) = group([2], [0], **SMALL)
+    rank.enqueue(Request(0, 100, 10, 0.0))
+    rank.plan(0.0)
+    rank.complete(0.0)
+    assert rank.partial is not None
+    assert not any(holds(PromptHold(WAIT), [rank], 5))
+
+
+def test_waiting_for_a_batch_costs_ttft_and_saves_steps_with_prompts():
+    """Timeout of 20 steps of 20 ms: no prompt waits longer for a batch, and everyone is answered."""
+    workload = Workload("w", Lengths.fixed(100), Lengths.uniform(50, 150), Arrivals.closed(32), 320)
+    runs = []
+    for rule in (None, BatchWait(20, 0.9)):
+        timer = Watch(prompt_token_s=1e-5)
+        spec = EngineSpec(1, 1, 10**6, max_num_seqs=64, max_batched_tokens=1000, batch_wait=rule)
+        found = simulate(spec, timer, workload, seed=1).requests
+        assert (found.produced_tokens == found.output_tokens).all()
+        runs.append((timer.dragged, float(np.max(found.ttft_s)), float(np.mean(found.ttft_s))))
+    (free, free_max_s, free_mean_s), (held, held_max_s, held_mean_s) = runs
+    assert held < free
+    assert free_mean_s < held_mean_s
+    assert held_max_s <= free_max_s + 20 * 0.03
+
+
+def test_ranks_of_a_group_do_not_wait_for_a_batch():
+    workload = Workload("w", Lengths.fixed(100), Lengths.fixed(20), Arrivals.poisson(20), 100)
+    first, second = (
+        simulate(EngineSpec(1, 2, 10**6, batch_wait=rule), Watch(), workload, seed=1).requests.finish_s
+        for rule in (None, BatchWait(20, 0.9))
+    )
+    assert (first == second).all()
 
 
 def test_a_held_prompt_stays_out_of_the_step():

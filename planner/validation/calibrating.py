@@ -104,7 +104,11 @@ def samples_of(raw: Validation) -> tuple[Samples, list[int]]:
         rows.append(index)
         columns.append((parts.at, tpot, ttft, parts.tpot, parts.ttft, measured[1], measured[0], *keys))
     if not rows:
-        raise InputError("no point has both a measurement and a prediction: a calibration needs some")
+        reason = next((f" ({p.status})" for p in raw.predictions if not p.is_ok), "")
+        raise InputError(
+            f"{raw.source.path}: no point has both a measurement and a prediction{reason}. Fill in ttft_mean_ms or "
+            "tpot_mean_ms of servers that are modelled."
+        )
     return Samples(*map(np.array, zip(*columns, strict=True))), rows
 
 
@@ -125,8 +129,8 @@ def _check_enough(source: PointsFile, samples: Samples, names: Sequence[str], st
     num = len(set(samples.combination.tolist()))
     if start == OFF and num < _LEAST_COMBINATIONS:
         raise InputError(
-            f"{source.path}: {num} combinations of model, GPU and engine; a calibration from scratch needs "
-            f"{_LEAST_COMBINATIONS} to be judged on those left out. Without --from-scratch the shipped one is moved."
+            f"{source.path}: {num} combination{'s' * (num != 1)} of model, GPU and engine; a calibration from scratch "
+            f"needs {_LEAST_COMBINATIONS} to be judged on those left out. Without --from-scratch the shipped one is moved."
         )
 
 

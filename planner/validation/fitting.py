@@ -177,7 +177,7 @@ def _solve(
         known = ~np.isnan(measured)
         slopes = getattr(samples, f"{metric}_slopes")[known]
         simulated = getattr(samples, f"{metric}_s")[known]
-        design = (member[known][:, :, None] * slopes[:, None, :] * scale[None]).reshape(known.sum(), -1)
+        design = (member[known][:, :, None] * slopes[:, None, :] * scale[None]).reshape(known.sum(), scale.size)
         designs.append(design)
         bases.append(simulated + np.sum(slopes * (start - samples.at[known]), axis=1))
         bounds.append(_LEAST_SHARE * simulated)

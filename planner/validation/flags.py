@@ -35,13 +35,19 @@ class Match:
         return (
             engine == self.engine
             and point.gpu.upper() in self.gpus
-            and any(name in point.model for name in self.models)
+            and any(_is_named(point.model, name) for name in self.models)
             and self.precision in ("", point.precision.lower())
             and point.concurrency >= self.min_users
             and (self.max_tp is None or point.tp <= self.max_tp)
             and self.isl in (None, point.isl)
             and self.osl in (None, point.osl)
         )
+
+
+def _is_named(model: str, part: str) -> bool:
+    """True when `part` is in the name of `model`, whole: DeepSeek-V3 is no part of DeepSeek-V3.2."""
+    _, found, rest = model.partition(part)
+    return bool(found) and not rest.startswith(".")
 
 
 @dataclass(frozen=True, slots=True)
