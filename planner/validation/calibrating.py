@@ -130,7 +130,8 @@ def _check_enough(source: PointsFile, samples: Samples, names: Sequence[str], st
     if start == OFF and num < _LEAST_COMBINATIONS:
         raise InputError(
             f"{source.path}: {num} combination{'s' * (num != 1)} of model, GPU and engine; a calibration from scratch "
-            f"needs {_LEAST_COMBINATIONS} to be judged on those left out. Or move the shipped one: no --from-scratch."
+            f"needs {_LEAST_COMBINATIONS} to be judged on those left out. Without --from-scratch the shipped one is "
+            "moved."
         )
 
 
