@@ -1,16 +1,10 @@
 """What measured servers take beyond the tables: a few factors and host times per engine and GPU generation.
 
 A step of a calibrated engine is the sum of its operations, each class times its factor, plus small kernels that no
-<<<<<<< HEAD
-table times (`layer_s` per layer) and host time (`step_s`, `sequence_s` per running sequence). In steps with prompts
-the layers, but for attention of running sequences, take `prompts` times that plus `prompt_layer_s` each: they are
-launched kernel by kernel. A request waits for its front end before it reaches a queue (handbook serving 1.2, 2.9).
-=======
 table times (`layer_s` per layer) and host time (`step_s`, `sequence_s` per running sequence, however many tokens it
 drafts). Steps with prompts are launched kernel by kernel: their layers take `prompts` times that plus `prompt_layer_s`
 each, but not host, lm_head, sampling, the attention of sequences that generate, and fetches of offloaded experts. A
 request waits for its front end before it reaches a queue (handbook serving 1.2, 2.9).
->>>>>>> calfix
 
 `calibrations.toml` was fitted by `moeplan calibrate` to public serving results; it says to which and how well. Users
 make their own with the same command.
