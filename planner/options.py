@@ -286,7 +286,7 @@ def parse_drives(text: str) -> tuple[float, float | None]:
     match = _SIZE.fullmatch(rate[:-2])
     bytes_per_s = float(match[1]) * _SCALE[match[2].lower()] if match else 0.0
     if bytes_per_s <= 0:
-        raise InputError(f"--nvme {text}: {rate!r} is no rate above 0, give one such as 2TB@7GB/s")
+        raise InputError(f"--nvme {text}: give drives a rate above 0, not {rate!r}, such as 2TB@7GB/s")
     return parse_bytes("--nvme", space), bytes_per_s
 
 
