@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.calibration import (
@@ -51,7 +51,7 @@ values = st.builds(Calibration, **dict.fromkeys(FACTORS, factors), **dict.fromke
 percents = st.tuples(*[st.integers(0, 999).map(lambda x: x / 10)] * 2)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 @given(
     entries=st.lists(st.builds(Entry, st.sampled_from(["vllm", "sglang"]), st.sampled_from(["hopper", ANY]), values)),
     errors=st.lists(st.builds(Errors, st.just("tpot_mean_ms"), st.just("moe"), st.just(3), *[percents] * 2, percents)),

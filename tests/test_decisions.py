@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.validation.decisions import LEAST_GAP, TPOT_LIMITS_MS, Values, layout_choices, picks
@@ -115,7 +115,7 @@ def test_limits_that_nobody_keeps_and_lone_runs_are_no_picks() -> None:
     assert picks([(BASE, says(1)), (BASE, says(2))]).num == 0
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.floats(1, 1e4), st.floats(5, 90), st.floats(1, 1e4), st.floats(5, 90)), min_size=2, max_size=6

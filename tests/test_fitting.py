@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.calibration import ANY, PARAMETERS, Calibration, Calibrations, Entry
@@ -211,7 +211,7 @@ def test_values_stay_within_what_a_calibration_takes(times: float, bound: float)
     assert bound in refine(far, base_values(), PARAMETERS)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(factor=st.floats(0.8, 1.3), host_s=st.floats(0, 1e-3), front_s=st.floats(0, 0.3))
 def test_a_handful_of_runs_of_one_server_is_enough_for_a_few_parameters(
     factor: float, host_s: float, front_s: float
