@@ -49,9 +49,10 @@ def prefill_pool(length: int, tactics: Tactics = PLAIN) -> Deployment:
     return deploy(load(MODEL), cluster, layout, engine("sglang"), limits, "deepep", length, BALANCED, tactics)
 
 
-def prefill_per_node(length: int, tactics: Tactics = PLAIN) -> float:
-    """Prompt tokens per second and node of `prefill_pool`."""
+def prefill_per_node(length: int, tactics: Tactics = PLAIN, kernels: str = "sglang") -> float:
+    """Prompt tokens per second and node of `prefill_pool`, with the measured tables of the engine `kernels`."""
     pool = prefill_pool(length, tactics)
+    pool = replace(pool, engine=replace(pool.engine, kernels=kernels))
     rate = prefill_rate(pool.cost(), pool, Demand.of(load_workload(f"fixed:{length}/10", rate=1.0)))
     return rate.requests_per_s * length / 4
 
