@@ -42,6 +42,7 @@ DECODE_PER_NODE = 22_282
 DECODE_SEQS = 256
 MODEL, BALANCED = "deepseek-v3", replace(AS_SERVED, placement="eplb")
 
+
 def prefill_pool(length: int, tactics: Tactics = PLAIN) -> Deployment:
     """SGLang's prefill at EP32 for prompts of `length` tokens, experts balanced."""
     layout, limits = parse_layout("attention_dp=32,ep=32,redundant_experts=32"), Limits(64, 8192)

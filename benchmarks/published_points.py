@@ -1,8 +1,8 @@
 """Published throughput and latency values replayed: bursts, offline queues, closed loops and steady rates.
 
-Rows are those of published_points.csv (GPUStack performance lab, TensorRT-LLM performance overviews), grouped into runs
-by `run_group`. A run is served with its engine's defaults and the flags that are published with it; lengths are fixed at
-the stated means. With calibrations as shipped: none of these values was used to fit them.
+Rows are those of published_points.csv (GPUStack performance lab, TensorRT-LLM performance overviews), grouped into
+runs by `run_group`. A run is served with its engine's defaults and the flags that are published with it; lengths are
+fixed at the stated means. With calibrations as shipped: none of these values was used to fit them.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def repeated(runs: Sequence[Published]) -> dict[str, str]:
     reasons = {}
     for same in seen.values():
         if len({one.conditions for one in same}) > 1:
-            gpus = " and ".join(sorted({one.fields["gpu"] for one in same}))
-            reasons |= {one.group: f"the source states the same figures for {gpus}" for one in same}
+            told = " and ".join(sorted({f"{one.fields['gpu']} {one.fields['engine']}" for one in same}))
+            reasons |= {one.group: f"the source states the same figures for {told}" for one in same}
         else:
             reasons |= {one.group: "a figure that the source states twice" for one in same[1:]}
     return reasons

@@ -82,7 +82,14 @@ def _within(name: str, published: float, ours: float, band: float, step: StepTim
     ratio = ours / published
     met = abs(ratio - 1) <= band
     return Target(
-        name, f"{published:,.0f}", f"{ours:,.0f}", percent(ratio), f"±{band:.0%}", met, dominant(step), "" if met else why
+        name,
+        f"{published:,.0f}",
+        f"{ours:,.0f}",
+        percent(ratio),
+        f"±{band:.0%}",
+        met,
+        dominant(step),
+        "" if met else why,
     )
 
 
@@ -119,7 +126,7 @@ def prefill_target() -> list[Target]:
 
 
 def _mla_share() -> float:
-    """Causal FLOP of a 4K prompt in DeepSeek-V3's expanded attention (128 heads, 192 and 128 wide) over time and peak."""
+    """Causal FLOP of a 4K prompt in DeepSeek-V3's expanded attention over time and peak (128 heads, 192 and 128)."""
     pool = pools.prefill_pool(4096)
     seconds = float(pool.cost().prefill(np.array(4096.0)).terms["attention"])
     flop = pool.model.num_layers * 128 * (192 + 128) * 2 * 4096**2 / 2
@@ -241,9 +248,9 @@ def padding_target() -> list[Target]:
             ">= 1.3 x at worst",
             float(ratio[worst]) >= 1.3,
             dominant(step),
-            "Padding is charged to dense layers only, whose time hardly depends on the batch here. With dummy requests in "
-            f"experts, exchange and attention kernels as well it would be {full[0] / full[1]:.2f} x at {PADDED[0]}. The "
-            "blog's worst case is of whole servers, where a finer list also changes which batches run at all.",
+            "Padding is charged to dense layers only, whose time hardly depends on the batch here. With the dummy "
+            "requests of TensorRT-LLM in experts, exchange and attention kernels as well it would be "
+            f"{full[0] / full[1]:.2f} x at {PADDED[0]}. The blog's worst case is of whole servers.",
         )
     ]
 
