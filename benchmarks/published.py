@@ -34,7 +34,6 @@ LABELS = {
     "latency_mean_ms": "end to end mean",
     "latency_per_output_token_ms": "end to end per token",
 }
-QUEUEING = {"ttft_mean_ms", "ttft_p99_ms"}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -51,21 +50,22 @@ def yes(met: bool) -> str:
 def targets_section() -> str:
     """Rows of 10.3 and a sentence for every missed one."""
     found = published_targets.targets()
+    header = ("target", "published", "ours", "deviation", "band", "met", "dominates our time")
     rows = [
-        (one.name, one.published, one.ours, one.deviation, one.band, "-" if one.band == "none" else yes(one.met))
+        (
+            one.name,
+            one.published,
+            one.ours,
+            one.deviation,
+            one.band,
+            "-" if one.band == "none" else yes(one.met),
+            one.dominant,
+        )
         for one in found
     ]
-    shares = [(one.name.split(",")[0], one.dominant) for one in found]
     missed = [f"- **{one.name}**: {one.why}" for one in found if not one.met and one.why]
-    parts = [
-        "## Wider targets (handbook serving 10.3)",
-        table(("target", "published", "ours", "deviation", "band", "met"), rows),
-        "What dominates our time there:",
-        table(("target", "largest operations"), dict(shares).items() if len(dict(shares)) == len(shares) else shares),
-        "### Missed, and why",
-        "\n".join(missed) or "None.",
-    ]
-    return "\n\n".join(parts)
+    parts = ["## Wider targets (handbook serving 10.3)", table(header, rows), "### Missed, and why"]
+    return "\n\n".join([*parts, "\n".join(missed) or "None."])
 
 
 def tables_section() -> str:
@@ -134,10 +134,7 @@ def points_section(runs: Sequence[Published], outcomes: Mapping[str, Outcome]) -
 
 
 def _source_rows(ordered: Sequence[tuple[str, str]], values: Mapping[tuple[str, str], list[float]]) -> list[list[str]]:
-    return [
-        [source, LABELS[metric] + (" (queueing)" if metric in QUEUEING else ""), *score(values[source, metric])]
-        for source, metric in ordered
-    ]
+    return [[source, LABELS[metric], *score(values[source, metric])] for source, metric in ordered]
 
 
 def _model_cells(metrics: Mapping[str, list[float]]) -> list[str]:

@@ -200,7 +200,8 @@ def _limits(engine: Engine, one: Published, share: float) -> Limits:
     """Default limits of one rank as the published flags change them."""
     gpu, flags = system_of(GPUS.get(one.fields["gpu"], one.fields["gpu"])).gpu, one.flags
     default, dp = engine.budget(gpu.hbm_bytes, gpu.arch), int(_number(one.fields["dp"]))
-    seqs = int(flags["max-running-requests"]) // dp if "max-running-requests" in flags else default.max_num_seqs
+    seqs = int(flags.get("max-num-seqs", default.max_num_seqs))
+    seqs = int(flags["max-running-requests"]) // dp if "max-running-requests" in flags else seqs
     stated = flags.get("chunked-prefill-size") or flags.get("max-num-batched-tokens")
     tokens = int(stated) if stated else default.max_batched_tokens
     tokens //= dp if engine.divides_prefill_by_attention_dp else 1

@@ -117,7 +117,7 @@ def prefill_target() -> list[Target]:
         why = NOT_RUN if chosen == PLAIN else ""
         why += (
             f" SGLang's MLA kernel for prompts is timed at {_mla_share():.0%} of the BF16 peak in the published tables "
-            "(4K, 128 heads), most of all engines; "
+            "(4K, 128 heads); "
             f"with vLLM's tables it is {other:,.0f} ({percent(other / known)})."
         )
         label = f"SGLang EP32 H100 prefill, 4K, tok/s/node, {name}"
