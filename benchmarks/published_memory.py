@@ -42,8 +42,8 @@ def rows(path: Path) -> list[MemoryRow]:
 
 
 def _row(fields: dict[str, str]) -> MemoryRow:
-    degree = f"TP{int(float(fields['tp']))} " if fields["tp"] else ""
-    what = f"{fields['model']}, {degree}{fields['gpu']}, {fields['engine']}: {fields['quantity'].replace('_', ' ')}"
+    degree = f", TP{int(float(fields['tp']))} {fields['gpu']}" if fields["tp"] else ""
+    what = f"{fields['model']}{degree}, {fields['engine']}: {fields['quantity'].replace('_', ' ')}"
     measured, unit = float(fields["value"]), fields["unit"]
     note = "" if fields["gpu_mem_util"] or fields["quantity"] != "kv_cache_tokens" else "memory fraction not stated"
     try:
