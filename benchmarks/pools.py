@@ -14,8 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.cost import StepCost
-from planner.deployment import deploy
+from planner.deployment import Deployment, deploy
 from planner.disaggregation.deployment import run_pools
 from planner.disaggregation.handover import handover
 from planner.disaggregation.rates import Demand, prefill_rate
@@ -25,6 +24,9 @@ from planner.experts import AS_SERVED
 from planner.hardware import parse_cluster
 from planner.layout import parse_layout
 from planner.model import load
+from planner.steptime import StepTime
+from planner.tacticcost import step_cost
+from planner.tactics import PLAIN, Tactics
 from planner.workload import load_workload, parse_slo
 
 QUESTIONS = (
@@ -37,21 +39,42 @@ PAIRS_PER_QUESTION = 8
 
 PREFILL_PER_NODE = {1024: 57_674, 2048: 54_543, 4096: 50_302}
 DECODE_PER_NODE = 22_282
+DECODE_SEQS = 256
+MODEL, BALANCED = "deepseek-v3", replace(AS_SERVED, placement="eplb")
+
+
+def prefill_pool(length: int, tactics: Tactics = PLAIN) -> Deployment:
+    """SGLang's prefill at EP32 for prompts of `length` tokens, experts balanced."""
+    layout, limits = parse_layout("attention_dp=32,ep=32,redundant_experts=32"), Limits(64, 8192)
+    cluster = parse_cluster("h100-sxm:4x8")
+    return deploy(load(MODEL), cluster, layout, engine("sglang"), limits, "deepep", length, BALANCED, tactics)
+
+
+def prefill_per_node(length: int, tactics: Tactics = PLAIN, kernels: str = "sglang") -> float:
+    """Prompt tokens per second and node of `prefill_pool`, with the measured tables of the engine `kernels`."""
+    pool = prefill_pool(length, tactics)
+    pool = replace(pool, engine=replace(pool.engine, kernels=kernels))
+    rate = prefill_rate(pool.cost(), pool, Demand.of(load_workload(f"fixed:{length}/10", rate=1.0)))
+    return rate.requests_per_s * length / 4
+
+
+def decode_step(tactics: Tactics = PLAIN) -> StepTime:
+    """SGLang's decode at EP72: 256 sequences per GPU of 2,000 tokens, experts balanced."""
+    layout, cluster = parse_layout("attention_dp=72,ep=72,redundant_experts=32"), parse_cluster("h100-sxm:9x8")
+    cost = step_cost(load(MODEL), layout, cluster, engine("sglang"), "deepep", BALANCED, None, tactics)
+    return cost.decode(np.array(float(DECODE_SEQS)), np.array(2000.0))
+
+
+def decode_per_node(tactics: Tactics = PLAIN) -> float:
+    """Output tokens per second and node of `decode_step`."""
+    return 8 * DECODE_SEQS / float(decode_step(tactics).total_s)
 
 
 def published() -> None:
-    model, profile, experts = load("deepseek-v3"), engine("sglang"), replace(AS_SERVED, placement="eplb")
-    layout = parse_layout("attention_dp=32,ep=32,redundant_experts=32")
     for length, known in PREFILL_PER_NODE.items():
-        limits = Limits(64, 8192)
-        pool = deploy(model, parse_cluster("h100-sxm:4x8"), layout, profile, limits, "deepep", length, experts)
-        rate = prefill_rate(pool.cost(), pool, Demand.of(load_workload(f"fixed:{length}/10", rate=1.0)))
-        tok_per_s = rate.requests_per_s * length / 4
+        tok_per_s = prefill_per_node(length)
         print(f"prefill EP32, {length} tokens: {tok_per_s:,.0f} tok/s/node, published {known:,}")
-    layout = parse_layout("attention_dp=72,ep=72,redundant_experts=32")
-    cost = StepCost(model, layout, parse_cluster("h100-sxm:9x8"), profile, "deepep", experts)
-    tok_per_s = 8 * 256 / float(cost.decode(np.array(256.0), np.array(2000.0)).total_s)
-    print(f"decode EP72, 256 x 2K: {tok_per_s:,.0f} tok/s/node, published {DECODE_PER_NODE:,}")
+    print(f"decode EP72, 256 x 2K: {decode_per_node():,.0f} tok/s/node, published {DECODE_PER_NODE:,}")
 
 
 def main() -> None:
