@@ -184,10 +184,14 @@ class Ledger:
     def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
         """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1.
 
-        The chunk counts as it is before attention-DP divides it: the hook runs before `handle_data_parallelism`.
+        The default chunk counts as it is before attention-DP divides it (the hook runs before
+        `handle_data_parallelism`); operators who give every rank more set the fraction themselves.
         """
-        undivided = layout.attention_dp if self.engine.divides_prefill_by_attention_dp else 1
-        mebibytes = 512 + 1.5 * max(limits.max_batched_tokens * undivided, 2048)
+        gpu, chunk = self.system.gpu, limits.max_batched_tokens
+        if self.engine.divides_prefill_by_attention_dp:
+            default = self.engine.budget(gpu.hbm_bytes, gpu.arch).max_batched_tokens
+            chunk = max(chunk, min(chunk * layout.attention_dp, default))
+        mebibytes = 512 + 1.5 * max(chunk, 2048)
         mebibytes += layout.stage_gpus * layout.pp / 8 * 1024
         mebibytes += limits.max_num_seqs * (2 + (3 * layout.attention_dp if layout.attention_dp > 1 else 0))
         mebibytes += 2048 if backend == "deepep" else 0

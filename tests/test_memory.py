@@ -178,7 +178,7 @@ def test_expert_precision_shows_in_the_experts_term(mixtral: ModelConfig, vllm: 
 def test_sglang_reserves_for_the_chunk_before_attention_dp_divides_it() -> None:
     ledger = Ledger(load("deepseek-v3"), system("h200-sxm"), engine("sglang"))
     tp, dp = Layout(tp=8, ep=8), Layout(attention_dp=8, ep=8)
-    whole, part = Limits(64, 32768), Limits(64, 4096)
+    whole, part = Limits(64, 8192), Limits(64, 1024)
     both = [ledger.use(tp, whole, "all_reduce", 4096), ledger.use(dp, part, "allgather_reducescatter", 4096)]
     captured_bytes = 64 * 3 * 8 * 2**20
     assert both[0].budget_bytes - both[1].budget_bytes == pytest.approx(captured_bytes)

@@ -22,8 +22,6 @@ from planner.steptime import bilinear
 Floats = NDArray[np.float64]
 _UNSCALED = ("lm_head", "sampling", "host", "prompt_launches")
 """Operations of a step with prompts that `Calibration.prompts` does not multiply."""
-_UNSCALED = ("prompt_launches", "host", "lm_head", "sampling")
-"""Operations of a step with prompts that its factor leaves alone."""
 _CONTEXT_STEPS = 8.0
 """Steps whose contexts differ by less than this part of an octave are taken as one kind."""
 
