@@ -82,7 +82,7 @@ def main() -> None:
     random.seed(1)
     for model, cluster_name, shape, rate, engine_name, limits in QUESTIONS:
         workload, slo = load_workload(shape, rate=rate, num_requests=1000), parse_slo(limits)
-        cluster, rules = parse_cluster(cluster_name), handover(engine_name)
+        cluster, rules = parse_cluster(cluster_name), handover(engine(engine_name))
         found = search_pools(load(model), cluster, engine(engine_name), workload, rules)
         pairs = candidates(found, (cluster, cluster), rules, slo)
         print(f"{model} on {cluster_name}, {engine_name}: {len(pairs)} pairs")

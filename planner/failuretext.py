@@ -146,7 +146,7 @@ def reliability_text(facts: Facts) -> str:
                         _seconds(size["mttf_s"]),
                         f"{size['capacity_lost']:.4%}",
                         f"{size['gpus_wanted']}",
-                        f"{size['requests_per_s_per_gpu']:.3g}",
+                        f"{size['requests_per_s_per_gpu']:#.3g}",
                     )
                     for size in facts["sizes"]
                 ],

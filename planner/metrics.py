@@ -260,7 +260,7 @@ def summarise(
         num_warmup=first,
         num_cooldown=len(requests) - last,
         window_s=window_s,
-        saturation=_saturation(requests, first, last, is_open=concurrency is None),
+        saturation=_saturation(requests, spec, first, last, is_open=concurrency is None),
         objectives=tuple(_judge(o, latencies[o.metric]) for o in (slo.objectives if slo else ())),
     )
 
@@ -329,7 +329,7 @@ def _engine_use(steps: StepTable, spec: EngineSpec, start_s: float, end_s: float
     )
 
 
-def _saturation(requests: RequestTable, first: int, last: int, *, is_open: bool) -> str:
+def _saturation(requests: RequestTable, spec: EngineSpec, first: int, last: int, *, is_open: bool) -> str:
     """Verdict on rows `first` to `last`: does the number in the system grow from their middle to their end?
 
     Under stability the growth has mean zero and, for a Poisson number N in the system, variance 2 N; overloaded
@@ -345,9 +345,12 @@ def _saturation(requests: RequestTable, first: int, last: int, *, is_open: bool)
         noise = max(0.05 * arrived, 2 * math.sqrt(arrived), 3 * math.sqrt(2 * max(then, 1)))
         if now - then > noise and then >= before:
             return "overloaded"
-    queue_s, ttft_s = requests.queue_s[first:last], requests.ttft_s[first:last]
+    ttft_s = requests.ttft_s[first:last]
     known = ~np.isnan(ttft_s)
-    return "backlogged" if known.any() and queue_s[known].sum() > 0.5 * ttft_s[known].sum() else "stable"
+    # What a request spends in an idle front end is no queue.
+    frontend_s = spec.frontend_s + spec.frontend_s_per_token * requests.prompt_tokens[first:last][known]
+    queued_s = np.maximum(requests.queue_s[first:last][known] - frontend_s, 0.0).sum()
+    return "backlogged" if known.any() and queued_s > 0.5 * ttft_s[known].sum() else "stable"
 
 
 def _in_system(requests: RequestTable, accepted: NDArray[np.bool_], time_s: float) -> int:

@@ -140,7 +140,8 @@ def _two_pools_lines(pools: Facts) -> list[str]:
         f"  {winner['handover']['ttft']}",
     ]
     if pools["sustained_factor"]:
-        lines.append(f"  Demand can grow to at least {pools['sustained_factor']:g} x on this pair")
+        grows = f"Demand can grow to at least {pools['sustained_factor']:g} x on this pair"
+        lines.append(f"  {grows if pools['sustained_factor'] > 1 else 'There is less than 10 % room for growth'}")
     return [*lines, "", *_curve_lines(pools)]
 
 
