@@ -204,7 +204,7 @@ def _prefix_lines(facts: Facts) -> list[str]:
         return [f"  Prefix cache: none, {reason}; every prompt is computed in full"]
     line = f"  Prefix cache: {cache['hit_rate']:.1%} of the prompt tokens found, blocks of {cache['block_tokens']}"
     if cache["num_caches"] > 1:
-        line += f", {cache['num_caches']} caches, {cache['router'].replace('_', ' ')} routing"
+        line += f", {cache['num_caches']} caches, {cache['router'].replace('_', ' ')} between replicas"
     return [line]
 
 

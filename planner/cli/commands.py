@@ -152,7 +152,8 @@ def plan(
     no_rails
         The network between nodes is not rail-optimised.
     router
-        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+        How requests are spread over replicas. Attention-DP ranks, each with a prefix cache of its own, follow the rule
+        of the engine profile (`rank_router`), but with prefix_affinity, which chooses among all of them.
     no_prefix_cache
         Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
@@ -285,7 +286,8 @@ def simulate(
     no_rails
         The network between nodes is not rail-optimised.
     router
-        How requests are spread over replicas and attention-DP ranks, each of which has a prefix cache of its own.
+        How requests are spread over replicas. Attention-DP ranks, each with a prefix cache of its own, follow the rule
+        of the engine profile (`rank_router`), but with prefix_affinity, which chooses among all of them.
     no_prefix_cache
         Compute every prompt in full, although the engine finds shared prefixes and histories again.
     experts
