@@ -33,6 +33,7 @@ import microbench.grid as grid
 grid.AXES = {op: {axis: ((4096,) if axis == "bytes" else POINTS,) for axis in axes} for op, axes in grid.AXES.items()}
 import microbench.runner as runner
 runner._LONGEST_CASE_S = 0.02
+runner._WARM_UP_SIDE, runner._WARM_UP_S = 64, 0.05
 from microbench.__main__ import main
 if __name__ == "__main__":
     sys.exit(main())
