@@ -333,6 +333,7 @@ def page(found: Calibrated, judged: validation.Validation) -> str:
         *[*summary(found, judged), "", "![Predicted against measured](figures/accuracy.svg)", ""],
         *["### Decisions", "", fill(DECISION_TEXT, 120), "", *decision_rows(judged), ""],
         *["### Calibration", "", fill(CALIBRATION_TEXT, 120), "", *calibration_rows(), ""],
+        *["### What the times are made of", "", fill(BREAKDOWN_TEXT, 120), "", *breakdown_rows(found.raw), ""],
         *[
             "### By slice",
             "",
