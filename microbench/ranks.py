@@ -113,8 +113,10 @@ class Ranks:
         return tuple((size, len(set(self.nodes[:size]))) for size in sizes if size > 1)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, all together: gloo aborts a process at exit when its peers were gone before."""
         if self.size > 1:
+            self.everyone.barrier()
+            self._teams.clear()
             dist.destroy_process_group()
 
 
