@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -34,9 +34,12 @@ from planner.errors import PlannerError
 
 KEPT = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
 VICTIM = Path("/tmp/moeplan-was-here")
+"""What hostile inputs would create if anything executed them."""
 MOST_BYTES = 500_000_000
-MOST_MESSAGE = 20_000
-_STUCK_S = 60.0
+MOST_MESSAGE = 10_000
+_WALL = 15
+"""Wall time allowed over CPU time allowed: other work may have the cores."""
+_STUCK_S = 300.0
 _MOST_KEPT_BYTES = 4096
 
 
@@ -54,13 +57,13 @@ def attempt(reader: Reader, path: Path, scratch: Path) -> str:
     signal.signal(signal.SIGALRM, _alarm)
     try:
         signal.setitimer(signal.ITIMER_PROF, reader.limit_s)
-        signal.setitimer(signal.ITIMER_REAL, 15 * reader.limit_s)
+        signal.setitimer(signal.ITIMER_REAL, _WALL * reader.limit_s)
         reader.read(path, scratch)
         verdict = "ok"
     except PlannerError as error:
         verdict = _message_fault(error) or "refused"
-    except Hang:
-        verdict = f"hang {_where(sys.exc_info()[1])}"
+    except Hang as error:
+        verdict = f"hang {_where(error)}"
     except BaseException as error:
         verdict = f"{type(error).__name__} {_where(error)}: {str(error)[:120]}"
     finally:
@@ -73,6 +76,7 @@ def attempt(reader: Reader, path: Path, scratch: Path) -> str:
 
 
 def _message_fault(error: BaseException) -> str:
+    """What is wrong with a refusal: nothing said, pages said, or memory that ran out behind it."""
     text = str(error)
     if not text.strip() or len(text) > MOST_MESSAGE or "Traceback" in text:
         return f"message of {len(text)} characters {_where(error)}"
@@ -84,11 +88,10 @@ def _message_fault(error: BaseException) -> str:
     return ""
 
 
-def _where(error: BaseException | None) -> str:
+def _where(error: BaseException) -> str:
     """The innermost line of planner in a traceback."""
-    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    ours = [f for f in frames if "/planner/" in f.filename]
-    last = (ours or frames or [None])[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    last = ([f for f in frames if "/planner/" in f.filename] or frames or [None])[-1]
     return "" if last is None else f"{Path(last.filename).name}:{last.lineno} {last.name}"
 
 
@@ -99,6 +102,11 @@ def inputs(reader: Reader, seeds: list[bytes], rng: random.Random) -> Iterator[t
     yield from specials()
     if reader.members:
         yield from archive_specials(members_of(seeds[0]))
+    yield from mutants(reader, seeds, rng)
+
+
+def mutants(reader: Reader, seeds: list[bytes], rng: random.Random) -> Iterator[tuple[str, bytes]]:
+    """Damaged seeds without end."""
     while True:
         raw = rng.choice(seeds)
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -106,54 +114,70 @@ def inputs(reader: Reader, seeds: list[bytes], rng: random.Random) -> Iterator[t
         yield "mutant", raw
 
 
+class Judge:
+    """Reads one input after another and reports each new finding as a line of JSON."""
+
+    def __init__(self, name: str, base: Path, out: Path) -> None:
+        self.reader, self.name, self._base, self._out = READERS[name], name, base, out
+        self.counts: Counter[str] = Counter()
+        self._seen: set[str] = set()
+
+    def judge(self, kind: str, path: Path, raw: bytes) -> None:
+        scratch = self._base / "scratch"
+        scratch.mkdir()
+        verdict = attempt(self.reader, path, scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        self.counts[verdict if verdict in ("ok", "refused") else "findings"] += 1
+        where = verdict.partition(":")[0]
+        if verdict not in ("ok", "refused") and where not in self._seen:
+            self._seen.add(where)
+            self.report({"kind": kind, "verdict": verdict, "kept": _keep(self.name, raw)})
+
+    def report(self, row: dict[str, Any]) -> None:
+        with self._out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
 def child(name: str, seconds: float, seed: int, skip: int, out: Path) -> None:
-    """Reads until the time is over; a line of JSON for every finding, and the count in the end."""
-    reader, rng = READERS[name], random.Random(f"{name}{seed}{skip}")
+    """Reads until the time is over, leaving out the first `skip` inputs; reports findings and the count in the end."""
     base = Path(tempfile.mkdtemp(prefix="moeplan-fuzz-"))
-    seeds, counts, seen = reader.seeds(), {"ok": 0, "refused": 0}, set()
-    limited, until = False, time.monotonic() + seconds
-    state = out.with_suffix(".state")
-    with out.open("a") as report:
-
-        def judge(kind: str, path: Path, raw: bytes) -> None:
-            scratch = base / "scratch"
-            scratch.mkdir()
-            state.write_text(json.dumps({"kind": kind, "path": str(path)}))
-            verdict = attempt(reader, path, scratch)
-            shutil.rmtree(scratch, ignore_errors=True)
-            counts[verdict if verdict in counts else "findings"] = counts.get(verdict if verdict in counts else "findings", 0) + 1
-            if verdict not in ("ok", "refused") and verdict.split(":")[0:2] not in seen_list:
-                seen_list.append(verdict.split(":")[0:2])
-                report.write(json.dumps({"reader": name, "kind": kind, "verdict": verdict, "kept": _keep(name, raw)}) + "\n")
-                report.flush()
-
-        seen_list: list[list[str]] = []
-        if not skip:
-            odd = base / "odd"
-            odd.mkdir()
-            _limit_memory()
-            for kind, path in odd_paths(odd, reader.suffix):
-                judge(kind, path, b"")
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        for number, (kind, raw) in enumerate(inputs(reader, seeds, rng)):
-            if number < skip:
-                continue
-            if kind == "mutant" and time.monotonic() > until:
-                break
-            path = base / f"input{reader.suffix}"
-            path.write_bytes(raw)
-            if not limited and not kind.startswith("seed"):
-                _limit_memory()
-                limited = True
-            judge(kind, path, raw)
-            state.with_suffix(".number").write_text(str(number + 1))
-        report.write(json.dumps({"reader": name, "counts": counts}) + "\n")
+    judge, until = Judge(name, base, out), time.monotonic() + seconds
+    reader, number_file = judge.reader, out.with_suffix(".number")
+    seeds = reader.seeds()
+    for number, raw in enumerate(seeds):  # what reading loads for good does not count as memory of an input
+        judge.judge(f"seed {number}", _written(base, reader, raw), raw)
+    if not skip:
+        with limited():
+            (base / "odd").mkdir()
+            for kind, path in odd_paths(base / "odd", reader.suffix):
+                judge.judge(kind, path, b"")
+    for number, (kind, raw) in enumerate(inputs(reader, seeds, random.Random(f"{name}{seed}{skip}"))):
+        if kind == "mutant" and time.monotonic() > until:
+            break
+        if number >= skip:
+            number_file.write_text(f"{number} {kind}")
+            path = _written(base, reader, raw)
+            with limited():
+                judge.judge(kind, path, raw)
+    judge.report({"counts": judge.counts})
     shutil.rmtree(base, ignore_errors=True)
 
 
-def _limit_memory() -> None:
-    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (virtual + MOST_BYTES, resource.RLIM_INFINITY))
+def _written(base: Path, reader: Reader, raw: bytes) -> Path:
+    path = base / f"input{reader.suffix}"
+    path.write_bytes(raw)
+    return path
+
+
+class limited:
+    """No more than MOST_BYTES of memory above what the process has now."""
+
+    def __enter__(self) -> None:
+        virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (virtual + MOST_BYTES, resource.RLIM_INFINITY))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _keep(name: str, raw: bytes) -> str:
@@ -169,59 +193,62 @@ def _keep(name: str, raw: bytes) -> str:
 
 def run(name: str, seconds: float, seed: int) -> dict[str, Any]:
     """Findings and counts of one reader; a child that dies or is stuck is replaced, and that is a finding."""
-    found: dict[str, Any] = {"reader": name, "seconds": 0.0, "ok": 0, "refused": 0, "findings": []}
-    began, skip = time.monotonic(), 0
-    while (left := seconds - (time.monotonic() - began)) > 0 or not found["seconds"]:
+    counts: Counter[str] = Counter()
+    findings: dict[str, dict[str, Any]] = {}
+    began, skip, code = time.monotonic(), 0, -1
+    while code != 0 and (skip == 0 or time.monotonic() - began < seconds):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "report.jsonl"
-            arguments = [name, str(max(left, 1.0)), str(seed), str(skip), str(out)]
-            process = subprocess.Popen([sys.executable, __file__, "--child", *arguments], stderr=subprocess.PIPE)
-            try:
-                _, errors = process.communicate(timeout=left + _STUCK_S + 240)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                _, errors = process.communicate()
-            for line in out.read_text().splitlines() if out.is_file() else []:
-                row = json.loads(line)
-                if "counts" in row:
-                    found["ok"] += row["counts"]["ok"]
-                    found["refused"] += row["counts"]["refused"]
-                else:
-                    found["findings"].append(row)
-            found["seconds"] = round(time.monotonic() - began, 1)
-            if process.returncode == 0:
-                break
-            state = out.with_suffix(".state")
-            at = json.loads(state.read_text()) if state.is_file() else {}
-            text = errors.decode("utf-8", "replace")[-300:]
-            found["findings"].append({"reader": name, "verdict": f"exit code {process.returncode}: {text}", **at})
-            number = state.with_suffix(".number")
-            skip = int(number.read_text()) + 1 if number.is_file() else skip + 1
-    found["findings"] = list({f["verdict"]: f for f in found["findings"]}.values())
-    return found
+            left = max(1.0, seconds - (time.monotonic() - began))
+            code, errors = _run_child([name, str(left), str(seed), str(skip), str(out)], left + _STUCK_S)
+            rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+            for row in rows:
+                counts.update(row.get("counts", {}))
+            findings |= {row["verdict"]: row for row in rows if "verdict" in row}
+            if code != 0:
+                number, _, kind = out.with_suffix(".number").read_text().partition(" ")
+                skip = int(number) + 1
+                findings[f"exit code {code}: {errors}"] = {"kind": kind, "verdict": f"exit code {code}: {errors}"}
+    return {
+        "reader": name,
+        "seconds": round(time.monotonic() - began, 1),
+        "read": counts["ok"],
+        "refused": counts["refused"],
+        "findings": list(findings.values()),
+    }
+
+
+def _run_child(arguments: list[str], most_s: float) -> tuple[int, str]:
+    process = subprocess.Popen([sys.executable, __file__, "--child", *arguments], stderr=subprocess.PIPE)
+    try:
+        _, errors = process.communicate(timeout=most_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
+    return process.returncode, errors.decode("utf-8", "replace")[-300:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of every reader")
-    parser.add_argument("--only", action="append", help="name of a reader; all otherwise")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of every reader, besides its fixed inputs")
+    parser.add_argument("--only", action="append", choices=list(READERS), help="name of a reader; all otherwise")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--json", type=Path, help="file for the results; readers in it are replaced, others stay")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         name, seconds, seed, skip, out = chosen.child
         child(name, float(seconds), int(seed), int(skip), Path(out))
         return
-    results = []
     for name in chosen.only or READERS:
-        found = run(name, chosen.seconds, chosen.seed + zlib.crc32(name.encode()) % 1000)
-        results.append(found)
-        print(f"{name}: {found['ok']:,} read, {found['refused']:,} refused, {len(found['findings'])} findings")
+        found = run(name, chosen.seconds, chosen.seed) | {"date": time.strftime("%Y-%m-%d", time.gmtime())}
+        print(f"{name}: {found['read']:,} read, {found['refused']:,} refused, {len(found['findings'])} findings")
         for finding in found["findings"]:
-            print(f"    {finding.get('kind', '')}: {finding['verdict']} {finding.get('kept', '')}", flush=True)
+            print(f"    {finding['kind']}: {finding['verdict']} {finding.get('kept', '')}", flush=True)
         if chosen.json:
-            chosen.json.write_text(json.dumps({"seconds_each": chosen.seconds, "readers": results}, indent=1) + "\n")
+            held = json.loads(chosen.json.read_text())["readers"] if chosen.json.is_file() else {}
+            text = json.dumps({"readers": held | {name: found}}, indent=1, sort_keys=True)
+            chosen.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

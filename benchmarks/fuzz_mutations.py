@@ -61,7 +61,8 @@ def specials() -> Iterator[tuple[str, bytes]]:
     yield "pickle", b"cos\nsystem\n(S'touch /tmp/moeplan-was-here'\ntR."
     yield "shell", b"#!/bin/sh\ntouch /tmp/moeplan-was-here\n"
     yield "empty zip", b"PK\x05\x06" + bytes(18)
-    yield "zip bomb", _zip({f"{n}.npy": _npy("<i8", (60_000_000,), bytes(0)) + bytes(200_000_000) for n in ("a",)})
+    yield "many source keys", b"".join(b"k%d_source = 'x'\n" % i for i in range(50_000))
+    yield "zip bomb", _bomb({}, "a.npy", _npy("<i8", (75_000_000,), b""))
     yield "npy claiming a trillion", _npy("<i8", (10**12,), b"12345678")
     yield "npy claiming 1e9 rows", _npy("<i8", (10**9, 8), b"12345678")
     yield "npy of objects", _npy("|O", (1,), b"cos\nsystem\n(S'touch /tmp/moeplan-was-here'\ntR.")
@@ -69,12 +70,12 @@ def specials() -> Iterator[tuple[str, bytes]]:
 
 def archive_specials(members: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """Damaged forms of an archive with `members`: lies about sizes, bombs, traversal, pickles."""
+    yield "bomb", _bomb(members, next(iter(members)), next(iter(members.values()))[:128])
     for name, raw in members.items():
         others = {key: value for key, value in members.items() if key != name}
         for shape in ((10**12,), (10**9,), (10**9, 8), (2**62, 4), (0,), (), (3, 0, 2)):
             for kind in ("<i8", "|u1", "<f8", "<U9", "|O", "<M8[s]", "<c16", "|V8"):
                 yield f"{name} claims {shape} of {kind}", _zip({**others, name: _npy(kind, shape, b"12345678")})
-        yield f"{name} is a bomb", _zip({**others, name: raw[:128] + bytes(600_000_000)})
         yield f"{name} is a pickle", _zip({**others, name: b"cos\nsystem\n(S'touch /tmp/moeplan-was-here'\ntR."})
         yield f"{name} is gone", _zip(others)
         yield f"{name} outside", _zip({**others, f"../../../tmp/{name}": raw})
@@ -113,6 +114,20 @@ def _zip(members: dict[str, bytes], more: list[tuple[str, bytes]] | None = None)
     return buffer.getvalue()
 
 
+def _bomb(members: dict[str, bytes], name: str, start: bytes) -> bytes:
+    """An archive of which one member unpacks to `start` and 600 MB of zeros."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for other, raw in members.items():
+            if other != name:
+                archive.writestr(other, raw)
+        with archive.open(name, "w") as stream:
+            stream.write(start)
+            for _ in range(600):
+                stream.write(bytes(1_000_000))
+    return buffer.getvalue()
+
+
 def _overlapping(count: int) -> bytes:
     """An archive whose `count` entries share one compressed block of 10 MB of zeros (a bomb without recursion)."""
     body = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -146,7 +161,7 @@ def _bytes(rng: random.Random, raw: bytes) -> bytes:
         elif kind == 3:
             data[at:at] = data[at:until] * rng.choice((1, 2, 50))
         elif kind in (4, 5):
-            data[at:until if kind == 5 else at] = rng.choice(WORDS)
+            data[at : until if kind == 5 else at] = rng.choice(WORDS)
         elif kind == 6:
             data = data[:at]
         elif kind == 7:
@@ -269,7 +284,7 @@ def mutate(rng: random.Random, raw: bytes, suffix: str) -> bytes:
         ways += [_lines, _cells, _cells, _cells]
     try:
         return rng.choice(ways)(rng, raw)
-    except (ValueError, IndexError, KeyError):
+    except (ValueError, IndexError, KeyError, RecursionError, zipfile.BadZipFile, EOFError, zlib.error):
         return _bytes(rng, raw)
 
 

@@ -17,7 +17,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "planner" / "model" / "configs"
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0,100,20\n0.5,200,30\n1.25,50,1\n"
-SHARED = "arrival_s,prompt_tokens,output_tokens,prefix_group,shared_tokens,conversation\n0,100,20,a,50,x\n1,150,9,a,50,x\n"
+SHARED = (
+    "arrival_s,prompt_tokens,output_tokens,prefix_group,shared_tokens,conversation\n0,100,20,a,50,x\n1,150,9,a,50,x\n"
+)
 POINTS = (
     "id,model,gpu,engine,precision,num_gpus,tp,attention_dp,moe_ep,pp,isl,osl,lengths,concurrency,ttft_mean_ms,"
     "tpot_mean_ms,output_tok_s_per_gpu\na,mixtral-8x7b,h100-sxm,vllm,bf16,8,8,1,1,1,1024,128,fixed,4,120.5,11.2,40\n"
@@ -407,7 +409,15 @@ def _slots() -> bytes:
     return ("layer,slot,expert\n" + "".join(f"{n},{slot},{slot}\n" for n in range(2) for slot in range(8))).encode()
 
 
-_SMALL_CONFIGS = ("Mixtral-8x7B-v0.1", "DeepSeek-V3.json", "gpt-oss-20b", "Hunyuan-A13B", "Nano-30B", "Qwen3-Next", "NLLB")
+_SMALL_CONFIGS = (
+    "Mixtral-8x7B-v0.1",
+    "DeepSeek-V3.json",
+    "gpt-oss-20b",
+    "Hunyuan-A13B",
+    "Nano-30B",
+    "Qwen3-Next",
+    "NLLB",
+)
 READERS: dict[str, Reader] = {
     "config.json": Reader(".json", lambda: _bundled(*_SMALL_CONFIGS), _config),
     "model TOML": Reader(".toml", lambda: [p.read_bytes() for p in sorted(CONFIGS.glob("*.toml"))], _config),

@@ -23,6 +23,7 @@ from annotated_types import Ge, Gt, Le
 
 from planner import tomlfile
 from planner.errors import InputError
+from planner.textfile import read_text
 
 Factor = Annotated[float, Gt(0), Le(10)]
 Seconds = Annotated[float, Ge(0), Le(10)]
@@ -139,7 +140,7 @@ def calibrations(text: str | None, option: str = "--calibration") -> Calibration
         return OFF
     if not text.endswith(".toml"):
         raise InputError(f"{option} {text}: off, or a .toml of `moeplan calibrate --out`")
-    return _read(tomlfile.read_text(Path(text)), text)
+    return _read(read_text(Path(text), most_bytes=tomlfile.MOST_BYTES), text)
 
 
 def _read(text: str, where: str) -> Calibrations:

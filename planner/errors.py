@@ -18,12 +18,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+
+_MOST_MESSAGE = 8000
+_MOST_NAME = 80
+"""Longer names are shown and compared by their beginning."""
+_MOST_NAMES = 1000
 
 
 class PlannerError(Exception):
-    """Anything moeplan raises on purpose; the CLI prints it without a traceback."""
+    """Anything moeplan raises on purpose; the CLI prints it without a traceback.
+
+    Messages quote offending values, which can be as long as a file: what is beyond some pages is left out.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        left_out = len(message) - _MOST_MESSAGE
+        super().__init__(message if left_out <= 0 else f"{message[:_MOST_MESSAGE]}... ({left_out:,} characters more)")
 
 
 class InputError(PlannerError):
@@ -70,7 +83,8 @@ class NoMeasurement(PlannerError):
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> str:
     """Remedy for an unknown `name`: the closest `known` spellings, or all of them when few."""
-    names = sorted(known)
+    names = sorted({each[:_MOST_NAME] for each in islice(known, _MOST_NAMES)})
+    name = name[:_MOST_NAME]
     matches = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=count, cutoff=0.4)
     close = [n for n in names if n.lower() in matches]
     if close:

@@ -8,49 +8,66 @@ The dataclass is the schema: its fields are the keys, its annotations (`annotate
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from planner.errors import InputError, nearest
+from planner.textfile import read_text
 
 Tables = dict[str, Any]
 _T = TypeVar("_T")
 _SUFFIX = "_source"
 _HIDDEN_VALUE = 60
 """Longer offending values are left out of a message."""
+MOST_BYTES = 1_000_000
+"""Largest TOML; ours have some kilobytes."""
+MOST_FAULTS = 20
+"""Faults of a file that are shown; each is compared with the known keys, which takes time."""
+_MOST_DOTS = 40
+_KEY_ENDS = re.compile(r"[=\[\]{},\n]")
+_QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'")
 
 
-def parse(text: str, where: str) -> Tables:
-    """Tables of a TOML text; InputError naming the file `where` and the line when it is not TOML."""
+def parse(text: str, where: str, error: type[InputError] = InputError) -> Tables:
+    """Tables of a TOML text; `error` naming the file `where` and the line when it is not TOML."""
+    # tomllib takes time quadratic in the parts of a dotted key.
+    if max(piece.count(".") for piece in _KEY_ENDS.split(text)) > _MOST_DOTS and _has_long_key(text):
+        raise error(f"{where}: a key of more than {_MOST_DOTS} parts. Is it the right file?")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where}: not valid TOML: {error}.") from error
+    except tomllib.TOMLDecodeError as fault:
+        raise error(f"{where}: not valid TOML: {fault}.") from fault
+    except RecursionError as fault:
+        raise error(f"{where}: nested too deeply. Is it the right file?") from fault
+    except ValueError as fault:  # a number of thousands of digits, a date that is none
+        raise error(f"{where}: not valid TOML: {str(fault).partition(';')[0]}.") from fault
 
 
-def read_text(path: Path) -> str:
-    """Text of a file; InputError when it is missing or not text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error}). Check the path.") from error
+def _has_long_key(text: str) -> bool:
+    """True when the text outside of quotes has a key of too many parts."""
+    plain = re.sub(r"\.{2,}", "", _QUOTED.sub("q", text))
+    return max(piece.count(".") for piece in _KEY_ENDS.split(plain)) > _MOST_DOTS
 
 
-def read(path: Path) -> Tables:
-    """Tables of a TOML file; InputError when it is missing, not text or not TOML."""
-    return parse(read_text(path), str(path))
+def read(path: Path, error: type[InputError] = InputError) -> Tables:
+    """Tables of a TOML file; `error` when it is missing, not text or not TOML."""
+    return parse(read_text(path, error, MOST_BYTES), str(path), error)
 
 
 def split_sources(tables: Tables, prefix: str = "") -> tuple[Tables, dict[str, str]]:
     """`tables` without their `*_source` keys, and those by dotted name without the suffix."""
     facts: Tables = {}
     sources: dict[str, str] = {}
+    names = sorted(tables)
     for key, value in tables.items():
         stem = key.removesuffix(_SUFFIX)
-        if stem != key and isinstance(value, str) and any(k != key and k.startswith(stem) for k in tables):
+        at = bisect_left(names, stem)
+        if stem != key and isinstance(value, str) and any(k != key and k.startswith(stem) for k in names[at : at + 2]):
             sources[prefix + stem] = value
         elif isinstance(value, dict):
             facts[key], found = split_sources(value, f"{prefix}{key}.")
@@ -80,7 +97,8 @@ def checked(cls: type[_T], facts: Tables, where: str) -> _T:
     try:
         return adapter.validate_json(json.dumps(facts, default=str), strict=True)
     except ValidationError as error:
-        lines = [_fault(cls, dict(fault)) for fault in error.errors(include_url=False)]
+        lines = [_fault(cls, dict(fault)) for fault in error.errors(include_url=False)[:MOST_FAULTS]]
+        lines += [f"and {more:,} more"] if (more := error.error_count() - MOST_FAULTS) > 0 else []
         raise InputError(f"{where}:" + (f" {lines[0]}" if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from error
 
 

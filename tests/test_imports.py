@@ -11,7 +11,8 @@ import planner
 
 FLOORS = [
     {"units", "errors"},
-    {"tomlfile"},
+    {"textfile"},
+    {"tomlfile", "arrayfile"},
     {"calibration"},
     {"model", "hardware", "workload", "engine", "engines"},
     {"layout", "choices"},

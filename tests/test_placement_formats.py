@@ -100,9 +100,9 @@ def test_one_row_serves_every_layer(tmp_path: Path) -> None:
         ("a.json", "[0, 1, 2, 3]", "list of layers"),
         ("a.json", "[]", "list of layers"),
         ("a.json", "3", "list of layers"),
-        ("a.json", "[[0, 1", "line 1: "),
-        ("a.json", "[" * 100_000, "not a .json file|line 1"),
-        ("a.json", "", "0 bytes"),
+        ("a.json", "[[0, 1", "not valid JSON: .* line 1"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", "", "not valid JSON"),
         ("a.json", "{}", "no key physical_to_logical_map: the object is empty"),
         ("a.json", '{"physical_to_logical": [[0]]}', "did you mean physical_to_logical[?]"),
         ("a.json", '{"logical_count": [[3, 4]]}', "counts .*--counts"),
@@ -112,7 +112,7 @@ def test_one_row_serves_every_layer(tmp_path: Path) -> None:
         ("a.csv", "layer,slot,expert\n0,0,1\n0,0,2\n", "line 3: layer 0, slot 0 a second time"),
         ("a.csv", "layer,slot,expert\n0,0,1\n0,2,2\n", "layer 0 has no slot 1"),
         ("a.csv", "layer,slot,expert\n", "list of layers"),
-        ("a.npz", "text", "not an .npz"),
+        ("a.npz", "text", "cannot be read as .npz"),
         ("a.pt", "text", "torch files are not read"),
         ("a.yaml", "text", ".json, .csv, .npz, not .yaml"),
     ],
@@ -132,16 +132,16 @@ def test_files_that_cannot_be_read_or_written(placed: Placement, tmp_path: Path)
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(InputError, match="64,000,001 bytes"):
+    with pytest.raises(InputError, match="at most 64 MB"):
         read_placement(huge, 4, 2)
     np.savez(tmp_path / "other.npz", map=np.zeros(3))
     with pytest.raises(InputError, match="no array physical_to_logical_map"):
         read_placement(tmp_path / "other.npz", 4, 2)
     np.savez(tmp_path / "pickled.npz", physical_to_logical_map=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match=r"not an \.npz of plain arrays"):
+    with pytest.raises(InputError, match="not plain numbers"):
         read_placement(tmp_path / "pickled.npz", 4, 2)
     np.savez(tmp_path / "bomb.npz", physical_to_logical_map=np.zeros(MAX_BYTES // 8 + 1))
-    with pytest.raises(InputError, match="bytes"):
+    with pytest.raises(InputError, match="at most 64 MB"):
         read_placement(tmp_path / "bomb.npz", 4, 2)
     with pytest.raises(InputError, match="'sglan' is unknown: did you mean sglang"):
         write_placement(placed, tmp_path / "x.json", "sglan")

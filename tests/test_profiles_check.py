@@ -136,7 +136,7 @@ def test_unknown_profile_and_damaged_table(tmp_path: Path) -> None:
     (tmp_path / "norm.csv").write_text("engine\n")
     facts = check_facts(str(tmp_path))
     assert not facts["clean"]
-    assert "collective.npz: not a measured table" in facts["unreadable"][0]
+    assert "collective.npz: cannot be read as .npz" in facts["unreadable"][0]
 
 
 def test_pairs_are_interpolated_and_never_extrapolated() -> None:

@@ -121,7 +121,7 @@ def test_files_that_are_no_points_are_refused(tmp_path: Path, content: bytes, me
 def test_missing_and_huge_files_are_refused(tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="No such file"):
         read_points(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="is a folder, not a file"):
         read_points(tmp_path)
     monkeypatch.setattr(points_module, "_MAX_BYTES", 10)
     with pytest.raises(InputError, match="at most 0 MB are read"):

@@ -5,7 +5,6 @@ Directories named in MOEPLAN_PROFILES are searched before the bundled `hardware_
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 
 from planner.errors import ProfileError, nearest
 from planner.hardware.facts import Cluster, System
+from planner.textfile import is_file, read_json
 
 PROFILES_VARIABLE = "MOEPLAN_PROFILES"
 _COUNT = re.compile(r"(?:(?P<nodes>[0-9]{1,6})x)?(?P<gpus>[0-9]{1,6})")
@@ -46,7 +46,7 @@ def profile_path(name_or_path: str) -> Path:
     """File of a profile given by name or by path. Raises ProfileError with near names when there is none."""
     if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
         path = Path(name_or_path)
-        if not path.is_file():
+        if not is_file(path):
             raise ProfileError(f"{name_or_path}: no such file. Give an existing .toml or a known name.")
         return path
     files = _files()
@@ -142,8 +142,8 @@ def measured_engines(name: str) -> tuple[str, ...]:
 
 def _engines(path: Path) -> tuple[str, ...]:
     try:
-        engines = json.loads(path.read_text(encoding="utf-8"))["engines"]
-    except (ValueError, KeyError, TypeError) as error:
+        engines = read_json(path, ProfileError)["engines"]
+    except (KeyError, TypeError) as error:
         remedy = "Write it again with `moeplan profiles import`."
         raise ProfileError(f"{path}: no list of engines ({error!r}). {remedy}") from error
     return tuple(sorted(str(engine) for engine in engines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from planner import tomlfile
 from planner.errors import ProfileError
 from planner.hardware.facts import Gpu, Link, Price, System
 from planner.hardware.plausibility import implausible
@@ -147,16 +147,13 @@ def json_schema() -> dict[str, Any]:
 
 def read_profile(path: Path) -> System:
     """Read, check and convert one profile. Raises ProfileError listing all faults of the file."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path.name}: not a TOML file: {error}") from error
+    raw = tomlfile.read(path, ProfileError)
     faults: list[str] = []
     profile: Profile | None = None
     try:
         profile = Profile.model_validate(raw)
     except ValidationError as error:
-        faults += [_sentence(fault) for fault in error.errors()]
+        faults += [_sentence(fault) for fault in error.errors()[: tomlfile.MOST_FAULTS]]
     faults += implausible(raw)
     if faults or profile is None:
         raise ProfileError("\n".join(f"{path.name}: {fault}" for fault in faults))

@@ -6,7 +6,6 @@ decides between "this engine, another shape" and "another engine, this shape".
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import ProfileError
 from planner.measurements.curves import Origin
 from planner.measurements.store import Table, read_table
+from planner.textfile import read_json
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +67,10 @@ class Library:
     def meta(self) -> Mapping[str, Any]:
         """Contents of meta.json, empty for a system that was not measured."""
         path = None if self.directory is None else self.directory / "meta.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path is not None and path.is_file() else {}
+        found = read_json(path, ProfileError) if path is not None and path.is_file() else {}
+        if not isinstance(found, dict):
+            raise ProfileError(f"{path}: a JSON object is expected, not {type(found).__name__}. Import it again.")
+        return found
 
     def version(self, op: str, engine: str) -> str:
         """Version of `engine` whose kernels are in table `op`."""

@@ -13,22 +13,25 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.arrayfile import read_arrays
 from planner.errors import ProfileError
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 LOG_STEP = 1e-3
 SHORTEST_S = 1e-7
+_MOST_BYTES = 300e6
+"""Largest unpacked table; the largest published one has 3 MB."""
+_REMEDY = "Run `moeplan profiles import` again."
+_ROWS_OF_QUALITY = ("p90_s", "spread", "repeats", "library", "origin")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -128,28 +131,51 @@ def write_table(path: Path, table: Table) -> None:
 
 def read_table(path: Path) -> Table:
     """Read a table. Raises ProfileError when the file is missing, malformed or of another schema version."""
+    data = read_arrays(path, ProfileError, _MOST_BYTES, _REMEDY)
     try:
-        # Opened here: numpy leaves the file of a damaged archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            header = json.loads(bytes(data["header"]).decode())
-            if header["schema_version"] not in READABLE_VERSIONS:
-                known = " and ".join(str(version) for version in READABLE_VERSIONS)
-                raise ProfileError(
-                    f"{path}: schema version {header['schema_version']}, this program reads {known}. "
-                    "Run `moeplan profiles import` again."
-                )
-            codes = _from_planes(data["codes"])
-            return Table(
-                op=header["op"],
-                keys={name: data[f"key_{name}"].astype(np.int64) for name in header["keys"]},
-                axes={name: data[f"axis_{name}"].astype(np.int64) for name in header["axes"]},
-                start=np.concatenate([[0], np.cumsum(data["counts"].astype(np.int64))]),
-                seconds=header["shortest_s"] * np.exp(codes * header["log_step"]),
-                categories={name: tuple(values) for name, values in header["categories"].items()},
-                quality=_read_quality(data, header),
-            )
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        raise ProfileError(f"{path}: not a measured table ({error}). Run `moeplan profiles import` again.") from error
+        header = json.loads(bytes(data["header"]).decode())
+        version = header["schema_version"]
+        if version in READABLE_VERSIONS:
+            return _checked(_table(data, header))
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ProfileError(f"{path}: not a measured table ({error}). {_REMEDY}") from error
+    known = " and ".join(str(version) for version in READABLE_VERSIONS)
+    raise ProfileError(f"{path}: schema version {version}, this program reads {known}. {_REMEDY}")
+
+
+def _table(data: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Table:
+    codes = _from_planes(data["codes"])
+    return Table(
+        op=header["op"],
+        keys={name: data[f"key_{name}"].astype(np.int64, casting="same_kind") for name in header["keys"]},
+        axes={name: data[f"axis_{name}"].astype(np.int64, casting="same_kind") for name in header["axes"]},
+        start=np.concatenate([[0], np.cumsum(data["counts"].astype(np.int64, casting="same_kind"))]),
+        seconds=header["shortest_s"] * np.exp(codes * header["log_step"]),
+        categories={name: tuple(map(str, values)) for name, values in header["categories"].items()},
+        quality=_read_quality(data, header),
+    )
+
+
+def _checked(table: Table) -> Table:
+    """`table` if its parts agree; ValueError otherwise."""
+    rows, series = len(table.seconds), len(table.start) - 1
+    lengths = {f"axis {name}": (column, rows) for name, column in table.axes.items()}
+    lengths |= {f"key {name}": (column, series) for name, column in table.keys.items()}
+    if table.quality is not None:
+        lengths |= {name: (getattr(table.quality, name), rows) for name in _ROWS_OF_QUALITY}
+    for name, (column, length) in lengths.items():
+        if column.shape != (length,):
+            raise ValueError(f"{name} of shape {column.shape} for {series} series of {rows} rows")
+    if int(table.start[-1]) != rows or (np.diff(table.start) < 0).any():
+        raise ValueError(f"series end at row {table.start[-1]} of {rows}")
+    if not table.axes or not np.isfinite(table.seconds).all() or (table.seconds <= 0).any():
+        raise ValueError("no axes, or times that are not above 0")
+    coded = [(names, ({**table.keys, **table.axes})[column]) for column, names in table.categories.items()]
+    if table.quality is not None:
+        coded += [(table.quality.libraries, table.quality.library), (table.quality.origins, table.quality.origin)]
+    if any(len(codes) and not 0 <= codes.min() <= codes.max() < len(names) for names, codes in coded):
+        raise ValueError("a code without a name")
+    return table
 
 
 def _compact(column: Ints) -> NDArray[Any]:

@@ -7,13 +7,13 @@ Either the shape is given (`hidden`, `num_layers`, ...) or only `total_params` a
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from planner import tomlfile
 from planner.errors import ModelConfigError
 from planner.model.blocks import Heads, gqa
 from planner.model.config import Layer, ModelConfig, Moe
@@ -22,8 +22,6 @@ from planner.model.feed_forward import dense, moe, norms
 from planner.model.hypothetical import Shape, solve
 from planner.model.keys import LARGEST, MOST_LAYERS, Keys
 from planner.model.precision import KV_FORMATS, STORAGE, override
-
-MAX_BYTES = 1_000_000
 
 
 class Described(BaseModel):
@@ -112,15 +110,7 @@ def load_toml(path: Path) -> ModelConfig:
 
     Raises `ModelConfigError` with every fault of the file, one per line.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ModelConfigError(f"{path}: {path.stat().st_size:,} bytes is more than a model TOML needs; check the path")
-    try:
-        raw = tomllib.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ModelConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ModelConfigError(f"{path}: not valid TOML: {error}") from None
-    return from_toml(raw, path.name, path.stem)
+    return from_toml(tomlfile.read(path, ModelConfigError), path.name, path.stem)
 
 
 def from_toml(raw: dict[str, Any], file: str, name: str) -> ModelConfig:
@@ -128,7 +118,8 @@ def from_toml(raw: dict[str, Any], file: str, name: str) -> ModelConfig:
     try:
         described = ModelFile.model_validate(raw)
     except ValidationError as error:
-        raise ModelConfigError("\n".join(_message(file, dict(e)) for e in error.errors())) from None
+        shown = error.errors()[: tomlfile.MOST_FAULTS]
+        raise ModelConfigError("\n".join(_message(file, dict(e)) for e in shown)) from None
     faults = _faults(described)
     if faults:
         raise ModelConfigError("\n".join(f"{file}: {key}: {text}" for key, text in faults))

@@ -19,7 +19,6 @@ import csv
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -28,8 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from planner.arrayfile import read_arrays
 from planner.errors import InputError, LayoutError, nearest
 from planner.placement.mapping import Ints, Placement
+from planner.textfile import opened, read_json
 
 MAX_BYTES = 64_000_000
 """Largest file read; 100 layers of 1,000 slots take a megabyte."""
@@ -54,15 +55,7 @@ def read_placement(
         )
     if suffix not in readers:
         raise InputError(f"{path}: a placement file is {', '.join(readers)}, not {suffix or 'a name without suffix'}")
-    try:
-        size = path.stat().st_size
-        if not 0 < size <= MAX_BYTES:
-            raise InputError(f"{path}: {size:,} bytes; a placement has 1 to {MAX_BYTES:,} bytes")
-        rows = readers[suffix](path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Check the path.") from error
-    except (UnicodeDecodeError, RecursionError, csv.Error) as error:
-        raise InputError(f"{path}: not a {suffix} file") from error
+    rows = readers[suffix](path)
     try:
         return Placement(path.name, _table(rows, layers, path), num_experts, num_ranks, num_nodes)
     except LayoutError as error:
@@ -146,10 +139,7 @@ def _json(value: Any) -> bytes:
 
 
 def _from_json(path: Path) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}: {error.msg}. A placement is a JSON list or object.") from error
+    content = read_json(path, InputError, MAX_BYTES)
     if isinstance(content, dict) and "layer_list" in content:
         try:
             layers = content["layer_list"]
@@ -166,7 +156,7 @@ def _from_json(path: Path) -> Any:
 
 
 def _from_csv(path: Path) -> Any:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with opened(path, InputError, MAX_BYTES) as file:
         lines = csv.reader(file)
         header = [name.strip() for name in next(lines, [])]
         if header != _COLUMNS:
@@ -190,17 +180,10 @@ def _from_csv(path: Path) -> Any:
 
 
 def _from_npz(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > MAX_BYTES:
-            raise InputError(f"{path}: {unpacked:,} bytes unpacked; a placement has at most {MAX_BYTES:,}")
-        with np.load(path, allow_pickle=False) as arrays:
-            if _KEY not in arrays.files:
-                raise InputError(f"{path}: no array {_KEY}: {nearest(_KEY, arrays.files)}")
-            return arrays[_KEY].tolist()
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an .npz of plain arrays") from error
+    arrays = read_arrays(path, InputError, MAX_BYTES)
+    if _KEY not in arrays:
+        raise InputError(f"{path}: no array {_KEY}: {nearest(_KEY, arrays)}")
+    return arrays[_KEY].tolist()
 
 
 def _table(rows: Any, layers: ArrayLike | None, path: Path) -> Ints:

@@ -18,9 +18,11 @@ from planner.errors import NoMeasurement, ProfileError, nearest
 from planner.measurements.formats import canonical, kv_format
 from planner.profiles.ops import OPS, QUALITY_COLUMNS, TIME_COLUMN, UNMEASURED_ORIGIN, Column, Op
 from planner.profiles.rows import Rows, quality_of
+from planner.textfile import opened
 from planner.units import US
 
 NOT_TABLES = ("failures",)
+_MOST_COLUMNS = 1000
 _MOST_FAULTS = 20
 _LARGEST = 2**62
 _ORIGINS = ("measured", UNMEASURED_ORIGIN)
@@ -45,12 +47,15 @@ def read_folder(folder: Path) -> tuple[list[Rows], list[str]]:
 def read_file(path: Path, op: Op) -> tuple[Rows | None, list[str]]:
     """Rows of one CSV, and its faults; rows are None when there are any faults."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return None, [f"{path.name}: not UTF-8 text"]
-    lines = list(csv.reader(io.StringIO(text)))
+        with opened(path, ProfileError) as file:
+            text = file.read()
+            lines = list(csv.reader(io.StringIO(text, newline="")))
+    except ProfileError as error:
+        return None, [str(error)]
     if not lines:
         return None, [f"{path.name}: empty file"]
+    if len(lines[0]) > _MOST_COLUMNS:
+        return None, [f"{path.name}: {len(lines[0]):,} columns; at most {_MOST_COLUMNS} are read"]
     faults = _header_faults(path.name, op, lines[0])
     if faults:
         return None, faults

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import ProfileError
+from planner.textfile import is_file, read_json
 
 Meta = dict[str, Any]
 
@@ -48,13 +49,9 @@ META_SCHEMA: dict[str, Any] = {
 
 def read_meta(path: Path) -> Meta:
     """Contents of meta.json. Raises ProfileError when it is not there or not a JSON object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        remedy = "A profile folder holds meta.json and one table per operation."
-        raise ProfileError(f"{path}: {error.strerror}. {remedy}") from error
-    except ValueError as error:
-        raise ProfileError(f"{path}: not JSON ({error}). Measure or import again.") from error
+    if not is_file(path):
+        raise ProfileError(f"{path}: no such file. A profile folder holds meta.json and one table per operation.")
+    found = read_json(path, ProfileError)
     if not isinstance(found, dict):
         raise ProfileError(f"{path}: a JSON object is expected, not {type(found).__name__}")
     return found

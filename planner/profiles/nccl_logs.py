@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.errors import nearest
+from planner.errors import ProfileError, nearest
 from planner.profiles.ops import OPS
 from planner.profiles.rows import Rows, quality_of
+from planner.textfile import check_file
 from planner.units import US
 
 TESTS = {
@@ -57,6 +58,7 @@ def looks_like_log(text: str) -> bool:
 
 def read_log(path: Path) -> tuple[Rows | None, str, list[str]]:
     """Rows of one log (None when faulty), the device it names, and every fault."""
+    check_file(path, ProfileError)
     text = path.read_text(encoding="utf-8", errors="replace")
     library = _library(text)
     parts, faults = [], []

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.arrayfile import array_of
 from planner.errors import WorkloadError
 from planner.routing.experts import Floats
-from planner.routing.records import MAX_COUNT, Record, record_from_counts, record_from_ids
+from planner.routing.records import MAX_COUNT, MAX_EXPERTS, Record, record_from_counts, record_from_ids
 
 Document = Mapping[str, Any]
 _WINDOWS = 64
@@ -45,7 +46,7 @@ def sglang_passes(documents: Sequence[Document], source: str) -> dict[str, Recor
     if slots is None:
         raise WorkloadError(f"{source}: counts of physical experts need {_MAP_KEYS[0]} beside them to be read")
     to_logical = numbers(slots, _MAP_KEYS[0], source)
-    if to_logical.ndim != 2 or to_logical.dtype.kind not in "iu" or to_logical.min(initial=0) < 0:
+    if to_logical.ndim != 2 or to_logical.dtype.kind not in "iu" or not _are_experts(to_logical):
         raise WorkloadError(
             f"{source}: {_MAP_KEYS[0]} of shape {to_logical.shape}; expected [layers, slots] of experts"
         )
@@ -86,7 +87,8 @@ def numbers(value: Any, key: str, source: str) -> NDArray[Any]:
     """`value` as a numeric array; text is taken for base64 of a `.npy` file. Raises WorkloadError."""
     if isinstance(value, str):
         try:
-            value = np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
+            raw = base64.b64decode(value, validate=True)
+            value = array_of(io.BytesIO(raw), len(raw))
         except Exception as error:  # a damaged header can raise nearly anything
             raise WorkloadError(f"{source}: {key} is no base64 of a .npy file of plain numbers") from error
     try:
@@ -96,6 +98,10 @@ def numbers(value: Any, key: str, source: str) -> NDArray[Any]:
     if array.dtype.kind not in "iuf":
         raise WorkloadError(f"{source}: {key} holds {array.dtype}, not numbers")
     return array
+
+
+def _are_experts(ids: NDArray[Any]) -> bool:
+    return bool(ids.size) and 0 <= ids.min() <= ids.max() < MAX_EXPERTS
 
 
 def _from_steps(steps: Floats, source: str) -> Record:

@@ -11,7 +11,6 @@ Which engine wrote a dump is told by its keys (`engine_dumps`).
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from planner.arrayfile import read_array, read_arrays
 from planner.errors import WorkloadError, nearest
 from planner.routing.engine_dumps import numbers, sglang_passes, sglang_stat, vllm_requests
 from planner.routing.records import MAX_EXPERTS, Record, mixture, record_from_counts, record_from_ids
 from planner.routing.torch_files import read_torch
+from planner.textfile import check_file, parse_json, read_text
 
 Groups = dict[str, Record]
 MAX_TEXT_BYTES = 2e8
@@ -73,20 +74,9 @@ def read_record(path: Path, select: str | None = None, num_experts: int | None =
 
 
 def _check_size(path: Path) -> None:
-    packed = path.stat().st_size
-    if packed == 0:
+    is_text = path.suffix.lower() in (".csv", ".json", ".jsonl")
+    if check_file(path, WorkloadError, MAX_TEXT_BYTES if is_text else MAX_ARRAY_BYTES) == 0:
         raise WorkloadError(f"{path}: the file is empty")
-    if path.suffix.lower() in (".csv", ".json", ".jsonl"):
-        size, limit, remedy = packed, MAX_TEXT_BYTES, "save it as .npz or record a shorter stretch"
-    else:
-        size, limit, remedy = packed, MAX_ARRAY_BYTES, "record a shorter stretch"
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                size = max(packed, sum(member.file_size for member in archive.infolist()))
-    if size > limit:
-        raise WorkloadError(
-            f"{path}: {size / 1e6:,.0f} MB; at most {limit / 1e6:,.0f} MB are read. {remedy.capitalize()}."
-        )
 
 
 def _selected(groups: Groups, select: str | None, path: Path) -> tuple[Record, ...]:
@@ -177,29 +167,18 @@ def _pivot(values: Any, source: str) -> Record:
 
 
 def _read_npz(path: Path, num_experts: int | None) -> Groups:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            document = {key: arrays[key] for key in arrays.files}
-    except Exception as error:  # a damaged header can raise nearly anything
-        raise WorkloadError(f"{path}: cannot be read as .npz. {_PLAIN_ARRAYS}") from error
-    return _from_documents([document], path, num_experts)
+    return _from_documents([read_arrays(path, WorkloadError, MAX_ARRAY_BYTES, _PLAIN_ARRAYS)], path, num_experts)
 
 
 def _read_npy(path: Path, num_experts: int | None) -> Groups:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except Exception as error:  # a damaged header can raise nearly anything
-        raise WorkloadError(f"{path}: cannot be read as .npy. {_PLAIN_ARRAYS}") from error
+    array = read_array(path, WorkloadError, MAX_ARRAY_BYTES, _PLAIN_ARRAYS)
     return _from_documents([{"routed_experts": array}], path, num_experts)
 
 
 def _read_json(path: Path, num_experts: int | None) -> Groups:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = text.splitlines() if path.suffix.lower() == ".jsonl" else [text]
-        parsed = [json.loads(line) for line in lines if line.strip()]
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise WorkloadError(f"{path}: cannot be read as JSON ({error})") from error
+    text = read_text(path, WorkloadError, MAX_TEXT_BYTES)
+    lines = text.splitlines() if path.suffix.lower() == ".jsonl" else [text]
+    parsed = [parse_json(line, path, WorkloadError) for line in lines if line.strip()]
     return _from_documents([d for p in parsed for d in (p if isinstance(p, list) else [p])], path, num_experts)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from planner.arrayfile import check_archive
 from planner.errors import WorkloadError
 
 _DTYPES = {
@@ -40,6 +41,7 @@ def read_torch(path: Path, max_bytes: float) -> Any:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_archive(archive, path.stat().st_size, max_bytes)
             names = archive.namelist()
             pickled = next((n for n in names if n.endswith("/data.pkl")), None)
             if pickled is None:

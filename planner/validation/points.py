@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.errors import InputError, nearest
+from planner.textfile import opened
 
 METRICS = ("ttft_mean_ms", "tpot_mean_ms", "output_tok_s_per_gpu")
 """Measured columns: means over requests of the time to first token and per later token, output tokens per GPU."""
@@ -17,6 +18,7 @@ METRICS = ("ttft_mean_ms", "tpot_mean_ms", "output_tok_s_per_gpu")
 REQUIRED = ("model", "gpu", "engine", "num_gpus", "tp", "isl", "osl", "concurrency")
 _DEGREES = ("attention_dp", "moe_ep", "pp")
 _MAX_BYTES = 50_000_000
+_MAX_COLUMNS = 1000
 _MAX_COUNT = 100_000_000
 _SHOWN = 5
 _UNIFORM = re.compile(r"uniform_(?P<low>[0-9.]+)_(?P<high>[0-9.]+)")
@@ -104,21 +106,11 @@ def read_points(path: Path) -> PointsFile:
 
 def _lines(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
     """Header, and line number with stripped fields of every row."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(
-                f"{path}: {path.stat().st_size / 1e6:,.0f} MB; at most {_MAX_BYTES / 1e6:.0f} MB are read. Split it."
-            )
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            columns = tuple(name.strip() for name in next(reader, []))
-            _check_columns(path, columns)
-            lines = [(reader.line_num, fields) for fields in reader if fields]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"{path}: cannot be read: {reason}. Give a points CSV.") from error
-    except csv.Error as error:
-        raise InputError(f"{path}: not a CSV ({error}). Give a points CSV.") from error
+    with opened(path, InputError, _MAX_BYTES) as file:
+        reader = csv.reader(file, strict=True)
+        columns = tuple(name.strip() for name in next(reader, []))
+        _check_columns(path, columns)
+        lines = [(reader.line_num, fields) for fields in reader if fields]
     for line, fields in lines:
         if len(fields) > len(columns):
             raise InputError(
@@ -132,6 +124,8 @@ def _lines(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]
 
 
 def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
+    if len(columns) > _MAX_COLUMNS:
+        raise InputError(f"{path}: {len(columns):,} columns; at most {_MAX_COLUMNS} are read. Is it the right file?")
     if not any(columns):
         raise InputError(f"{path}: the file is empty. Its header must contain {','.join(REQUIRED)}.")
     missing = [name for name in REQUIRED if name not in columns]

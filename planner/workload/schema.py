@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from planner import tomlfile
 from planner.errors import WorkloadError, nearest
 from planner.workload.arrivals import Arrivals
 from planner.workload.demand import Workload
@@ -166,12 +166,7 @@ class WorkloadFile(_Table):
 
 def read_workload_toml(path: Path) -> Workload:
     """Workload described by a TOML file; raises WorkloadError that lists every fault of the file."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"{path}: cannot be read as text ({error}). Check the path.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise WorkloadError(f"{path}: not valid TOML: {error}.") from error
+    tables = tomlfile.read(path, WorkloadError)
     try:
         file = WorkloadFile.model_validate(tables)
     except ValidationError as error:
@@ -196,7 +191,7 @@ def _turns(table: TurnsTable | None, folder: Path) -> Turns | None:
 
 def _faults(error: ValidationError) -> list[str]:
     lines = []
-    for fault in error.errors(include_url=False):
+    for fault in error.errors(include_url=False)[: tomlfile.MOST_FAULTS]:
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key ({nearest(str(fault['loc'][-1]), _keys())})")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planner.errors import WorkloadError, nearest
+from planner.textfile import opened
 from planner.workload.arrivals import Arrivals
 from planner.workload.demand import Workload
 from planner.workload.lengths import Lengths
@@ -15,6 +16,9 @@ from planner.workload.recorded import SHARING_COLUMNS, SharingReader
 
 TRACE_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 _FAULTS_SHOWN = 5
+_MOST_COLUMNS = 1000
+_MOST_BYTES = 2e9
+"""Largest trace; a row has some 20 bytes."""
 
 
 def read_trace(path: Path) -> Workload:
@@ -58,23 +62,22 @@ def _rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) 
 
     Fields of `optional` columns are there when the file has them.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            missing = [c for c in columns if c not in header]
-            if missing:
-                hints = "; ".join(f"{c}: {nearest(c, header)}" for c in missing) if header else "the file is empty"
-                raise WorkloadError(
-                    f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)} ({hints}). "
-                    f"The header must contain {','.join(columns)}."
-                )
-            read = [*columns, *(c for c in optional if c in header)]
-            for row in reader:
-                yield reader.line_num, {c: (row[c] or "").strip() for c in read}
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"{path}: cannot be read as text ({error}). Check the path.") from error
+    with opened(path, WorkloadError, _MOST_BYTES) as file:
+        reader = csv.DictReader(file)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        if len(header) > _MOST_COLUMNS:
+            raise WorkloadError(f"{path}: {len(header):,} columns; at most {_MOST_COLUMNS} are read. Is it a trace?")
+        missing = [c for c in columns if c not in header]
+        if missing:
+            hints = "; ".join(f"{c}: {nearest(c, header)}" for c in missing) if header else "the file is empty"
+            raise WorkloadError(
+                f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)} ({hints}). "
+                f"The header must contain {','.join(columns)}."
+            )
+        read = [*columns, *(c for c in optional if c in header)]
+        for row in reader:
+            yield reader.line_num, {c: (row[c] or "").strip() for c in read}
 
 
 def _time(line: int, text: str, before_s: float, faults: list[str]) -> float:

@@ -128,6 +128,8 @@ def _convert(source: Source, ceilings: Ceilings) -> dict[str, Cleaned | None]:
             faults.append(f"{source.last}: column {error} is missing (needed for {op})")
         except ProfileError as error:
             faults.append(str(error))
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            faults.append(f"{source.last}: a column of {op} holds another kind of value than it should ({error})")
     if faults:
         raise ProfileError("\n".join(dict.fromkeys(faults)))
     return converted

@@ -8,8 +8,12 @@ from typing import Any
 
 from planner.errors import ProfileError
 from planner.hardware import System
+from planner.textfile import check_file
 
 ENGINES = ("vllm", "sglang", "trtllm")
+_MOST_BYTES = 500e6
+_MOST_ROWS = 5_000_000
+"""The largest published table has 0.3 million rows."""
 
 
 class Source:
@@ -57,11 +61,14 @@ def _order(version: str) -> tuple[tuple[int, ...], int]:
 def _read(path: Path) -> Any:
     try:
         import pandas as pd
-        import pyarrow  # noqa: F401
+        from pyarrow import parquet
     except ImportError as error:
         raise ProfileError(f"parquet needs pandas and pyarrow ({error}): pip install 'moeplan[import]'") from error
+    check_file(path, ProfileError, _MOST_BYTES)
     try:
+        rows = parquet.ParquetFile(path).metadata.num_rows
+        if rows > _MOST_ROWS:
+            raise ValueError(f"it claims {rows:,} rows, at most {_MOST_ROWS:,} are read")
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        # pyarrow's errors for damaged files derive from these two.
+    except Exception as error:  # a damaged file can raise nearly anything
         raise ProfileError(f"{path}: not a readable parquet file ({error}). Copy it again.") from error
