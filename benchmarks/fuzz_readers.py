@@ -69,7 +69,7 @@ def _table(path: Path, scratch: Path) -> None:
 
 def _put(path: Path, target: Path) -> None:
     """The file under the name that its reader looks for; odd files are linked."""
-    if path.is_file() and path.stat().st_size < 10**9:
+    if is_file(path) and path.stat().st_size < 10**9:
         shutil.copyfile(path, target)
     else:
         target.symlink_to(path)

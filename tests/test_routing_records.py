@@ -190,7 +190,7 @@ def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorkloadError, match="gone.csv: cannot be read: No such file"):
         read_records(tmp_path / "gone.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(WorkloadError, match="cannot be read"):
+    with pytest.raises(WorkloadError, match="is a folder, not a file"):
         read_records(tmp_path / "folder.csv")
     with pytest.raises(WorkloadError, match=r"suffix '.txt' is no routing record. did you mean .pt"):
         read_records(tmp_path / "notes.txt")

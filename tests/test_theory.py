@@ -1,5 +1,7 @@
 """The simulation against queueing theory (Kleinrock, Queueing Systems, volume 1), with timers of known cost."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -130,3 +132,164 @@ def test_single_server_confidence_interval_covers_the_md1_wait():
         interval = run_single(Arrivals.poisson(0.5), Lengths.fixed(1), 1500, seed).summary().e2e_s.mean_interval
         covered += interval[0] <= 1.5 <= interval[1]
     assert covered >= 25
+
+
+T_999 = 3.66
+"""Half-width of a 99.9 % interval in standard errors, from 30 independent runs (Student, 29 degrees of freedom)."""
+
+
+class Exponential(UnitStep):
+    """Steps of exponential length with mean 1 s: with batches of one and answers of one token, service times."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng([seed, 77])
+
+    def step_s(self, ranks):
+        return self.rng.exponential()
+
+
+class PerToken(UnitStep):
+    """Every token of a step takes as long as it would alone: the ranks share their pace among the sequences."""
+
+    def __init__(self, token_s):
+        self.token_s = token_s
+
+    def step_s(self, ranks):
+        return self.token_s * sum(rank.decode_seqs + rank.prefill_tokens for rank in ranks)
+
+
+def means_of_runs(run, value, skip):
+    """Mean of `value` of the requests after the first `skip`, in 30 runs of different seeds."""
+    return np.array([value(run(seed).requests)[skip:].mean() for seed in range(30)])
+
+
+def assert_within_999(means, expected):
+    error = means.std(ddof=1) / np.sqrt(len(means))
+    assert abs(means.mean() - expected) <= T_999 * error, (means.mean(), expected, error)
+    assert T_999 * error < 0.25 * expected, "the interval is too wide to say anything"
+
+
+def served_exponentially(arrivals, num_requests):
+    def run(seed):
+        workload = Workload("exponential", Lengths.fixed(1), Lengths.fixed(1), arrivals, num_requests)
+        return simulate(ONE_AT_A_TIME, Exponential(seed), workload, seed=seed, record_steps=False)
+
+    return run
+
+
+@pytest.mark.parametrize("load", [pytest.param(0.3, marks=pytest.mark.slow), 0.6])
+def test_mm1_wait_is_within_its_interval(load):
+    """M/M/1: W = rho / (mu - lambda), and the sojourn is exponential with rate mu - lambda."""
+    run = served_exponentially(Arrivals.poisson(load), 1000)
+    assert_within_999(means_of_runs(run, lambda r: r.queue_s, 200), load / (1 - load))
+    assert_within_999(means_of_runs(run, lambda r: r.e2e_s > 1 / (1 - load), 200), np.exp(-1.0))
+
+
+@pytest.mark.parametrize(("cv", "load"), [(0.5, 0.6), pytest.param(2.0, 0.5, marks=pytest.mark.slow)])
+def test_renewal_input_wait_is_within_its_interval(cv, load):
+    """GI/M/1 with gamma gaps: W = sigma / (mu (1 - sigma)), sigma the root of sigma = A*(mu - mu sigma)."""
+    shape = cv**-2
+    sigma = 0.5
+    for _ in range(500):
+        sigma = (1 + (1 - sigma) / (shape * load)) ** -shape
+    run = served_exponentially(Arrivals.gamma(load, cv), 1200)
+    assert_within_999(means_of_runs(run, lambda r: r.queue_s, 300), sigma / (1 - sigma))
+
+
+@pytest.mark.parametrize("arrivals", [Arrivals.poisson(3.0), Arrivals.gamma(3.0, 0.4), Arrivals.gamma(3.0, 2.5)])
+def test_arrivals_are_renewals_within_their_interval(arrivals):
+    """Gaps have their mean and variation, and no memory: rate, cv and the count in an interval, each to 99.9 %."""
+    cv, runs = arrivals.cv if arrivals.kind == "gamma" else 1.0, 30
+    gaps = [np.diff(arrivals.times(np.random.default_rng(seed), 4000)) for seed in range(runs)]
+    assert_within_999(np.array([g.mean() for g in gaps]), 1 / 3)
+    # The sample variance is unbiased, the sample deviation is not.
+    assert_within_999(np.array([g.var(ddof=1) for g in gaps]), (cv / 3) ** 2)
+    lag = np.array([np.corrcoef(g[1:], g[:-1])[0, 1] for g in gaps])
+    assert abs(lag.mean()) <= T_999 * lag.std(ddof=1) / np.sqrt(runs)
+    # Renewal theorem: variance of the count in a long window is cv^2 times its mean.
+    counts = np.array([np.bincount((np.cumsum(g) // 40).astype(int))[:-1] for g in gaps], dtype=object)
+    assert_within_999(np.array([c.var(ddof=1) for c in counts]), 120 * cv**2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("servers", "load"), [(2, 0.6), (4, 0.75)])
+def test_mmc_wait_is_within_its_interval(servers, load):
+    """M/M/c: Erlang C. Slots of a batch are servers with one queue; answers of geometric length, 1/40 s a token.
+
+    In discrete time a request also waits half a step, and squared variation of the service is 1 - 1/40.
+    """
+    mean, step_s = 40, 1 / 40
+    outputs = np.random.default_rng(9).geometric(1 / mean, 4000)
+    service_s = outputs.mean() * step_s
+    offered = servers * load
+
+    class Fixed(UnitStep):
+        def step_s(self, ranks):
+            return step_s
+
+    def run(seed):
+        arrivals = Arrivals.poisson(offered / service_s)
+        workload = Workload("mmc", Lengths.fixed(1), Lengths.empirical(outputs.tolist()), arrivals, 700)
+        spec = EngineSpec(1, 1, 10**6, max_num_seqs=servers)
+        return simulate(spec, Fixed(), workload, seed=seed, record_steps=False)
+
+    terms = [offered**k / math.factorial(k) for k in range(servers)]
+    last = offered**servers / math.factorial(servers) / (1 - load)
+    erlang_c = last / (sum(terms) + last)
+    variation = (outputs.astype(float) ** 2).mean() / outputs.mean() ** 2 - 1
+    expected_s = erlang_c * service_s / (servers * (1 - load)) * (1 + variation) / 2 + step_s / 2
+    assert_within_999(means_of_runs(run, lambda r: r.queue_s, 150), expected_s)
+
+
+SIZES = (20, 20, 20, 20, 20, 20, 20, 20, 20, 220)
+"""Answers of 20 or 220 tokens, 40 on average, squared variation 2.25."""
+
+
+def shared_pace(max_num_seqs, load, num_requests=700):
+    token_s = 1 / 40
+
+    def run(seed):
+        arrivals = Arrivals.poisson(load)
+        workload = Workload("ps", Lengths.fixed(1), Lengths.empirical(list(SIZES)), arrivals, num_requests)
+        spec = EngineSpec(1, 1, 10**6, max_num_seqs=max_num_seqs)
+        return simulate(spec, PerToken(token_s), workload, seed=seed, record_steps=False)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [20, 220])
+def test_processor_sharing_is_fair_and_insensitive(size):
+    """M/G/1-PS: a request of size x stays x / (1 - rho) whatever the sizes of the others (Kleinrock vol. 2, 4.4)."""
+    load, runs = 0.5, shared_pace(512, 0.5)
+    means = []
+    for seed in range(30):
+        r = runs(seed).requests
+        chosen = (r.output_tokens == size) & (np.arange(len(r)) >= 100)
+        means.append(r.e2e_s[chosen].mean())
+    # Joining takes the rest of the step under way: half a token of everybody present, rho / (1 - rho) of them.
+    joining_s = 0.5 / 40 * load / (1 - load)
+    assert_within_999(np.array(means), size / 40 / (1 - load) + joining_s)
+
+
+@pytest.mark.slow
+def test_limited_sharing_lies_between_one_at_a_time_and_all_at_once():
+    """With variable sizes (squared variation above 1) every slot more lowers the mean sojourn, down to PS."""
+    stay = {
+        slots: means_of_runs(shared_pace(slots, 0.6, 500), lambda r: r.e2e_s, 100).mean() for slots in (1, 2, 8, 512)
+    }
+    assert stay[1] > stay[2] > stay[8] > 0.98 * stay[512]
+    assert stay[1] > 1.2 * stay[512]
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_utilisation_law(slots):
+    """Share of the time that the engine is busy = answers per second x seconds of work per answer, exactly."""
+    outputs = Lengths.empirical([1, 2, 3, 10])
+    workload = Workload("u", Lengths.fixed(1), outputs, Arrivals.poisson(0.15), 500)
+    run = simulate(EngineSpec(1, 1, 10_000, max_num_seqs=slots), PerToken(1.0), workload, seed=4)
+    busy_s = run.steps.step_s.sum()
+    assert busy_s == pytest.approx(run.requests.output_tokens.sum(), rel=1e-12)
+    answers_per_s = len(run.requests) / run.simulated_s
+    assert busy_s / run.simulated_s == pytest.approx(answers_per_s * run.requests.output_tokens.mean(), rel=1e-12)
+    assert run.summary(warmup=0.0).busy_share == pytest.approx(busy_s / run.simulated_s, rel=0.02)

@@ -133,7 +133,7 @@ def read_table(path: Path) -> Table:
     """Read a table. Raises ProfileError when the file is missing, malformed or of another schema version."""
     data = read_arrays(path, ProfileError, _MOST_BYTES, _REMEDY)
     try:
-        header = json.loads(bytes(data["header"]).decode())
+        header = json.loads(data["header"].tobytes().decode())
         version = header["schema_version"]
         if version in READABLE_VERSIONS:
             return _checked(_table(data, header))
