@@ -14,7 +14,7 @@ from typing import Any
 import fuzz_seeds as seeds
 import numpy as np
 
-from planner.textfile import is_file
+from planner.textfile import check_file, is_file
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,7 @@ def _points(path: Path, scratch: Path) -> None:
 
 
 def _flag(path: Path, scratch: Path) -> None:
-    if not is_file(path):
-        return
+    check_file(path, most_bytes=1e6)
     kind, _, text = path.read_bytes().decode("utf-8", "surrogateescape").partition("=")
     parse = _flag_parsers().get(kind)
     if parse is not None:
@@ -212,8 +211,7 @@ def _command(path: Path, scratch: Path) -> None:
 
     from planner.cli import app
 
-    if not is_file(path):
-        return
+    check_file(path, most_bytes=1e6)
     try:
         words = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except (ValueError, RecursionError):

@@ -24,7 +24,7 @@ from planner.errors import WorkloadError, nearest
 from planner.routing.engine_dumps import numbers, sglang_passes, sglang_stat, vllm_requests
 from planner.routing.records import MAX_EXPERTS, Record, mixture, record_from_counts, record_from_ids
 from planner.routing.torch_files import read_torch
-from planner.textfile import check_file, parse_json, read_text
+from planner.textfile import check_file, opened, parse_json, read_text
 
 Groups = dict[str, Record]
 MAX_TEXT_BYTES = 2e8
@@ -33,6 +33,7 @@ MAX_ARRAY_BYTES = 4e9
 """Largest unpacked array file."""
 COUNT_COLUMNS = ("layer", "expert", "assignments")
 GROUP_COLUMNS = ("model", "domain", "dataset", "task")
+_MOST_COLUMNS = 1000
 _PLAIN_ARRAYS = (
     "It is damaged, or holds Python objects, which are never loaded: save plain numbers with numpy.savez or numpy.save."
 )
@@ -99,6 +100,9 @@ def _selected(groups: Groups, select: str | None, path: Path) -> tuple[Record, .
 def _read_csv(path: Path, num_experts: int | None) -> Groups:
     import pandas as pd
 
+    with opened(path, WorkloadError, MAX_TEXT_BYTES) as file:
+        if file.readline().count(",") > _MOST_COLUMNS:
+            raise WorkloadError(f"{path}: more than {_MOST_COLUMNS} columns; the header is {','.join(COUNT_COLUMNS)}")
     try:
         with warnings.catch_warnings():
             # Rows longer than the header would otherwise lose fields with a mere warning.

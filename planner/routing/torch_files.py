@@ -6,8 +6,10 @@ which become numpy arrays; every other name in it is refused before it is looked
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -49,12 +51,20 @@ def read_torch(path: Path, max_bytes: float) -> Any:
             prefix = pickled.removesuffix("data.pkl")
             if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
                 raise WorkloadError(f"{path}: saved on a big-endian machine. {_remedy(path)}")
-            with archive.open(pickled) as stream:
-                return _Unpickler(stream, archive, f"{prefix}data/", max_bytes).load()
+            raw = archive.read(pickled)
+            _check_pickle(raw)
+            return _Unpickler(io.BytesIO(raw), archive, f"{prefix}data/", max_bytes).load()
     except (WorkloadError, OSError):
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise WorkloadError(f"{path}: cannot be read as a file of torch.save ({error}). {_remedy(path)}") from error
+
+
+def _check_pickle(raw: bytes) -> None:
+    """UnpicklingError for a pickle that would have memory set aside for more than it holds."""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > number:
+            raise pickle.UnpicklingError(f"memo {argument:,} at instruction {number:,}")
 
 
 class _Unpickler(pickle.Unpickler):
