@@ -24,7 +24,20 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def check_file(path: Path, error: type[InputError] = InputError, most_bytes: float = MOST_BYTES) -> int:
+def is_folder(path: Path) -> bool:
+    """True for an existing folder, like `is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def check_file(
+    path: Path,
+    error: type[InputError] = InputError,
+    most_bytes: float = MOST_BYTES,
+    remedy: str = "Is it the right file?",
+) -> int:
     """Size [bytes] of an ordinary file; `error` for a missing one, a folder, a pipe, a device and a larger one."""
     try:
         found = path.stat()
@@ -35,9 +48,7 @@ def check_file(path: Path, error: type[InputError] = InputError, most_bytes: flo
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
         raise error(f"{path}: is {kind}, not a file. Give a file.")
     if found.st_size > most_bytes:
-        raise error(
-            f"{path}: {found.st_size / 1e6:,.1f} MB; at most {most_bytes / 1e6:,.0f} MB are read. Is it the right file?"
-        )
+        raise error(f"{path}: {found.st_size / 1e6:,.1f} MB; at most {most_bytes / 1e6:,.0f} MB are read. {remedy}")
     return found.st_size
 
 

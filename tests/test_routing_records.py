@@ -198,7 +198,7 @@ def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorkloadError, match=r"binary.csv"):
         read_records(tmp_path / "binary.csv")
     monkeypatch.setattr(formats, "MAX_TEXT_BYTES", 10)
-    with pytest.raises(WorkloadError, match="at most 0 MB are read. Save it as .npz"):
+    with pytest.raises(WorkloadError, match="at most 0 MB are read. Record a shorter stretch or save it as .npz"):
         read_records(csv_of(tmp_path, "0,0,1\n"))
 
 

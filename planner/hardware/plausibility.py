@@ -5,6 +5,7 @@ Works on the raw TOML, so a file with a misspelt key still gets its numbers chec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +70,10 @@ def _number(raw: dict[str, Any], path: str) -> float | None:
         here = here.get(key) if isinstance(here, dict) else None
     if isinstance(here, dict):
         here = here.get("value")
-    return float(here) if isinstance(here, int | float) and not isinstance(here, bool) else None
+    try:
+        return float(here) if isinstance(here, int | float) and not isinstance(here, bool) else None
+    except OverflowError:
+        return math.inf
 
 
 def _out_of_bounds(raw: dict[str, Any]) -> Iterator[str]:

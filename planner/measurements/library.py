@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from planner.errors import ProfileError
 from planner.measurements.curves import Origin
 from planner.measurements.store import Table, read_table
-from planner.textfile import read_json
+from planner.textfile import is_file, read_json
 
 Floats = NDArray[np.float64]
 
@@ -60,14 +60,14 @@ class Library:
         """Table of an operation, or None when it was not measured."""
         if op not in self._tables:
             path = None if self.directory is None else self.directory / f"{op}.npz"
-            self._tables[op] = read_table(path) if path is not None and path.is_file() else None
+            self._tables[op] = read_table(path) if path is not None and is_file(path) else None
         return self._tables[op]
 
     @cached_property
     def meta(self) -> Mapping[str, Any]:
         """Contents of meta.json, empty for a system that was not measured."""
         path = None if self.directory is None else self.directory / "meta.json"
-        found = read_json(path, ProfileError) if path is not None and path.is_file() else {}
+        found = read_json(path, ProfileError) if path is not None and is_file(path) else {}
         if not isinstance(found, dict):
             raise ProfileError(f"{path}: a JSON object is expected, not {type(found).__name__}. Import it again.")
         return found

@@ -191,9 +191,9 @@ def _table(rows: Any, layers: ArrayLike | None, path: Path) -> Ints:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
         raise InputError(f"{path}: a placement is a list of layers, each a list of expert ids")
     for layer, row in enumerate(rows):
-        wrong = next((v for v in row if type(v) is not int or abs(v) >= 2**31), None)
-        if wrong is not None:
-            raise InputError(f"{path}: row {layer}: {wrong!r} is not an expert id")
+        wrong = [v for v in row if type(v) is not int or abs(v) >= 2**31]
+        if wrong:
+            raise InputError(f"{path}: row {layer}: {wrong[0]!r} is not an expert id")
         if len(row) != len(rows[0]) or not row:
             raise InputError(
                 f"{path}: row {layer} has {len(row)} slots, row 0 has {len(rows[0])}. "

@@ -28,6 +28,7 @@ from planner.profiles.meta import Meta, read_meta, write_meta
 from planner.profiles.nccl_logs import looks_like_log, median_of_repeats, read_log
 from planner.profiles.rows import Rows, group_numbers, joined, rows_of, tables_of
 from planner.profiles.time_unit import wrong_unit
+from planner.textfile import is_file, is_folder
 
 _LOG_ENDINGS = (".log", ".txt", ".out")
 _KINDS = (
@@ -49,12 +50,12 @@ class Measured:
 
 def source_kind(source: Path, system_dir: str | None = None) -> str:
     """`csv`, `logs` or `parquet`. Raises ProfileError when the source is none of them."""
-    if not source.exists():
-        raise ProfileError(f"{source}: no such file or folder. Give {_KINDS}.")
-    if source.is_file():
+    if is_file(source):
         if source.suffix in _LOG_ENDINGS and looks_like_log(_start(source)):
             return "logs"
         raise ProfileError(f"{source}: not a log of nccl-tests. Give {_KINDS}.")
+    if not is_folder(source):
+        raise ProfileError(f"{source}: no such file or folder. Give {_KINDS}.")
     if system_dir is not None or next(source.glob("**/*_perf.parquet"), None) is not None:
         return "parquet"
     if any(source.glob("*.csv")) or (source / "meta.json").is_file():

@@ -16,6 +16,7 @@ from planner.profiles.csvfiles import read_folder
 from planner.profiles.meta import Meta, read_meta
 from planner.profiles.rows import Rows, joined, rows_of
 from planner.profiles.time_unit import wrong_unit
+from planner.textfile import is_folder
 
 Facts = dict[str, Any]
 
@@ -23,7 +24,7 @@ Facts = dict[str, Any]
 def profile_folder(name_or_folder: str) -> Path:
     """Folder of a profile given by system name or by path. Raises ProfileError with near names."""
     folder = Path(name_or_folder)
-    if folder.is_dir():
+    if is_folder(folder):
         return folder
     found = measured_directory(name_or_folder)
     if found is None:

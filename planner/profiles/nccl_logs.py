@@ -150,6 +150,9 @@ def _line(section: _Section, words: Sequence[str]) -> tuple[dict[str, object], s
     """Row of one result line; the first time, algbw and #wrong are the out-of-place ones."""
     if len(words) < len(section.names):
         return {}, f"{len(words)} of {len(section.names)} values: cut off"
+    missing = [name for name in ("size", "time", "algbw") if name not in section.names]
+    if missing:
+        return {}, f"no column {', '.join(missing)} in the header above it"
     at = {name: words[section.names.index(name)] for name in ("size", "time", "algbw")}
     try:
         size, time_us, algbw = int(at["size"]), float(at["time"]), float(at["algbw"])

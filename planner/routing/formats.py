@@ -11,7 +11,6 @@ Which engine wrote a dump is told by its keys (`engine_dumps`).
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,19 +20,18 @@ import numpy as np
 
 from planner.arrayfile import read_array, read_arrays
 from planner.errors import WorkloadError, nearest
+from planner.routing.count_files import read_counts
 from planner.routing.engine_dumps import numbers, sglang_passes, sglang_stat, vllm_requests
-from planner.routing.records import MAX_EXPERTS, Record, mixture, record_from_counts, record_from_ids
+from planner.routing.records import Record, mixture, record_from_ids
 from planner.routing.torch_files import read_torch
-from planner.textfile import check_file, opened, parse_json, read_text
+from planner.textfile import check_file, parse_json, read_text
 
 Groups = dict[str, Record]
 MAX_TEXT_BYTES = 2e8
 """Largest CSV or JSON; parsed it takes about ten times as much memory."""
 MAX_ARRAY_BYTES = 4e9
 """Largest unpacked array file."""
-COUNT_COLUMNS = ("layer", "expert", "assignments")
-GROUP_COLUMNS = ("model", "domain", "dataset", "task")
-_MOST_COLUMNS = 1000
+_SHORTER = "Record a shorter stretch"
 _PLAIN_ARRAYS = (
     "It is damaged, or holds Python objects, which are never loaded: save plain numbers with numpy.savez or numpy.save."
 )
@@ -76,7 +74,8 @@ def read_record(path: Path, select: str | None = None, num_experts: int | None =
 
 def _check_size(path: Path) -> None:
     is_text = path.suffix.lower() in (".csv", ".json", ".jsonl")
-    if check_file(path, WorkloadError, MAX_TEXT_BYTES if is_text else MAX_ARRAY_BYTES) == 0:
+    limit = MAX_TEXT_BYTES if is_text else MAX_ARRAY_BYTES
+    if check_file(path, WorkloadError, limit, _SHORTER + (" or save it as .npz." if is_text else ".")) == 0:
         raise WorkloadError(f"{path}: the file is empty")
 
 
@@ -98,76 +97,7 @@ def _selected(groups: Groups, select: str | None, path: Path) -> tuple[Record, .
 
 
 def _read_csv(path: Path, num_experts: int | None) -> Groups:
-    import pandas as pd
-
-    with opened(path, WorkloadError, MAX_TEXT_BYTES) as file:
-        if file.readline().count(",") > _MOST_COLUMNS:
-            raise WorkloadError(f"{path}: more than {_MOST_COLUMNS} columns; the header is {','.join(COUNT_COLUMNS)}")
-    try:
-        with warnings.catch_warnings():
-            # Rows longer than the header would otherwise lose fields with a mere warning.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            # Blank lines are kept so that the index tells the line of a fault.
-            rows = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
-            )
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise WorkloadError(
-            f"{path}: cannot be read as CSV ({error}); the header is {','.join(COUNT_COLUMNS)}"
-        ) from error
-    rows.columns = rows.columns.str.strip()
-    missing = [c for c in COUNT_COLUMNS if c not in rows.columns]
-    if missing:
-        hints = "; ".join(f"{c}: {nearest(c, rows.columns)}" for c in missing)
-        raise WorkloadError(f"{path}: missing column {', '.join(missing)} ({hints})")
-    by = [c for c in GROUP_COLUMNS if c in rows.columns]
-    rows = rows[[*by, *COUNT_COLUMNS]].apply(lambda column: column.str.strip())
-    rows = rows[(rows != "").any(axis=1)]
-    if rows.empty:
-        raise WorkloadError(f"{path}: a header without rows; give one row per layer and expert")
-    values = _csv_numbers(rows, path)
-    labels = rows[by].agg("/".join, axis=1) if by else pd.Series("", index=rows.index)
-    return {
-        str(name): _pivot(values.loc[part.index], f"{path}:{name}" if name else str(path))
-        for name, part in labels.groupby(labels, sort=False)
-    }
-
-
-def _csv_numbers(rows: Any, path: Path) -> Any:
-    """Checked numeric columns; raises WorkloadError with line, column and value of the first fault."""
-    import pandas as pd
-
-    values = rows[list(COUNT_COLUMNS)].apply(pd.to_numeric, errors="coerce")
-    whole = values[["layer", "expert"]]
-    good = np.isfinite(values) & (values >= 0)
-    good[["layer", "expert"]] &= (whole == whole.round()) & (whole < MAX_EXPERTS)
-    if not good.all(axis=None):
-        line = good.index[~good.all(axis=1)][0]
-        column = good.columns[~good.loc[line]][0]
-        kind = "a finite number >= 0" if column == "assignments" else f"a whole number from 0 to {MAX_EXPERTS - 1}"
-        raise WorkloadError(f"{path}: line {line + 2}: {column} {rows.loc[line, column]!r} is not {kind}")
-    return values.astype({"layer": np.int64, "expert": np.int64})
-
-
-def _pivot(values: Any, source: str) -> Record:
-    """Record of rows layer, expert, assignments; every layer must list every expert once."""
-    double = values.duplicated(["layer", "expert"])
-    if double.any():
-        line = double.index[double][0]
-        layer, expert = values.loc[line, ["layer", "expert"]].astype(int)
-        raise WorkloadError(
-            f"{source}: line {line + 2}: layer {layer}, expert {expert} a second time; "
-            f"keep one, or tell the records apart by a column {' or '.join(GROUP_COLUMNS)}"
-        )
-    table = values.pivot_table(index="layer", columns="expert", values="assignments", aggfunc="first")
-    table = table.reindex(columns=range(int(values["expert"].max()) + 1))
-    if table.isna().to_numpy().any():
-        row, expert = np.argwhere(table.isna().to_numpy())[0]
-        raise WorkloadError(
-            f"{source}: layer {table.index[row]} has no row for expert {expert} of {table.shape[1]}; "
-            "write 0 for an expert without tokens"
-        )
-    return record_from_counts(table.to_numpy(), source, table.index.to_numpy())
+    return read_counts(path, MAX_TEXT_BYTES)
 
 
 def _read_npz(path: Path, num_experts: int | None) -> Groups:
