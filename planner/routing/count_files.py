@@ -38,13 +38,8 @@ def read_counts(path: Path, max_bytes: float) -> dict[str, Record]:
                     f"{len(header)}. Quote fields with commas."
                 )
             cells += [""] * (len(header) - len(cells))
-            group, where = "/".join(cells[column] for column in by), f"{path}: line {lines.line_num}"
-            _add(
-                groups.setdefault(group, {}),
-                [cells[column] for column in at],
-                where,
-                f"{path}:{group}" if group else "",
-            )
+            counts = groups.setdefault("/".join(cells[column] for column in by), {})
+            _add(counts, [cells[column] for column in at], f"{path}: line {lines.line_num}")
     if not groups:
         raise WorkloadError(f"{path}: a header without rows; give one row per layer and expert")
     return {name: _record(counts, f"{path}:{name}" if name else str(path)) for name, counts in groups.items()}
@@ -61,7 +56,7 @@ def _header(path: Path, fields: Sequence[str]) -> list[str]:
     return header
 
 
-def _add(counts: Counts, cells: Sequence[str], where: str, group: str) -> None:
+def _add(counts: Counts, cells: Sequence[str], where: str) -> None:
     """One row into `counts`; WorkloadError naming the cell that is wrong."""
     layer, expert = (_whole(name, cell, where) for name, cell in zip(COUNT_COLUMNS[:2], cells[:2], strict=True))
     assignments = _number(cells[2])
@@ -69,9 +64,8 @@ def _add(counts: Counts, cells: Sequence[str], where: str, group: str) -> None:
         raise WorkloadError(f"{where}: assignments {cells[2]!r} is not a finite number >= 0")
     row = counts.setdefault(layer, {})
     if expert in row:
-        of_group = f" of {group}" if group else ""
         raise WorkloadError(
-            f"{where}: layer {layer}, expert {expert}{of_group} a second time; "
+            f"{where}: layer {layer}, expert {expert} a second time; "
             f"keep one, or tell the records apart by a column {' or '.join(GROUP_COLUMNS)}"
         )
     row[expert] = assignments
