@@ -28,7 +28,7 @@ MOST_BYTES = 1_000_000
 """Largest TOML; ours have some kilobytes."""
 MOST_FAULTS = 20
 """Faults of a file that are shown; each is compared with the known keys, which takes time."""
-_MOST_DOTS = 40
+_MOST_DOTS = 20
 _KEY_ENDS = re.compile(r"[=\[\]{},\n]")
 _QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'")
 
