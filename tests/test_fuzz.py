@@ -121,9 +121,14 @@ def test_paths_that_are_no_files(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a" + ".b" * 40_000 + " = 1", "[" + "a." * 40_000 + "a]", "a = " + "[" * 50_000, "a = " + "9" * 500_000]
-    + ["".join(f"a{'.b' * 40}{line} = 1\n" for line in range(2000))]
-    + ["".join(f"k{line}_source = 'x'\n" for line in range(10_000))],
+    [
+        "a" + ".b" * 40_000 + " = 1",
+        "[" + "a." * 40_000 + "a]",
+        "a = " + "[" * 50_000,
+        "a = " + "9" * 500_000,
+        "".join(f"a{'.b' * 40}{line} = 1\n" for line in range(2000)),
+        "".join(f"k{line}_source = 'x'\n" for line in range(10_000)),
+    ],
     ids=["dotted key", "dotted table", "nesting", "digits", "dotted keys", "sources"],
 )
 def test_text_that_takes_parsers_for_ever(text: str, tmp_path: Path) -> None:
