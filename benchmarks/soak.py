@@ -1,4 +1,4 @@
-"""Simulates a day of diurnal load and looks at the books of the run every 1,000th step, and at the memory every ten minutes.
+"""Simulates a day of diurnal load: looks at the books of the run every 1,000th step and at memory every ten minutes.
 
     nice -n 10 python benchmarks/soak.py --hours 24 --json soak.json
 
