@@ -135,7 +135,7 @@ def measured_engines(name: str) -> tuple[str, ...]:
     """Engines whose kernels were measured on system `name`, from `measured/<name>/meta.json`; empty when none."""
     for directory in _directories():
         for path in (directory / "measured" / name / "meta.json", directory / name / "meta.json"):
-            if path.is_file():
+            if is_file(path):
                 return _engines(path)
     return ()
 

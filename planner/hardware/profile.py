@@ -125,8 +125,8 @@ class PriceTable(_Table):
 class Profile(_Table):
     """One system of hardware_profiles/."""
 
-    name: Text | None = None
-    """How users call it; the file's name when absent."""
+    name: Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")] | None = None
+    """How users call it; the file's name when absent. Folders are named after it."""
     title: Text
     gpu: GpuTable
     node: NodeTable

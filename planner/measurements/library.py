@@ -82,7 +82,7 @@ def measured_directory(name: str) -> Path | None:
     listed = [Path(part) for part in os.environ.get("MOEPLAN_PROFILES", "").split(os.pathsep) if part]
     for directory in (*listed, Path(str(resources.files("hardware_profiles")))):
         for folder in (directory / "measured" / name, directory / name):
-            if (folder / "meta.json").is_file():
+            if is_file(folder / "meta.json"):
                 return folder
     return None
 

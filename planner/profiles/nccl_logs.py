@@ -31,7 +31,8 @@ _RANK = re.compile(r"#\s+Rank\s+(\d+)\s.*?\bon\s+(\S+)\s+device\s+\S+\s+(?:\[\S+
 _TEST = re.compile(r"\b([a-z_]+)_perf\b")
 _PREFIX = re.compile(r"^(?:\[[\d,]+\]<std(?:out|err)>:\s?|\d+:\s)")
 _LIBRARY = re.compile(r"(?:nccl-library=|NCCL version |RCCL version[ :]+)([\w.+-]+)")
-_ITERS = re.compile(r"(?<!warmup )\biters:\s*(\d+)")
+_ITERS = re.compile(r"(?<!warmup )\biters:\s*(\d{1,9})\b")
+_MOST_SIZE = 2**60
 _LOOSE = 0.05
 """algbw is printed with two decimals."""
 
@@ -158,6 +159,8 @@ def _line(section: _Section, words: Sequence[str]) -> tuple[dict[str, object], s
         size, time_us, algbw = int(at["size"]), float(at["time"]), float(at["algbw"])
     except ValueError:
         return {}, f"not a number among {', '.join(at.values())}"
+    if size > _MOST_SIZE:
+        return {}, f"size {at['size'][:30]}: no message has that many bytes"
     if not np.isfinite(time_us) or time_us <= 0:
         return {}, f"time {at['time']}: a positive number of microseconds is needed"
     wrong = next((words[section.names.index(n)] for n in ("#wrong", "error") if n in section.names), "0")
