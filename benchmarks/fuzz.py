@@ -56,9 +56,13 @@ def attempt(reader: Reader, path: Path, scratch: Path) -> str:
     signal.signal(signal.SIGPROF, _alarm)
     signal.signal(signal.SIGALRM, _alarm)
     try:
-        signal.setitimer(signal.ITIMER_PROF, reader.limit_s)
-        signal.setitimer(signal.ITIMER_REAL, _WALL * reader.limit_s)
-        reader.read(path, scratch)
+        try:
+            signal.setitimer(signal.ITIMER_PROF, reader.limit_s)
+            signal.setitimer(signal.ITIMER_REAL, _WALL * reader.limit_s)
+            reader.read(path, scratch)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         verdict = "ok"
     except PlannerError as error:
         verdict = _message_fault(error) or "refused"
@@ -66,9 +70,6 @@ def attempt(reader: Reader, path: Path, scratch: Path) -> str:
         verdict = f"hang {_where(error)}"
     except BaseException as error:
         verdict = f"{type(error).__name__} {_where(error)}: {str(error)[:120]}"
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
     if VICTIM.exists():
         VICTIM.unlink()
         verdict = "executed what is in the file"
@@ -154,7 +155,7 @@ def child(name: str, seconds: float, seed: int, skip: int, out: Path) -> None:
     for number, (kind, raw) in enumerate(inputs(reader, seeds, random.Random(f"{name}{seed}{skip}"))):
         if kind == "mutant" and time.monotonic() > until:
             break
-        if number >= skip:
+        if number >= skip or kind == "mutant":
             number_file.write_text(f"{number} {kind}")
             path = _written(base, reader, raw)
             with limited():
@@ -206,7 +207,8 @@ def run(name: str, seconds: float, seed: int) -> dict[str, Any]:
                 counts.update(row.get("counts", {}))
             findings |= {row["verdict"]: row for row in rows if "verdict" in row}
             if code != 0:
-                number, _, kind = out.with_suffix(".number").read_text().partition(" ")
+                at = out.with_suffix(".number")
+                number, _, kind = at.read_text().partition(" ") if at.is_file() else (str(skip), "", "seed")
                 skip = int(number) + 1
                 findings[f"exit code {code}: {errors}"] = {"kind": kind, "verdict": f"exit code {code}: {errors}"}
     return {
