@@ -84,7 +84,7 @@ def bill(
         terms.spares.nodes_plus if known == "owned" else 0,
         _capex_usd(system, terms, known, billed),
         math.fsum(monthly.values()) if parts else None,
-        math.fsum(parts.values()) if parts else None,
+        price.usd if price and usd_per_gpu_hour is None else usd_per_gpu_hour,
         monthly,
         None if power_w is None else power_w * billed,
         None if power_w is None else power_w * billed * terms.site.pue,
