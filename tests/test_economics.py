@@ -127,8 +127,6 @@ def test_residual_lowers_the_capital_part_only() -> None:
 @given(st.floats(0.0, 0.5), st.floats(0.5, 15.0))
 @settings(deadline=None, derandomize=True)
 def test_recovery_is_sinking_fund_plus_interest(rate: float, years: float) -> None:
-    if rate < 1e-6:
-        rate = 0.0
     assert capital_recovery_factor(rate, years) == pytest.approx(sinking_fund_factor(rate, years) + rate, rel=1e-6)
 
 
