@@ -8,7 +8,7 @@
     bills      the monthly bill in whole nodes and racks
     tokens     $ per million tokens, break-even with an API
     horizon    renting or buying over years
-    ranges     low, base and high of terms and prices
+    ranges     low, mode and high of terms and prices
 
 Formulae: serving.md 10.1 and docs/economics.md. A price that nobody published is None, and everything computed from it
 is None too: `usd_text(None)` says "price unknown", never $0.

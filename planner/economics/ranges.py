@@ -1,11 +1,13 @@
-"""How uncertain each commercial term and each price is: low, base and high, for a tornado and for random draws."""
+"""How uncertain each commercial term and each price is: low, mode and high, for a tornado and for random draws."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from planner.economics.price import rental_usd_per_gpu_hour
 from planner.economics.sources import SOURCES
-from planner.economics.terms import DEFAULT_TERMS, PriceBasis, Terms
+from planner.economics.terms import DEFAULT_TERMS, Terms
 from planner.hardware import System
 
 
@@ -15,7 +17,7 @@ class Range:
 
     name: str
     low: float
-    base: float
+    mode: float
     high: float
     unit: str
     source: str
@@ -23,14 +25,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class PriceRange:
-    """What a system may cost: lowest, the quote that plans use, highest.
+    """What a system may cost: lowest, most likely (the quote that plans use), highest.
 
-    $ per GPU-hour before the discount of a commitment, or $ per GPU bought. `oldest` and `newest` date the quotes,
+    $ per GPU-hour after the discount of a commitment, or $ per GPU bought. `oldest` and `newest` date the quotes,
     `source` says how the range came about.
     """
 
     low: float
-    base: float
+    mode: float
     high: float
     num_quotes: int
     oldest: str
@@ -55,7 +57,7 @@ RANGES: dict[str, Range] = {
     name: Range(name, low, float(DEFAULT_TERMS.value(name)), high, unit, source)
     for name, low, high, unit, source in _SPREADS
 }
-"""Uncertain terms by their path; `base` is the default."""
+"""Uncertain terms by their path; `mode` is the default."""
 assert RANGES.keys() <= SOURCES.keys()
 
 MANY_QUOTES = 4
@@ -73,15 +75,17 @@ def ranges_around(terms: Terms) -> dict[str, Range]:
     """
     moved = {}
     for name, known in RANGES.items():
-        base = float(terms.value(name))
-        scale = base / known.base if known.base else 1.0
-        low = min(base, known.low * scale) if known.base else min(base, known.low)
-        high = known.high * scale if known.base else max(base, known.high)
-        moved[name] = replace(known, low=max(low, 1.0) if name == "site.pue" else low, base=base, high=high)
+        mode = float(terms.value(name))
+        scale = mode / known.mode if known.mode else 1.0
+        low = min(mode, known.low * scale) if known.mode else min(mode, known.low)
+        high = known.high * scale if known.mode else max(mode, known.high)
+        moved[name] = replace(known, low=max(low, 1.0) if name == "site.pue" else low, mode=mode, high=high)
     return moved
 
 
-def price_range(system: System, basis: PriceBasis = "rental", terms: Terms = DEFAULT_TERMS) -> PriceRange | None:
+def price_range(
+    system: System, terms: Terms = DEFAULT_TERMS, basis: Literal["rental", "purchase"] = "rental"
+) -> PriceRange | None:
     """Spread of the dated quotes of `system`; None when there is none.
 
     Quotes of different years stand side by side: the spread is that of sellers and of time. Fewer than `MANY_QUOTES`
@@ -101,5 +105,7 @@ def price_range(system: System, basis: PriceBasis = "rental", terms: Terms = DEF
         down, up = TYPICAL_SPREAD[basis]
         low, high = min(low, down * used.usd), max(high, up * used.usd)
         source += f", widened to the usual {down:g} to {up:g} times the price"
+    discount = terms.renting.commit_discount if basis == "rental" else 0.0
+    low, mode, high = (rental_usd_per_gpu_hour(usd, discount) for usd in (low, used.usd, high))
     dates = sorted(p.as_of for p in quotes)
-    return PriceRange(low, used.usd, high, len(quotes), dates[0], dates[-1], source)
+    return PriceRange(low, mode, high, len(quotes), dates[0], dates[-1], source)
