@@ -231,8 +231,9 @@ def test_price_ranges_are_those_of_the_dated_quotes() -> None:
     h100 = price_range(system("h100-sxm"))
     assert h100 is not None and (h100.low, h100.mode, h100.high, h100.num_quotes) == (2.29, 3.2, 6.155, 6)
     assert h100.oldest < h100.newest
-    discounted = price_range(system("h100-sxm"), Terms(renting=Renting(commit_discount=0.5)))
-    assert discounted is not None and discounted.mode == pytest.approx(1.6)
+    assert price_range(system("h100-sxm"), Terms(renting=Renting(commit_discount=0.5))) == h100
+    bought = price_range(system("h100-sxm"), basis="purchase")
+    assert bought is not None and (bought.low, bought.mode) == (pytest.approx(0.74 * 35_625), 35_625)
     one = price_range(system("gb200-nvl72"))
     assert one is not None and one.num_quotes == 1 and one.low < one.mode < one.high and "widened" in one.source
     stated = price_range(system("gb200-nvl72"), DEFAULT_TERMS.with_price("gb200-nvl72", "rental", 9.0, "2026-11"))
