@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -29,11 +30,12 @@ from planner.economics import (
     read_terms,
     terms_rows,
     terms_tables,
+    token_costs,
 )
 from planner.economics.ranges import MANY_QUOTES, TYPICAL_SPREAD
 from planner.errors import InputError
 from planner.hardware import system, systems
-from planner.tomlfile import to_toml
+from planner.tomlfile import parse, to_toml
 
 OWN = """
 basis = "owned"
@@ -139,6 +141,9 @@ PRICE = '[[price]]\nsystem = "h100-sxm"\nbasis = "rental"\nusd = 2.0\n'
         ("[demand]\nutilisation = 0.6", ("utilisation", "unknown key")),
         ('[demand]\nshape = "offce"', ("offce", "office")),
         ("[demand]\nshape = [1, 2, 3]", ("3 numbers", "24")),
+        (f"[demand]\nshape = {[1.0] * 23 + [1e300]}", ("shape", "1e+15")),
+        (f"[demand]\nshape = {[0.0] * 24}", ("shape", "above 0")),
+        (f'[allocation]\nrule = "1:{"9" * 400}"', ("weights are at most",)),
         ("[demand]\npeak_to_mean = 0.5", ("peak_to_mean", "0.5")),
         ('[demand]\nshape = "office"\npeak_to_mean = 2', ("peak_to_mean", "one of them")),
         ('[allocation]\nrule = "half"', ("half", "1:4")),
@@ -233,7 +238,7 @@ def test_price_ranges_are_those_of_the_dated_quotes() -> None:
     assert h100.oldest < h100.newest
     assert price_range(system("h100-sxm"), Terms(renting=Renting(commit_discount=0.5))) == h100
     bought = price_range(system("h100-sxm"), basis="purchase")
-    assert bought is not None and (bought.low, bought.mode) == (pytest.approx(0.74 * 35_625), 35_625)
+    assert bought is not None and bought.mode == 35_625 and bought.low == pytest.approx(0.74 * 35_625)
     one = price_range(system("gb200-nvl72"))
     assert one is not None and one.num_quotes == 1 and one.low < one.mode < one.high and "widened" in one.source
     stated = price_range(system("gb200-nvl72"), DEFAULT_TERMS.with_price("gb200-nvl72", "rental", 9.0, "2026-11"))
@@ -276,3 +281,63 @@ def test_rules_are_named() -> None:
 def test_an_owned_price_names_its_terms() -> None:
     price = owned_gpu_hour(system("h100-sxm"), Terms(owning=Owning(years=3.0, discount_rate=0.08)))
     assert price is not None and "3 years at 0.08" in price.source
+
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "economics.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_guide_states_every_term(tmp_path: Path) -> None:
+    example = GUIDE.split("```toml\n")[1].split("```")[0]
+    terms = read_terms(written(tmp_path, example))
+    assert terms.price[0].per == "node"
+    stated = {
+        f"{table}.{key}" for table, keys in parse(example, "guide").items() if isinstance(keys, dict) for key in keys
+    }
+    assert set(SOURCES) - stated == {"basis", "demand.peak_to_mean", "demand.source"}
+
+
+def test_the_guide_lists_the_defaults_and_its_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [line.split("|")[1:3] for line in GUIDE.splitlines() if line.startswith("| `")]
+    shown = {name.strip(" `"): value.strip() for name, value in listed}
+    for row in terms_rows(DEFAULT_TERMS):
+        value = row["value"]
+        text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value:g}"
+        assert shown.pop(row["name"]) == text
+    assert not shown
+    exec(GUIDE.split("```python\n")[1].split("```")[0], {})
+    assert "crossing" not in capsys.readouterr().err
+
+
+PLAN = ("plan", "mixtral-8x7b", "--cluster", "h100-sxm:1x2", "--workload", "fixed:512/64", "--rate", "2")
+
+
+def test_plan_and_simulate_charge_what_the_terms_say(moeplan: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, OWN)
+    out = tmp_path / "run"
+    code, text, _ = moeplan(*PLAN, "--num-requests", "60", "--terms", str(path), "--out", str(out), "--json")
+    facts = json.loads(text)
+    assert code == 0
+    terms = read_terms(path)
+    gpus = facts["layout"]["num_gpus"]
+    cost = bill(system("h100-sxm"), gpus, terms)
+    assert cost.basis == "owned" and cost.billed_gpus == 16 and gpus <= 4
+    made = terms.demand.per_month(facts["output_tok_per_s"])
+    assert facts["usd_per_mtok_output"] == pytest.approx(token_costs(cost.usd_per_month, 0, made).usd_per_mtok_output)
+    rows = {row["name"]: row for row in facts["assumptions"]}
+    assert "quote 4711" in rows["h100-sxm cost of owning"]["source"] and rows["owning.years"]["value"] == "5.0"
+    kept = json.loads((out / "inputs.json").read_text(encoding="utf-8"))["terms"]
+    assert read_terms(written(tmp_path, to_toml(kept, {}))) == terms
+
+    code, text, _ = moeplan(
+        *("simulate", *PLAN[1:], "--layout", "tp=2,ep=2", "--num-requests", "60", "--terms", str(path), "--json")
+    )
+    facts = json.loads(text)
+    made = terms.demand.per_month(facts["output_tok_per_s"])
+    assert code == 0
+    assert facts["usd_per_mtok_output"] == pytest.approx(token_costs(cost.usd_per_month, 0, made).usd_per_mtok_output)
+
+
+def test_a_faulty_terms_file_ends_a_plan_before_it_starts(moeplan: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, "[owning]\nyears = -1")
+    code, out, err = moeplan(*PLAN, "--terms", str(path), "--out", str(tmp_path / "run"))
+    assert (code, out) == (2, "") and "years of life" in err and not (tmp_path / "run").exists()
