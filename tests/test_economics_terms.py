@@ -187,6 +187,7 @@ def test_utilisation_is_computed_from_the_hours_of_a_week() -> None:
     assert workdays.mean_over_peak == pytest.approx(0.5 * 5 / 7)
     assert workdays.utilisation(15.0, 20.0) == pytest.approx(0.75 * 0.5 * 5 / 7)
     assert DemandProfile("consumer").mean_over_peak == pytest.approx(226.75 / 278)
+    assert DemandProfile("office").mean_over_peak == pytest.approx(11.49 / 24)
     assert DemandProfile().per_month(2.0) == 2.0 * 730 * 3600
     with pytest.raises(InputError, match="peak demand"):
         workdays.utilisation(21.0, 20.0)
@@ -299,6 +300,10 @@ def test_the_example_of_the_guide_states_every_term(tmp_path: Path) -> None:
 def test_the_guide_lists_the_defaults_and_its_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     listed = [line.split("|")[1:3] for line in GUIDE.splitlines() if line.startswith("| `")]
     shown = {name.strip(" `"): value.strip() for name, value in listed}
+    spread = {line.split("|")[1].strip(" `"): line.split("|")[3].strip() for line in GUIDE.splitlines() if "| `" in line}
+    assert {name: text for name, text in spread.items() if text} == {
+        name: f"{known.low:g} to {known.high:g}" for name, known in RANGES.items()
+    }
     for row in terms_rows(DEFAULT_TERMS):
         value = row["value"]
         text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value:g}"

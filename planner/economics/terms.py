@@ -24,7 +24,6 @@ Unit = Literal["gpu_hour", "node_hour", "gpu", "node", "rack"]
 _DATE = re.compile(r"20\d\d(-\d\d(-\d\d)?)?")
 _MAX_WEIGHT = 1e6
 _WEIGHTS = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")
-_CONVERT = "Convert it and name the exchange rate and its date in source"
 
 
 @dataclass(frozen=True, slots=True)
