@@ -187,7 +187,7 @@ def test_utilisation_is_computed_from_the_hours_of_a_week() -> None:
     assert workdays.mean_over_peak == pytest.approx(0.5 * 5 / 7)
     assert workdays.utilisation(15.0, 20.0) == pytest.approx(0.75 * 0.5 * 5 / 7)
     assert DemandProfile("consumer").mean_over_peak == pytest.approx(226.75 / 278)
-    assert DemandProfile("office").mean_over_peak == pytest.approx(11.49 / 24)
+    assert DemandProfile("office").mean_over_peak == pytest.approx(10.69 / 24)
     assert DemandProfile().per_month(2.0) == 2.0 * 730 * 3600
     with pytest.raises(InputError, match="peak demand"):
         workdays.utilisation(21.0, 20.0)
