@@ -298,9 +298,8 @@ def test_the_example_of_the_guide_states_every_term(tmp_path: Path) -> None:
 
 
 def test_the_guide_lists_the_defaults_and_its_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = [line.split("|")[1:3] for line in GUIDE.splitlines() if line.startswith("| `")]
-    shown = {name.strip(" `"): value.strip() for name, value in listed}
-    spread = {line.split("|")[1].strip(" `"): line.split("|")[3].strip() for line in GUIDE.splitlines() if "| `" in line}
+    listed = [[cell.strip(" `") for cell in line.split("|")] for line in GUIDE.splitlines() if line.startswith("| `")]
+    shown, spread = ({cells[1]: cells[column] for cells in listed} for column in (2, 3))
     assert {name: text for name, text in spread.items() if text} == {
         name: f"{known.low:g} to {known.high:g}" for name, known in RANGES.items()
     }
