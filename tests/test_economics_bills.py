@@ -331,3 +331,13 @@ def test_falling_rents_put_off_the_crossing() -> None:
     assert cheaper.rent_usd[13] - cheaper.rent_usd[12] == pytest.approx(8 * 2.0 * HOURS * 0.7)
     with pytest.raises(InputError, match="months"):
         rent_or_buy(H100, 8, months=0)
+
+
+def test_staff_storage_and_spare_parts_are_parts_of_their_own() -> None:
+    terms = Terms(owning=Owning(storage_share=0.1, spares_share=0.05, staff_usd_per_gpu_year=1_200.0))
+    answer = bill(H100, 8, terms, "owned")
+    assert answer.parts["staff"] == pytest.approx(8 * 100.0)
+    assert answer.parts["storage"] == pytest.approx(2 * answer.parts["spare_parts"])
+    assert answer.parts["storage"] == pytest.approx(0.1 * answer.parts["hardware"])
+    assert answer.capex_usd == pytest.approx(8 * 35_625 * 1.27)
+    assert answer.parts["opex"] == pytest.approx(0.05 * (answer.capex_usd or 0) / 12)
