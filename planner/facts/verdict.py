@@ -28,6 +28,7 @@ def risks(answer: Comparison) -> list[str]:
         )
     if odds is not None:
         found.append(_enough(winner, odds))
+    found += _surer(answer, winner)
     for one in answer.standings:
         if one.bill is not None:
             found += _system_risks(one)
@@ -45,6 +46,21 @@ def _enough(winner: Standing, odds: Odds) -> str:
         return f"{text}; no number of them meets the SLO in {format_chance(odds.cannot)}. Calibrate, or relax the SLO."
     usd = bill(winner.system, odds.sure_gpus, winner.terms).usd_per_month
     return f"{text}; {odds.sure_gpus} are in 90 %" + (f", for {format_usd(usd)} a month." if usd else ".")
+
+
+def _surer(answer: Comparison, winner: Standing) -> list[str]:
+    """The offer that is cheapest when all are sized to be 90 % sure, where it is another."""
+    bills = {}
+    for one in answer.standings:
+        sure = answer.odds[one.name].sure_gpus if one.name in answer.odds else None
+        usd = None if sure is None else bill(one.system, sure, one.terms).usd_per_month
+        if sure is not None and usd is not None:
+            bills[one.name] = (usd, sure)
+    best = min(bills, key=lambda name: bills[name], default=winner.name)
+    if best == winner.name:
+        return []
+    usd, sure = bills[best]
+    return [f"Sized to be 90 % sure, {best} is the cheapest: {sure} GPUs for {format_usd(usd)} a month."]
 
 
 def _system_risks(one: Standing) -> list[str]:
