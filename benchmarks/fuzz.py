@@ -37,6 +37,7 @@ VICTIM = Path("/tmp/moeplan-was-here")
 """What hostile inputs would create if anything executed them."""
 MOST_BYTES = 500_000_000
 MOST_MESSAGE = 10_000
+MOST_INPUT = 5_000_000
 _WALL = 15
 """Wall time allowed over CPU time allowed: other work may have the cores."""
 _STUCK_S = 300.0
@@ -111,7 +112,7 @@ def mutants(reader: Reader, seeds: list[bytes], rng: random.Random) -> Iterator[
     while True:
         raw = rng.choice(seeds)
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
-            raw = mutate(rng, raw, reader.suffix)
+            raw = mutate(rng, raw, reader.suffix)[:MOST_INPUT]
         yield "mutant", raw
 
 

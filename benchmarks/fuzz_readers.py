@@ -126,6 +126,20 @@ def _calibration(path: Path, scratch: Path) -> None:
     to_toml(found)
 
 
+def _terms(path: Path, scratch: Path) -> None:
+    from planner.economics.bills import hourly_usd, monthly_usd
+    from planner.economics.sources import read_terms, terms_rows, terms_tables
+    from planner.hardware import system
+    from planner.tomlfile import to_toml
+
+    terms = read_terms(path)
+    to_toml(terms_tables(terms), {})
+    terms_rows(terms)
+    h100 = system("h100-sxm")
+    hourly_usd(h100, 16, terms)
+    monthly_usd(h100, 16, terms)
+
+
 def _workload(path: Path, scratch: Path) -> None:
     from planner.workload import load_workload
 
@@ -258,6 +272,7 @@ READERS: dict[str, Reader] = {
         lambda: [seeds.CALIBRATION.encode(), (seeds.ROOT / "planner" / "calibrations.toml").read_bytes()],
         _calibration,
     ),
+    "terms TOML": Reader(".toml", seeds.terms, _terms),
     "workload TOML": Reader(".toml", lambda: [text.encode() for text in seeds.WORKLOADS], _workload),
     "trace CSV": Reader(".csv", lambda: [seeds.TRACE.encode(), seeds.SHARED.encode()], _workload),
     "lengths CSV": Reader(".csv", lambda: [b"tokens,other\n5,a\n1000,b\n"], _lengths),

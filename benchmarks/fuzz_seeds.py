@@ -190,6 +190,12 @@ def bundled(*names: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(CONFIGS.glob("*.json")) if any(name in path.name for name in names)]
 
 
+def terms() -> list[bytes]:
+    """The example of the guide."""
+    text = (ROOT / "docs" / "economics.md").read_text("utf-8")
+    return [text.split("```toml\n")[1].split("```")[0].encode(), b'basis = "rental"\n[site]\npue = 1.2\n']
+
+
 def systems() -> list[bytes]:
     names = ("h200-sxm", "mi300x", "gb200-nvl72", "dgx-spark", "tpu-v5p")
     return [(ROOT / "hardware_profiles" / f"{name}.toml").read_bytes() for name in names]

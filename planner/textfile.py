@@ -14,6 +14,7 @@ from planner.errors import InputError
 
 MOST_BYTES = 50_000_000
 """Largest text file; readers of smaller or larger things say so."""
+_MOST_LINE = 1_000_000
 
 
 def is_file(path: Path) -> bool:
@@ -65,6 +66,14 @@ def opened(path: Path, error: type[InputError] = InputError, most_bytes: float =
         raise error(f"{path}: not a CSV: {fault}. Check quotes and separators.") from fault
     except OSError as fault:
         raise error(f"{path}: cannot be read: {fault.strerror}. Check the path.") from fault
+
+
+def lines(file: TextIO) -> Iterator[str]:
+    """Lines of an `opened` file one by one; `csv.Error` for one that would fill the memory."""
+    while line := file.readline(_MOST_LINE):
+        if len(line) == _MOST_LINE and not line.endswith("\n"):
+            raise csv.Error(f"a line of more than {_MOST_LINE:,} characters")
+        yield line
 
 
 def read_text(path: Path, error: type[InputError] = InputError, most_bytes: float = MOST_BYTES) -> str:

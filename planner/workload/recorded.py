@@ -10,6 +10,7 @@ from __future__ import annotations
 from planner.workload.sharing import NONE, RecordedSharing
 
 SHARING_COLUMNS = ("prefix_group", "shared_tokens", "conversation")
+_MOST_DIGITS = 12
 
 
 class SharingReader:
@@ -46,7 +47,7 @@ class SharingReader:
             if text not in ("", "0"):
                 self._faults.append(f"line {line}: shared_tokens {text!r} without a prefix_group; name the group")
             return 0
-        if not text.isdigit() or int(text) < 1:
+        if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS) or int(text) < 1:
             self._faults.append(
                 f"line {line}: shared_tokens {text!r} of prefix_group {group!r} is not a whole number of tokens >= 1; "
                 "give it, or leave both fields empty"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planner.errors import WorkloadError, nearest
-from planner.textfile import opened
+from planner.textfile import lines, opened
 from planner.workload.arrivals import Arrivals
 from planner.workload.demand import Workload
 from planner.workload.lengths import Lengths
@@ -63,7 +63,7 @@ def _rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) 
     Fields of `optional` columns are there when the file has them.
     """
     with opened(path, WorkloadError, _MOST_BYTES) as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(lines(file))
         header = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = header
         if len(header) > _MOST_COLUMNS:
