@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from planner.errors import InputError, nearest
@@ -17,8 +18,9 @@ METRICS = ("ttft_mean_ms", "tpot_mean_ms", "output_tok_s_per_gpu")
 
 REQUIRED = ("model", "gpu", "engine", "num_gpus", "tp", "isl", "osl", "concurrency")
 _DEGREES = ("attention_dp", "moe_ep", "pp")
-_MAX_BYTES = 50_000_000
-_MAX_COLUMNS = 1000
+_MAX_BYTES = 20_000_000
+_MAX_COLUMNS = 100
+_MAX_ROWS = 50_000
 _MAX_COUNT = 100_000_000
 _SHOWN = 5
 _UNIFORM = re.compile(r"uniform_(?P<low>[0-9.]+)_(?P<high>[0-9.]+)")
@@ -110,7 +112,9 @@ def _lines(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]
         reader = csv.reader(file, strict=True)
         columns = tuple(name.strip() for name in next(reader, []))
         _check_columns(path, columns)
-        lines = [(reader.line_num, fields) for fields in reader if fields]
+        lines = [(reader.line_num, fields) for fields in islice(reader, _MAX_ROWS) if fields]
+        if next(reader, None) is not None:
+            raise InputError(f"{path}: more than {_MAX_ROWS:,} rows. Split it.")
     for line, fields in lines:
         if len(fields) > len(columns):
             raise InputError(

@@ -17,6 +17,7 @@ from planner.workload.recorded import SHARING_COLUMNS, SharingReader
 TRACE_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 _FAULTS_SHOWN = 5
 _MOST_COLUMNS = 1000
+_MOST_FAULTS = 1000
 _MOST_BYTES = 2e9
 """Largest trace; a row has some 20 bytes."""
 
@@ -43,6 +44,8 @@ def read_trace(path: Path) -> Workload:
             arrivals.append(arrival_s)
             prompts.append(prompt)
             outputs.append(output)
+        elif len(faults) > _MOST_FAULTS:
+            break
     _raise_faults(path, faults, len(arrivals))
     lengths = Lengths.replay(prompts), Lengths.replay(outputs)
     arrival = Arrivals.trace(arrivals)
