@@ -29,6 +29,7 @@ from typing import Any
 
 from fuzz_mutations import archive_specials, mutate, odd_paths, specials
 from fuzz_readers import READERS, Reader, members_of
+from machine import stamp
 
 from planner.errors import PlannerError
 
@@ -244,7 +245,7 @@ def main() -> None:
         child(name, float(seconds), int(seed), int(skip), Path(out))
         return
     for name in chosen.only or READERS:
-        found = run(name, chosen.seconds, chosen.seed) | {"date": time.strftime("%Y-%m-%d", time.gmtime())}
+        found = run(name, chosen.seconds, chosen.seed) | stamp()
         print(f"{name}: {found['read']:,} read, {found['refused']:,} refused, {len(found['findings'])} findings")
         for finding in found["findings"]:
             print(f"    {finding['kind']}: {finding['verdict']} {finding.get('kept', '')}", flush=True)

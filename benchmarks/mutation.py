@@ -21,12 +21,13 @@ import os
 import random
 import resource
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from machine import stamp
 
 ROOT = Path(__file__).parents[1]
 TESTS = {
@@ -230,7 +231,7 @@ def check(module: str, sample: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "tests": list(TESTS[module]),
         "survivors": survivors,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **stamp(),
     }
 
 

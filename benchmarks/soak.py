@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import simpy
+from machine import stamp
 
 from planner.deployment import Deployment, deploy
 from planner.engine import Limits, engine
@@ -142,7 +143,7 @@ def soak(server: str, hours: float, seed: int = 0) -> dict[str, Any]:
         "rss_first_third_mb": round(max(rss[:third]) / 1e6, 1),
         "rss_last_third_mb": round(max(rss[-third:]) / 1e6, 1),
         "flat": max(rss[-third:]) <= FLAT * max(rss[:third]),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **stamp(),
     }
 
 
