@@ -64,7 +64,7 @@ def _sentence(test: ast.FunctionDef) -> str:
 
 def _invariants() -> Iterator[str]:
     yield "## Invariants\n"
-    yield "`tests/test_invariants.py`: draws by default and with `pytest -m slow`, of models, systems, layouts, loads.\n"
+    yield "`tests/test_invariants.py`: draws of models, systems, layouts and loads, by default and with `-m slow`.\n"
     yield "| invariant | draws | slow |\n|---|---|---|"
     for test in _tests("test_invariants"):
         for call in test.decorator_list:
@@ -81,7 +81,8 @@ def _theory() -> Iterator[str]:
 
 def _fuzz(fuzz: Rows) -> Iterator[str]:
     yield "## Fuzzing\n"
-    yield "| reader | seconds | inputs | answered | refused with one message | open findings |\n|---|---|---|---|---|---|"
+    yield "| reader | seconds | inputs | answered | refused with one message | open findings |"
+    yield "|---|---|---|---|---|---|"
     for name, row in sorted(fuzz.items()):
         numbers = f"{row['seconds']:.0f} | {row['read'] + row['refused']:,} | {row['read']:,} | {row['refused']:,}"
         yield f"| {name} | {numbers} | {len(row['findings']) or 'none'} |"
@@ -108,10 +109,8 @@ def _soak(soak: Rows) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for name, row in sorted(soak.items()):
         memory = f"{row['rss_first_third_mb']:g} and {row['rss_last_third_mb']:g} MB"
-        counts = (
-            f"{row['hours']:g} | {row['requests']:,} | {row['steps']:,} | {row['checks']:,} | {row['preemptions']:,}"
-        )
-        yield f"| {name} | {counts} | {memory} | {row['cpu_s']:.0f} s |"
+        counts = " | ".join(f"{row[key]:,}" for key in ("requests", "steps", "checks", "preemptions"))
+        yield f"| {name} | {row['hours']:g} | {counts} | {memory} | {row['cpu_s']:.0f} s |"
 
 
 def _made(rows: list[dict[str, Any]]) -> Iterator[str]:

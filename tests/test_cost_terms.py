@@ -47,6 +47,8 @@ class Line:
 class Known:
     """Tables that answer with lines and remember what they were asked."""
 
+    is_measured = True
+
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
 
@@ -198,7 +200,7 @@ def test_calibrated_times_by_hand(known: Known, mixtral: ModelConfig, monkeypatc
         step_s=1e-3, sequence_s=1e-6,
     )  # fmt: skip
     bare = cost_of(mixtral, Layout(tp=2, moe_tp=2))
-    monkeypatch.setattr(Engine, "calibration", lambda self, arch: values)
+    monkeypatch.setattr(Engine, "calibration", lambda *_: values)
     cost = cost_of(mixtral, Layout(tp=2, moe_tp=2))
     for label, factor in (("attention_projections", 1.5), ("router", 1.5), ("all_reduce", 2.0), ("norms", 1.0)):
         np.testing.assert_allclose(cost.token_table.terms[label], factor * bare.token_table.terms[label])
@@ -281,6 +283,7 @@ def test_steps_are_put_together_from_their_tables(known: Known, mixtral: ModelCo
     def on(table: Sum, x: float, y: float) -> float:
         return float(sum(bilinear(np.array(x), np.array(y), values) for values in table.terms.values()))
 
+    assert set(cost.moe_table("decode").terms) == {"experts", "dispatch", "combine"}
     padded = cost.engine.padded_batch(30, "sm90")
     assert padded > 30
     decode = cost.decode(np.array([30.0]), np.array([700.0]))

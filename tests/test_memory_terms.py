@@ -10,7 +10,7 @@ import pytest
 from planner.engine import Engine, Limits, engine
 from planner.hardware import System, system
 from planner.layout import Layout
-from planner.memory import TERMS, Ledger, kv_shards, shards
+from planner.memory import TERMS, Ledger, kv_shards, low_latency_buffer_bytes, shards
 from planner.model import ModelConfig, load
 from planner.model.config import Attention
 from planner.overlap import parse_overlap
@@ -133,6 +133,16 @@ def test_buffers_and_graphs_by_hand(deepseek: ModelConfig, vllm: Engine) -> None
     assert together["communication_buffers"] == overheads.nccl_bytes
     dense = ledger(load("meta-llama/Llama-2-7b-hf"))._fixed(Layout(tp=2, moe_tp=2), limits, "deepep")
     assert dense["communication_buffers"] == overheads.nccl_bytes
+
+
+def test_low_latency_buffers_of_narrow_models_hold_dispatched_tokens() -> None:
+    """Below 512 values a dispatched token with its 16 bytes of header is the larger message."""
+    dispatch, combine, signal = 16 + 2 * 256, 4 * 256 // 128 + 2 * 256, 128
+    assert dispatch > combine
+    send, receive = 8 * 128 * combine, 8 * 128 * dispatch
+    assert low_latency_buffer_bytes(128, 256, 8) == 2 * send + 2 * receive + 2 * signal
+    lone = 2 * max(128 * dispatch, 128 * combine) + 2 * 128 * dispatch + 2 * signal
+    assert low_latency_buffer_bytes(128, 256, 1) == lone
 
 
 @pytest.mark.parametrize("name", ["vllm", "trtllm", "sglang"])
