@@ -28,7 +28,7 @@ from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format
 from planner.offload import Offload
 from planner.routedcost import RoutedCost
-from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, Part, StepTime, Sum, bilinear, join
+from planner.steptime import LENGTHS, SEQS, TOKENS, Fixed, Floats, Line, Part, Plane, StepTime, Sum
 
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
 _MODULE_SHAPE = (7168, 1536, 192)
@@ -96,8 +96,7 @@ class StepCost:
     def _rest_s(self, tokens: Floats, phase: str) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
         table = self.prompt_token_table if phase == "prefill" else self.token_table
-        total = np.sum(list(table.terms.values()), axis=0) / self.model.num_layers
-        return np.asarray(np.interp(tokens, TOKENS, total))
+        return np.asarray(np.interp(tokens, TOKENS, table.total / self.model.num_layers))
 
     # --- tabulated on TOKENS ---
 
@@ -272,7 +271,7 @@ class StepCost:
         A chunk of q tokens after p cached ones costs its own causal prefill plus q x p pairs. The part is found by
         least squares of relative error on 1, L and L^2; a causal prompt of L tokens has L^2 / 2 pairs.
         """
-        table = np.sum(list(self.prefill_table.terms.values()), axis=0)[0]
+        table = self.prefill_table.total[0]
         first, last = np.searchsorted(LENGTHS, _PAIR_FIT_LENGTHS)
         lengths, seconds = LENGTHS[first:last], table[first:last]
         basis = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1) / seconds[:, None]
@@ -283,66 +282,59 @@ class StepCost:
 
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
-        return self._step(self._decode_parts(seqs, context))
+        return self._step(self._decode_parts(seqs, context), np.broadcast_shapes(np.shape(seqs), np.shape(context)))
 
     def _decode_parts(self, seqs: Floats, context: Floats) -> list[Part]:
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        tokens, arch = seqs * self.query_tokens, self.cluster.system.gpu.arch
-        padded = np.array([self.engine.padded_batch(int(n), arch) for n in tokens.ravel()], float).reshape(seqs.shape)
+        tokens = seqs * self.query_tokens
         return [
-            self._at(self.token_table, padded),
-            self._at(self.moe_table("decode"), tokens * self.layout.attention_dp),
-            self._at(self.head_table, tokens),
-            self._at_surface(self.decode_table, seqs, context),
+            Line(self.token_table, self._padded(tokens)),
+            Line(self.moe_table("decode"), tokens * self.layout.attention_dp),
+            Line(self.head_table, tokens),
+            Plane(self.decode_table, seqs, context),
         ]
+
+    def _padded(self, tokens: Floats) -> Floats:
+        """Tokens of decode steps after padding to the next captured graph."""
+        arch = self.cluster.system.gpu.arch
+        return np.reshape([self.engine.padded_batch(int(n), arch) for n in np.ravel(tokens)], np.shape(tokens)) * 1.0
 
     def prefill(self, tokens: Floats, past: Floats | float = 0.0, ranks: Floats | float | None = None) -> StepTime:
         """Steps that prefill a chunk of `tokens` after `past` cached ones on `ranks` attention-DP ranks (all)."""
-        return self._step(self._prefill_parts(tokens, past, ranks))
+        return self._step(self._prefill_parts(tokens, past, ranks), np.shape(tokens))
 
     def _prefill_parts(self, tokens: Floats, past: Floats | float, ranks: Floats | float | None) -> list[Part]:
         tokens = np.asarray(tokens, float)
         dp, one = self.layout.attention_dp if ranks is None else ranks, np.ones_like(tokens)
         encoder = bool(self._encoder_kinds)
-        parts = [
-            self._at(self.encoder_table if encoder else self.prompt_token_table, tokens),
-            self._at(self.encoder_moe_table if encoder else self.moe_table("prefill"), tokens * dp),
-            self._at(self.head_table, one),
-            self._at_surface(self.prefill_table, one, tokens),
+        parts: list[Part] = [
+            Line(self.encoder_table if encoder else self.prompt_token_table, tokens),
+            Line(self.encoder_moe_table if encoder else self.moe_table("prefill"), tokens * dp),
+            Line(self.head_table, one),
+            Plane(self.prefill_table, one, tokens),
         ]
         pairs_s = self.pair_s * tokens * past
-        return [*parts, ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s})]
+        return [*parts, Fixed("attention", pairs_s, Origin.EXTRAPOLATED)]
 
-    def _step(self, parts: list[Part]) -> StepTime:
-        """`parts` and the host time of a step."""
-        seconds = np.full(np.shape(next(iter(parts[0][1].values()))), self.host_s)
-        return join([*parts, ({"host": seconds}, {Origin.EXTRAPOLATED.name.lower(): seconds})])
+    def _step(self, parts: list[Part], shape: tuple[int, ...]) -> StepTime:
+        """`parts` and the host time of steps, arrays of `shape`."""
+        return StepTime([*parts, Fixed("host", np.full(shape, self.host_s), Origin.EXTRAPOLATED)])
 
     def mixed(self, tokens: Floats, past: Floats, ranks: Floats, seqs: Floats, context: Floats) -> StepTime:
         """Steps in which `ranks` ranks prefill a chunk of `tokens` while all ranks decode `seqs` sequences."""
         if self.has_encoder:
-            return self._step([*self._decode_parts(seqs, context), *self._prefill_parts(tokens, past, ranks)])
+            parts = [*self._decode_parts(seqs, context), *self._prefill_parts(tokens, past, ranks)]
+            return self._step(parts, np.shape(tokens))
         one, pairs_s = np.ones_like(tokens), self.pair_s * tokens * past
         decoded = seqs * self.query_tokens
         return self._step(
             [
-                self._at(self.prompt_token_table, tokens + decoded),
-                self._at(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
-                self._at(self.head_table, decoded + 1),
-                self._at_surface(self.prefill_table, one, tokens),
-                self._at_surface(self.decode_table, seqs, context),
-                ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s}),
-            ]
+                Line(self.prompt_token_table, tokens + decoded),
+                Line(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
+                Line(self.head_table, decoded + 1),
+                Plane(self.prefill_table, one, tokens),
+                Plane(self.decode_table, seqs, context),
+                Fixed("attention", pairs_s, Origin.EXTRAPOLATED),
+            ],
+            np.shape(tokens),
         )
-
-    @staticmethod
-    def _at(table: Sum, x: Floats) -> Part:
-        terms = {label: np.interp(x, TOKENS, values) for label, values in table.terms.items()}
-        origin = {o.name.lower(): np.interp(x, TOKENS, table.origin[o]) for o in Origin}
-        return terms, origin
-
-    @staticmethod
-    def _at_surface(table: Sum, x: Floats, y: Floats) -> Part:
-        terms = {label: bilinear(x, y, values) for label, values in table.terms.items()}
-        origin = {o.name.lower(): bilinear(x, y, table.origin[o]) for o in Origin}
-        return terms, origin
