@@ -11,13 +11,16 @@ inside the simulation costs a few list look-ups.
 
 from __future__ import annotations
 
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner import inventory
-from planner.capacity import buffer_limit
-from planner.engine import Engine
+from planner.calibration import Calibration
+from planner.capacity import BufferLimit, buffer_limit
+from planner.engine import MAX_GRAPH, Engine, Graphs, padding
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
@@ -87,10 +90,13 @@ class StepCost:
 
     @cached_property
     def routed(self) -> RoutedCost:
-        """Costs of the routed experts."""
-        fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
+        """Costs of the routed experts, shared by layouts that differ in the number of stages or replicas only."""
+        stage = replace(self.layout, pp=1, replicas=1)
+        fixed = (self.model, stage, self.cluster, self.tables, self.backend, self.experts)
         by_fp8 = self.cluster.system.gpu.arch in self.engine.mxfp4_by_fp8
         buffer = buffer_limit(self.engine) if self.engine.dispatch_buffer else None
+        if self.offload is None:
+            return _shared(*fixed, buffer, by_fp8, self.calibration)
         return RoutedCost(*fixed, self.offload, self._rest_s, buffer, by_fp8, self.calibration)
 
     def _rest_s(self, tokens: Floats, phase: str) -> Floats:
@@ -130,8 +136,7 @@ class StepCost:
             total.add("norms", stream * count, Origin.ROOFLINE)
             if self.layout.tp > 1:
                 for rows in inventory.reduced_rows(layer, self.layout):
-                    bytes_ = TOKENS * rows * _BF16_BYTES
-                    total.curve("all_reduce", self.tables.all_reduce(self.layout.tp), bytes_, count)
+                    total.on_tokens("all_reduce", self.tables.all_reduce(self.layout.tp), count, rows * _BF16_BYTES)
         if self.layout.pp > 1 and kinds:
             total.add("pipeline_hops", self._hop_s(), Origin.ROOFLINE)
         if self.calibration.layer_s and kinds:
@@ -145,7 +150,7 @@ class StepCost:
             if module and gemm.label == "attention_projections":
                 continue
             curve = self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols)
-            total.curve(gemm.label, curve, TOKENS, gemm.count * count)
+            total.on_tokens(gemm.label, curve, gemm.count * count)
 
     def _hop_s(self) -> Floats:
         """Point-to-point transfers of the residual stream between pipeline stages."""
@@ -182,7 +187,7 @@ class StepCost:
     def _logits_sum(self) -> Sum:
         total = Sum(TOKENS.shape)
         gemm = inventory.head_gemm(self.model, self.layout)
-        total.curve("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols), TOKENS)
+        total.on_tokens("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols))
         stream = _SAMPLING_PASSES * TOKENS * self.model.vocab * 4.0 / self._stream_bytes_per_s
         total.add("sampling", stream, Origin.ROOFLINE)
         return total.scaled(self.calibration.factor)
@@ -200,7 +205,6 @@ class StepCost:
         return self._mixer_sum("prefill")
 
     def _mixer_sum(self, phase: str) -> Sum:
-        x, y = SEQS[:, None], LENGTHS[None, :]
         total = Sum((len(SEQS), len(LENGTHS)))
         kinds = self._encoder_kinds if phase == "prefill" and self._encoder_kinds else self._kinds
         for layer, count in kinds:
@@ -208,7 +212,7 @@ class StepCost:
                 if isinstance(mixer, Attention):
                     label = "attention_module" if self._is_module(mixer) else "attention"
                     least = Origin.MEASURED if self._is_known_mla(mixer) else Origin.EXTRAPOLATED
-                    total.surface(label, self._attention(mixer, phase), x, y / mixer.compress_ratio, count, least)
+                    total.on_plane(label, self._attention(mixer, phase), count, mixer.compress_ratio, least)
                 else:
                     self._add_recurrent(total, mixer, phase, count)
         prompts = self.calibration.prompts if phase == "prefill" else 1.0
@@ -256,7 +260,7 @@ class StepCost:
                 "prefill" if phase == "prefill" else "decode", *heads, mixer.k_head_dim, mixer.v_head_dim
             )
             if surface is not None:
-                total.surface("recurrence", surface, x, y, count)
+                total.on_plane("recurrence", surface, count)
                 return
         tokens = x * y if phase == "prefill" else x * np.ones_like(y)
         state_s = 2.0 * x * mixer.state_values * 4.0 / tp / self._stream_bytes_per_s
@@ -296,8 +300,9 @@ class StepCost:
 
     def _padded(self, tokens: Floats) -> Floats:
         """Tokens of decode steps after padding to the next captured graph."""
-        arch = self.cluster.system.gpu.arch
-        return np.reshape([self.engine.padded_batch(int(n), arch) for n in np.ravel(tokens)], np.shape(tokens)) * 1.0
+        whole = tokens.astype(np.int64)
+        padded = _padding(self.engine.graphs, self.cluster.system.gpu.arch)
+        return np.where(whole <= MAX_GRAPH, padded[np.minimum(whole, MAX_GRAPH)], whole).astype(float)
 
     def prefill(self, tokens: Floats, past: Floats | float = 0.0, ranks: Floats | float | None = None) -> StepTime:
         """Steps that prefill a chunk of `tokens` after `past` cached ones on `ranks` attention-DP ranks (all)."""
@@ -338,3 +343,24 @@ class StepCost:
             ],
             np.shape(tokens),
         )
+
+
+@lru_cache(maxsize=128)
+def _shared(
+    model: ModelConfig,
+    stage: Layout,
+    cluster: Cluster,
+    tables: Tables,
+    backend: str,
+    experts: ExpertSettings,
+    buffer: BufferLimit | None,
+    by_fp8: bool,
+    calibration: Calibration,
+) -> RoutedCost:
+    return RoutedCost(model, stage, cluster, tables, backend, experts, None, None, buffer, by_fp8, calibration)
+
+
+@lru_cache(maxsize=16)
+def _padding(graphs: Graphs, arch: str) -> NDArray[np.int64]:
+    """Batch after padding to the next graph, for 0 to MAX_GRAPH sequences."""
+    return np.array(padding(graphs.sizes(MAX_GRAPH, arch), MAX_GRAPH), dtype=np.int64)

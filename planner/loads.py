@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -280,13 +281,14 @@ def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[Floats, Floats]
     return share, np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
 
 
-def _extremes(slots: Floats, question: Question) -> tuple[Floats, Floats]:
+def _extremes(slots: NDArray[Any], question: Question) -> tuple[Floats, Floats]:
     """Assignments and active slots of the busiest rank [...], for `slots` [..., ranks x width]."""
     width, halved = question.local_slots, not question.redundant and question.limit is None
-    return _busiest(slots, width, halved), _busiest(np.minimum(slots, 1.0), width, halved)
+    active: NDArray[Any] = np.minimum(slots, 1.0)
+    return _busiest(slots, width, halved), _busiest(active, width, halved)
 
 
-def _busiest(slots: Floats, width: int, halved: bool) -> Floats:
+def _busiest(slots: NDArray[Any], width: int, halved: bool) -> Floats:
     """Largest sum over ranks [...] of `slots` [..., ranks x width]; adding seat by seat is fast for narrow ranks.
 
     Wide ones may be `halved` first where slots hold whole numbers, whose sum is the same in any order.

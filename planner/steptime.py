@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -148,11 +148,23 @@ class Sum:
         """Add `count` times the `curve` at `x`; `count` may differ from point to point."""
         self.add(label, curve.seconds(x) * count, lambda: curve.origin(x))
 
-    def surface(
-        self, label: str, surface: Surface, x: Floats, y: Floats, count: float = 1.0, least: Origin = Origin.MEASURED
+    def on_tokens(self, label: str, curve: Curve, count: float = 1.0, each: float = 1.0) -> None:
+        """Add `count` times the `curve` at `each` times TOKENS; layouts share most curves, so answers are kept."""
+        self.add(label, _on_tokens(curve, each) * count, lambda: curve.origin(TOKENS * each))
+
+    def on_plane(
+        self, label: str, surface: Surface, count: float = 1.0, ratio: float = 1.0, least: Origin = Origin.MEASURED
     ) -> None:
-        """Add `count` times the `surface` at (`x`, `y`), trusted no more than `least`."""
-        self.add(label, surface.seconds(x, y) * count, lambda: np.maximum(surface.origin(x, y), np.int8(least)))
+        """Add `count` times the `surface` at SEQS x LENGTHS / `ratio`, trusted no more than `least`; also kept."""
+        x, y = SEQS[:, None], LENGTHS[None, :] / ratio
+        self.add(label, _on_plane(surface, ratio) * count, lambda: np.maximum(surface.origin(x, y), np.int8(least)))
+
+    def copy(self) -> Sum:
+        """The same sum, to add more to."""
+        found = Sum(self._shape)
+        found.terms = dict(self.terms)
+        found._bookings.append(lambda _: self.origin.copy())
+        return found
 
     @classmethod
     def of(cls, part: Part) -> Sum:
@@ -162,6 +174,16 @@ class Sum:
         found.terms = terms
         found._bookings.append(lambda _: np.array([part.origin()[name] for name in _ORIGINS]))
         return found
+
+
+@lru_cache(maxsize=4096)
+def _on_tokens(curve: Curve, each: float) -> Floats:
+    return curve.seconds(TOKENS * each)
+
+
+@lru_cache(maxsize=512)
+def _on_plane(surface: Surface, ratio: float) -> Floats:
+    return surface.seconds(SEQS[:, None], LENGTHS[None, :] / ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,6 +324,8 @@ def stage_seconds(terms: Any) -> dict[str, Any]:
 
 def _with_draft(own: Sum, draft: Sum | None, count: int = 1, label: str = _DRAFT) -> Sum:
     """`own` with `count` times `draft` as one term."""
-    if draft is not None and count:
-        own.add_sum(draft, count, label)
-    return own
+    if draft is None or not count:
+        return own
+    total = own.copy()
+    total.add_sum(draft, count, label)
+    return total

@@ -175,12 +175,13 @@ def plan(
     from planner.facts.plan import plan_facts
     from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
-    from planner.runfolder import check_folder, write_run
     from planner.tactics import parse_tactics
     from planner.text import plan_text
     from planner.workload import parse_slo
 
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
@@ -210,6 +211,8 @@ def plan(
     if pools is not None:
         facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
+        from planner.runfolder import write_run
+
         write_run(out, answer, facts)
     wall_s = answer.wall_s + (pools.wall_s if pools else 0.0)
     show(facts, json, plan_pools_text if pools else plan_text, wall_s=wall_s)
@@ -312,13 +315,14 @@ def simulate(
     from planner.failures.settings import failure_settings
     from planner.fit import limits_for
     from planner.layout import parse_layout
-    from planner.runfolder import check_folder, write_simulation
     from planner.tactics import parse_tactics
     from planner.text import simulation_text
     from planner.workload import parse_slo
 
     options.check_positive(max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     start = time.perf_counter()
     chosen = options.precision(model, weights, kv)
@@ -361,5 +365,7 @@ def simulate(
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())
     if out is not None:
+        from planner.runfolder import write_simulation
+
         write_simulation(out, run, facts)
     show(facts, json, simulation_text, wall_s=wall_s)
