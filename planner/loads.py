@@ -281,14 +281,14 @@ def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[Floats, Floats]
     return share, np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
 
 
-def _extremes(slots: NDArray[Any], question: Question) -> tuple[Floats, Floats]:
+def _extremes(slots: NDArray[Any], question: Question) -> tuple[NDArray[Any], NDArray[Any]]:
     """Assignments and active slots of the busiest rank [...], for `slots` [..., ranks x width]."""
     width, halved = question.local_slots, not question.redundant and question.limit is None
-    active: NDArray[Any] = np.minimum(slots, 1.0)
-    return _busiest(slots, width, halved), _busiest(active, width, halved)
+    seen: NDArray[Any] = np.minimum(slots, 1.0)
+    return _busiest(slots, width, halved), _busiest(seen, width, halved)
 
 
-def _busiest(slots: NDArray[Any], width: int, halved: bool) -> Floats:
+def _busiest(slots: NDArray[Any], width: int, halved: bool) -> NDArray[Any]:
     """Largest sum over ranks [...] of `slots` [..., ranks x width]; adding seat by seat is fast for narrow ranks.
 
     Wide ones may be `halved` first where slots hold whole numbers, whose sum is the same in any order.

@@ -38,6 +38,7 @@ TERMS = (
 
 `draft` and `draft_kv_cache`, the drafter's weights and cache, are there with speculative decoding only.
 """
+_BEFORE_CACHE = TERMS[: TERMS.index("kv_cache")]
 _CACHES = ("kv_cache", "draft_kv_cache", "reserve")
 
 _TERM_OF_PART = {
@@ -133,18 +134,19 @@ class Ledger:
         `resident_share` of the routed experts are in HBM, the others elsewhere.
         """
         stage_layout = layout if layout.replicas == 1 else replace(layout, replicas=1)
-        held, per_token = self._weights(stage_layout, context_tokens)
-        shares = [resident_share if term == "experts" else 1.0 for term in _WEIGHT_TERMS]
-        weights = [[size * share for size, share in zip(row, shares, strict=True)] for row in held]
-        per_token = list(per_token)
+        weights, per_token = self._weights(stage_layout, context_tokens)
+        if resident_share != 1.0:
+            experts = _WEIGHT_TERMS.index("experts")
+            weights = [[*row[:experts], row[experts] * resident_share, *row[experts + 1 :]] for row in weights]
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
-        free = [budget - sum(row) - self._claimed(fixed) for row in weights]
+        claimed = sum(value for term, value in fixed.items() if term in self._claims)
+        free = [budget - sum(row) - claimed for row in weights]
         draft = draft_per_token = 0.0
         if self.tactics.speculation is not None:
             draft, draft_per_token = self._draft(stage_layout, context_tokens)
             free[-1] -= draft
-            per_token[-1] += draft_per_token
+            per_token = [*per_token[:-1], per_token[-1] + draft_per_token]
         fraction = self.engine.kv_fraction if self.engine.kv_fraction_of == "free" else 1.0
         pools = [size * fraction for size in free]
         tokens = [_cached_tokens(pool, each) for pool, each in zip(pools, per_token, strict=True)]
@@ -163,7 +165,7 @@ class Ledger:
             terms["draft_kv_cache"] *= terms["kv_cache"]
             terms["kv_cache"] -= terms["draft_kv_cache"]
         spent, breaking = 0.0, None
-        for term in TERMS[: TERMS.index("kv_cache")]:
+        for term in _BEFORE_CACHE:
             spent += terms.get(term, 0.0) if term in self._claims else 0.0
             if spent > budget and breaking is None:
                 breaking = term
@@ -190,9 +192,6 @@ class Ledger:
     def _claims(self) -> tuple[str, ...]:
         """Terms but those that SGLang's static reserve already holds."""
         return (*_WEIGHT_TERMS, "context", "draft") if self._is_static else TERMS
-
-    def _claimed(self, fixed: Mapping[str, float]) -> float:
-        return sum(value for term, value in fixed.items() if term in self._claims)
 
     def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
         """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1.

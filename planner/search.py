@@ -297,8 +297,9 @@ class Search:
             placed = with_replicas(layout, int(replicas[j]))
             fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
             deployment = Deployment(*fixed, None, tactics, self.router)
-            estimate = [float(found[i, j]) for found in (batch, ttft_s, tpot_s, capacity, score)]
-            self.result.survivors.append(Candidate(deployment, *estimate, None if hits is None else float(hits[i, j])))
+            hit_rate = None if hits is None else float(hits[i, j])
+            b, ttft, tpot, most, ratio = (float(found[i, j]) for found in (batch, ttft_s, tpot_s, capacity, score))
+            self.result.survivors.append(Candidate(deployment, b, ttft, tpot, most, ratio, hit_rate))
 
     def _load(self, steady: SteadyState, ranks: np.ndarray, limit: Floats) -> tuple[Floats, Floats]:
         """Running batch per rank under the demand, and the request rate all ranks can sustain."""
