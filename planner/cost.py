@@ -109,20 +109,24 @@ class StepCost:
     @cached_property
     def token_table(self) -> Sum:
         """Terms that grow with the tokens of one rank: projections, dense FFN, router, norms, all-reduce, hops."""
+        return self._own_tokens
+
+    @cached_property
+    def _own_tokens(self) -> Sum:
         return self._token_sum(self._kinds)
 
     @cached_property
     def prompt_token_table(self) -> Sum:
         """`token_table` of steps with prompts, which are launched kernel by kernel."""
-        return self._prompt_token_sum(self._kinds)
+        return self._prompt_sum(self._own_tokens.copy(), self._kinds)
 
     @cached_property
     def encoder_table(self) -> Sum:
         """`prompt_token_table` of encoder layers, paid by prompt tokens of encoder-decoder models only."""
-        return self._prompt_token_sum(self._encoder_kinds)
+        return self._prompt_sum(self._token_sum(self._encoder_kinds), self._encoder_kinds)
 
-    def _prompt_token_sum(self, kinds: list[tuple[Layer, int]]) -> Sum:
-        total = self._token_sum(kinds).scaled(lambda _: self.calibration.prompts)
+    def _prompt_sum(self, own: Sum, kinds: list[tuple[Layer, int]]) -> Sum:
+        total = own.scaled(lambda _: self.calibration.prompts)
         if self.calibration.prompt_layer_s and kinds:
             launches_s = self.calibration.prompt_layer_s * sum(count for _, count in kinds)
             total.add("prompt_launches", np.full(TOKENS.shape, launches_s), Origin.EXTRAPOLATED)

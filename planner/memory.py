@@ -51,7 +51,7 @@ _TERM_OF_PART = {
     "embedding": "embeddings",
     "lm_head": "embeddings",
 }
-_WEIGHT_TERMS = ("experts", "attention", "dense", "embeddings")
+WEIGHT_TERMS = ("experts", "attention", "dense", "embeddings")
 _STATE_BYTES = 4.0  # recurrent state is kept in fp32 (handbook models 5)
 _CONV_BYTES = 2.0
 _ACTIVATION_COPIES = {1: 10, 2: 6, 4: 5, 8: 5}  # AIConfigurator sdk/memory.py prior, by TP
@@ -89,7 +89,7 @@ class MemoryUse:
     @property
     def weight_bytes(self) -> float:
         """Weights on this GPU."""
-        return sum(self.terms[term] for term in _WEIGHT_TERMS)
+        return sum(self.terms[term] for term in WEIGHT_TERMS)
 
 
 def _cached_tokens(pool_bytes: float, bytes_per_token: float) -> float:
@@ -136,7 +136,7 @@ class Ledger:
         stage_layout = layout if layout.replicas == 1 else replace(layout, replicas=1)
         weights, per_token = self._weights(stage_layout, context_tokens)
         if resident_share != 1.0:
-            experts = _WEIGHT_TERMS.index("experts")
+            experts = WEIGHT_TERMS.index("experts")
             weights = [[*row[:experts], row[experts] * resident_share, *row[experts + 1 :]] for row in weights]
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
@@ -151,7 +151,7 @@ class Ledger:
         pools = [size * fraction for size in free]
         tokens = [_cached_tokens(pool, each) for pool, each in zip(pools, per_token, strict=True)]
         stage = min(range(layout.pp), key=lambda i: free[i] if free[i] < 0 else tokens[i])
-        terms = dict(zip(_WEIGHT_TERMS, weights[stage], strict=True)) | fixed
+        terms = dict(zip(WEIGHT_TERMS, weights[stage], strict=True)) | fixed
         if draft:
             last = stage == layout.pp - 1
             terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / per_token[stage] * last}
@@ -191,7 +191,7 @@ class Ledger:
     @cached_property
     def _claims(self) -> tuple[str, ...]:
         """Terms but those that SGLang's static reserve already holds."""
-        return (*_WEIGHT_TERMS, "context", "draft") if self._is_static else TERMS
+        return (*WEIGHT_TERMS, "context", "draft") if self._is_static else TERMS
 
     def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
         """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1.
@@ -264,9 +264,9 @@ class Ledger:
         for weight in self.model.weights:
             share = stored_bytes(weight, self.model.format_of(weight.part)) / (tp if weight.shard == "vocab" else 1)
             stage = 0 if weight.part == "embedding" else pp - 1
-            weights[stage, _WEIGHT_TERMS.index(_TERM_OF_PART[weight.part])] += share
+            weights[stage, WEIGHT_TERMS.index(_TERM_OF_PART[weight.part])] += share
             if self.model.tied and pp > 1 and weight.part == "embedding":
-                weights[pp - 1, _WEIGHT_TERMS.index("embeddings")] += share
+                weights[pp - 1, WEIGHT_TERMS.index("embeddings")] += share
         return weights.tolist(), per_token.tolist()
 
     def _draft_bytes(self, layout: Layout, context_tokens: int) -> tuple[float, float]:
@@ -276,11 +276,11 @@ class Ledger:
             return 0.0, 0.0
         ledger = Ledger(speculation.draft, self.system, self.engine)
         weights, per_token = ledger._stage_weights(speculation.draft_layout(layout), context_tokens)
-        held = weights[0] if speculation.method == "draft" else weights[0][: _WEIGHT_TERMS.index("embeddings")]
+        held = weights[0] if speculation.method == "draft" else weights[0][: WEIGHT_TERMS.index("embeddings")]
         return sum(held), per_token[0]
 
     def _layer_weights(self, layer: Layer, layout: Layout) -> list[float]:
-        totals = dict.fromkeys(_WEIGHT_TERMS, 0.0)
+        totals = dict.fromkeys(WEIGHT_TERMS, 0.0)
         for weight in layer.weights:
             cut = shards(weight, layer, layout.tp, layout.ep, layout.moe_tp)
             copies = 1.0

@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from planner.errors import InputError
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout, layout_problem
-from planner.memory import Ledger, MemoryUse
+from planner.memory import WEIGHT_TERMS, Ledger, MemoryUse
 from planner.model import ModelConfig
 from planner.prefixhits import HitModel, caches_prefixes
 from planner.steady import SteadyState, steady_state, steady_with_hits
@@ -203,13 +205,18 @@ class Search:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
         cost: StepCost | None = None
         tactics = ledger.tactics
-        for budget in self._budgets(layout):
-            choices = self._sequence_limits(layout, backend, budget, tactics)
-            uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in choices]
-            self.result.considered += len(uses) * len(replicas)
-            fitting = [
-                (n, use) for n, use in zip(choices, uses, strict=True) if self._fits(layout, use, n, len(replicas))
-            ]
+        trials = [(b, n) for b in self._budgets(layout) for n in self._sequence_limits(layout, backend, b, tactics)]
+        self.result.considered += len(trials) * len(replicas)
+        for budget, choices in groupby(trials, key=itemgetter(0)):
+            fitting = []
+            for _, n in choices:
+                use = ledger.use(layout, Limits(n, budget), backend, self._context)
+                if use.breaking_term in WEIGHT_TERMS and (budget, n) == trials[0]:
+                    # Larger limits take more memory, so none of them comes nearer to fitting.
+                    self._fits(layout, use, n, len(trials) * len(replicas))
+                    return
+                if self._fits(layout, use, n, len(replicas)):
+                    fitting.append((n, use))
             if not fitting:
                 continue
             if cost is None:

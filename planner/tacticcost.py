@@ -98,12 +98,12 @@ class TacticCost(StepCost):
     @cached_property
     def token_table(self) -> Sum:
         """Terms that grow with the tokens of one rank."""
-        return _with_draft(self._token_sum(self._kinds), self.first.token_table if self.first else None)
+        return _with_draft(self._own_tokens, self.first.token_table if self.first else None)
 
     @cached_property
     def prompt_token_table(self) -> Sum:
         """`token_table` of steps with prompts."""
-        own = self._prompt_token_sum(self._kinds)
+        own = self._prompt_sum(self._own_tokens.copy(), self._kinds)
         return _with_draft(own, self.first.prompt_token_table if self.first else None)
 
     def moe_table(self, phase: str) -> Sum:
