@@ -275,7 +275,7 @@ def _split(placed: Placement, counts: Floats) -> Floats:
 
 
 @lru_cache(maxsize=2)
-def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[Floats, NDArray[np.float32]]:
     """Chance that a token of an expert takes the copy of a slot [layers, slots], and the luck of each [*shape]."""
     share = np.take_along_axis(1.0 / placed.copies, placed.physical_to_logical, axis=1)
     return share, np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -18,10 +18,11 @@ import numpy as np
 from planner.cost import StepCost
 from planner.deployment import Deployment, with_replicas
 from planner.engine import Engine, Limits
+from planner.enumeration import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, backends, layouts
 from planner.errors import InputError
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
-from planner.layout import Layout, layout_problem
+from planner.layout import Layout
 from planner.memory import WEIGHT_TERMS, Ledger, MemoryUse
 from planner.model import ModelConfig
 from planner.prefixhits import HitModel, caches_prefixes
@@ -31,11 +32,6 @@ from planner.tacticcost import step_cost
 from planner.tactics import PLAIN, Tactics
 from planner.workload import Slo, Workload
 
-MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
-BATCHED_TOKENS = (2048, 4096, 8192, 16384)
-MIN_BATCHED_TOKENS = 256
-PIPELINES = (1, 2, 3, 4, 8)
-"""Pipeline depths engines are run with; 3 serves clusters of three nodes."""
 CANNOT_SUSTAIN = "cannot sustain the load"
 CANNOT_DRAFT = "the draft model cannot be cut so"
 MORE_THAN_NEEDED = "more GPUs than needed"
@@ -99,33 +95,6 @@ class SearchResult:
                 self.nearest_miss[reason] = (excess, text)
 
 
-def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[Layout]:
-    """Valid layouts of one replica on up to all GPUs of `cluster`.
-
-    Replicas inside a node may have any size that divides it, larger ones take whole nodes; tensor parallelism
-    stays inside the scale-up domain.
-    """
-    node, domain = cluster.gpus_per_node, cluster.scale_up_gpus
-    sizes = [s for s in range(1, cluster.num_gpus + 1) if (node % s == 0 if s <= node else s % node == 0)]
-    for gpus in sizes:
-        for pp in (d for d in PIPELINES if gpus % d == 0):
-            stage = gpus // pp
-            for tp in (d for d in _divisors(stage) if d <= domain):
-                for ep in _expert_degrees(model, engine, stage):
-                    layout = Layout(tp, pp, ep, stage // tp, stage // ep)
-                    attends_alone = layout.attention_dp == 1 or (model.moe and engine.moe_backends)
-                    if attends_alone and layout_problem(model, layout) is None:
-                        yield layout
-
-
-def backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
-    """How ranks of `layout` can meet at the experts under `engine`."""
-    if layout.attention_dp == 1:
-        return ("all_reduce",)
-    whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
-    return engine.moe_backends if whole_experts else engine.moe_backends[:1]
-
-
 def _check(cluster: Cluster, workload: Workload) -> None:
     if cluster.num_gpus > MAX_OFFERED_GPUS:
         raise InputError(
@@ -134,16 +103,6 @@ def _check(cluster: Cluster, workload: Workload) -> None:
         )
     if workload.arrivals.kind == "trace" and not np.isfinite(workload.arrivals.rate_per_s):
         raise InputError(f"{workload.name}: all rows arrive at once, which is no rate to plan for. Use --concurrency.")
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _expert_degrees(model: ModelConfig, engine: Engine, stage: int) -> list[int]:
-    if model.moe is None or engine.expert_parallel == "none":
-        return [1]
-    return sorted({1, stage}) if engine.expert_parallel == "all_or_none" else _divisors(stage)
 
 
 class Search:

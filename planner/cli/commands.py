@@ -80,7 +80,6 @@ def fit(
     from planner.facts import fit_facts
     from planner.hardware import Cluster
     from planner.hardware import system as load_system
-    from planner.remedies import memory_remedies
     from planner.text import fit_text
 
     options.check_positive(context=context, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
@@ -88,7 +87,11 @@ def fit(
     system = load_system(gpu)
     limits = fitting.limits_for(profile, system, max_num_seqs, max_batched_tokens)
     answer = fitting.fit(chosen, system, profile, context_tokens=context, num_gpus=num_gpus, limits=limits)
-    remedies = () if answer.fits else memory_remedies(chosen, [Cluster(system, 1, 1)], profile, context)
+    remedies: tuple[str, ...] = ()
+    if not answer.fits:
+        from planner.remedies import memory_remedies
+
+        remedies = memory_remedies(chosen, [Cluster(system, 1, 1)], profile, context)
     show(fit_facts(chosen, system, profile, answer) | {"next": list(remedies)}, json, fit_text)
     if not answer.fits:
         sys.exit(3)
