@@ -173,8 +173,6 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
-    from planner.disaggregation.plan import check_question, plan_pools
-    from planner.facts.disaggregation import plan_pools_facts
     from planner.facts.plan import plan_facts
     from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
@@ -194,6 +192,8 @@ def plan(
     clusters = options.clusters(cluster, oversubscription, not no_rails)
     settings = options.experts(chosen, experts)
     if disaggregate:
+        from planner.disaggregation.plan import check_question
+
         check_question(chosen, demand, settings, drafts, router)
     with progress_bar() as progress:
         answer = recommend(
@@ -209,9 +209,15 @@ def plan(
             seed=seed,
             progress=progress,
         )
-        pools = plan_pools(answer, progress) if disaggregate else None
+        pools = None
+        if disaggregate:
+            from planner.disaggregation.plan import plan_pools
+
+            pools = plan_pools(answer, progress)
     facts = plan_facts(answer, command_line())
     if pools is not None:
+        from planner.facts.disaggregation import plan_pools_facts
+
         facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
         from planner.runfolder import write_run
