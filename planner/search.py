@@ -17,6 +17,7 @@ import numpy as np
 
 from planner.cost import StepCost
 from planner.deployment import Deployment, with_replicas
+from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine, Limits
 from planner.enumeration import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, backends, layouts
 from planner.errors import InputError
@@ -117,9 +118,10 @@ class Search:
         experts: ExpertSettings = AS_SERVED,
         tactics: Tactics = PLAIN,
         router: str = "least_requests",
+        terms: Terms = DEFAULT_TERMS,
     ) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
-        self.tactics, self.router = tactics, router
+        self.tactics, self.router, self.terms = tactics, router, terms
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
@@ -262,7 +264,7 @@ class Search:
             max_seqs, use = fitting[i]
             placed = with_replicas(layout, int(replicas[j]))
             fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
-            deployment = Deployment(*fixed, None, tactics, self.router)
+            deployment = Deployment(*fixed, None, tactics, self.router, self.terms)
             hit_rate = None if hits is None else float(hits[i, j])
             b, ttft, tpot, most, ratio = (float(found[i, j]) for found in (batch, ttft_s, tpot_s, capacity, score))
             self.result.survivors.append(Candidate(deployment, b, ttft, tpot, most, ratio, hit_rate))
