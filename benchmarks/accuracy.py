@@ -331,8 +331,8 @@ METHOD = (
 INTERVAL_TEXT = (
     "Bounds of measured / predicted that hold 80 % of left-out points, fitted {} by `{}`. A class with few "
     "combinations of model, GPU and engine leans on the class above it. With one combination left out at a time the "
-    "intervals held: {}. Operations of a GPU without any measured kernel take {:.3g} times their rooflines: one number for "
-    "all engines, at which the median TPOT of all points predicted without measured kernels is as measured."
+    "intervals held: {}. Operations of a GPU without any measured kernel take {:.3g} times their rooflines: one number "
+    "for all engines, at which the median TPOT of all points predicted without measured kernels is as measured."
 )
 HEAD = ["points", "given", "predicted", *(f"{label}: median / mean / bias" for label in LABELS.values())]
 
