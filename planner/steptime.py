@@ -82,15 +82,18 @@ class Sum:
         self.terms: dict[str, Floats] = {}
         self._shape = shape
         self._bookings: list[Callable[[Floats], Floats]] = []
-        self._origin = np.zeros((len(Origin), *shape))
+        self._origin: Floats | None = None
         self._stacked: Floats | None = None
 
     @property
     def origin(self) -> Floats:
         """Seconds by origin code, [codes, *shape]."""
-        for book in self._bookings:
-            self._origin = book(self._origin)
-        self._bookings.clear()
+        # Threads share sums: what is kept is whole before any of them can see it.
+        if self._origin is None:
+            found = np.zeros((len(Origin), *self._shape))
+            for book in self._bookings:
+                found = book(found)
+            self._origin = found
         return self._origin
 
     @property
@@ -102,9 +105,10 @@ class Sum:
     def stacked(self) -> Floats:
         """Seconds by operation in the order of `terms`, [operations, *shape]."""
         if self._stacked is None:
-            self._stacked = np.zeros((len(self.terms), *self._shape))
+            found = np.zeros((len(self.terms), *self._shape))
             for row, seconds in enumerate(self.terms.values()):
-                self._stacked[row] = seconds
+                found[row] = seconds
+            self._stacked = found
         return self._stacked
 
     def add(self, label: str, seconds: Floats, origin: Codes | Origin | Callable[[], Codes]) -> None:
@@ -117,7 +121,7 @@ class Sum:
                 before[code] += np.where(codes == code, seconds, 0.0)
             return before
 
-        self._bookings.append(book)
+        self._book(book)
 
     def add_sum(self, other: Sum, count: float = 1.0, label: str | None = None) -> None:
         """Add `count` times `other`, as the one term `label` if it is given."""
@@ -126,7 +130,11 @@ class Sum:
                 self._add(name, count * seconds)
         elif other.terms:
             self._add(label, count * other.total)
-        self._bookings.append(lambda before: before + count * other.origin)
+        self._book(lambda before: before + count * other.origin)
+
+    def _book(self, book: Callable[[Floats], Floats]) -> None:
+        self._bookings.append(book)
+        self._origin = None
 
     def _add(self, label: str, seconds: Floats) -> None:
         self.terms[label] = self.terms[label] + seconds if label in self.terms else np.asarray(seconds)
@@ -141,7 +149,7 @@ class Sum:
         self.terms = {label: seconds * factors[label] for label, seconds in self.terms.items()}
         self._stacked = None
         ratio = np.where(before > 0, self.total / np.where(before > 0, before, 1.0), 1.0)
-        self._bookings.append(lambda origin: origin * ratio)
+        self._book(lambda origin: origin * ratio)
         return self
 
     def curve(self, label: str, curve: Curve, x: Floats, count: float | Floats = 1.0) -> None:
