@@ -54,7 +54,7 @@ def rows() -> list[Row]:
 
 
 def _growth(what: str, sizes: tuple[int, ...]) -> Row:
-    points = [json.loads(_least([sys.executable, __file__, "--search", what, str(size)])[0]) for size in sizes]
+    points = [json.loads(_least([sys.executable, __file__, "--search", what, str(size)], 1)[0]) for size in sizes]
     cpu_s, layouts = ([point[key] for point in points] for key in ("cpu_s", "layouts"))
     row: Row = {"kind": "growth", "what": what, "sizes": list(sizes), "layouts": layouts, "cpu_s": cpu_s}
     row["slope"] = _slope(sizes, cpu_s)
@@ -69,10 +69,10 @@ def _slope(sizes: Any, cpu_s: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[half:]), np.log(cpu_s[half:]), 1)[0])
 
 
-def _least(command: list[str]) -> tuple[str, float]:
+def _least(command: list[str], repeats: int = _REPEATS) -> tuple[str, float]:
     """Output of `command` and the least CPU seconds of some runs."""
     best = np.inf
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 3):
