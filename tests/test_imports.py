@@ -22,7 +22,7 @@ FLOORS = [
     {"placement", "capacity", "residency"},
     {"loads"},
     {"experts"},
-    {"memory"},
+    {"memory", "enumeration"},
     {"inventory"},
     {"measurements"},
     {"offload"},
