@@ -31,10 +31,10 @@ from machine import stamp
 
 ROOT = Path(__file__).parents[1]
 TESTS = {
-    "planner.memory": ("test_memory_terms", "test_memory", "test_invariants"),
-    "planner.cost": ("test_cost_terms", "test_cost", "test_invariants"),
+    "planner.memory": ("test_memory_terms", "test_memory"),
+    "planner.cost": ("test_cost_terms", "test_cost"),
     "planner.routedcost": ("test_cost_terms", "test_cost", "test_capacity", "test_residency_plans"),
-    "planner.steptime": ("test_cost_terms", "test_cost", "test_invariants"),
+    "planner.steptime": ("test_cost_terms", "test_steptime", "test_cost"),
 }
 """Tests of a module, in the order in which they are run until one fails."""
 GOAL = 0.85

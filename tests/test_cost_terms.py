@@ -23,13 +23,14 @@ from planner.model import ModelConfig, load
 from planner.model.config import Recurrent
 from planner.routedcost import RoutedCost
 from planner.routing import distinct_ranks, named_skew
-from planner.steptime import LENGTHS, SEQS, TOKENS, StepTime, Sum, bilinear, join
+from planner.steptime import LENGTHS, SEQS, TOKENS, Fixed, Known, Line, Plane, StepTime, Sum, bilinear
 
+ORIGINS = tuple(origin.name.lower() for origin in Origin)
 MIXTRAL_BYTES = 2.0 * 3 * 4096 * 14336
 
 
-@dataclass
-class Line:
+@dataclass(frozen=True)
+class Straight:
     """`start` + `slope` x size [s], all of one origin."""
 
     start: float
@@ -44,7 +45,7 @@ class Line:
         return np.full(np.broadcast(x, y).shape, int(self.code), np.int8)
 
 
-class Known:
+class Answers:
     """Tables that answer with lines and remember what they were asked."""
 
     is_measured = True
@@ -52,42 +53,42 @@ class Known:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
 
-    def gemm(self, fmt: str, rows: int, cols: int) -> Line:
-        return Line(0.0, 1e-13 * rows * cols)
+    def gemm(self, fmt: str, rows: int, cols: int) -> Straight:
+        return Straight(0.0, 1e-13 * rows * cols)
 
-    def all_reduce(self, gpus: int) -> Line:
-        return Line(1e-6 * gpus, 1e-12)
+    def all_reduce(self, gpus: int) -> Straight:
+        return Straight(1e-6 * gpus, 1e-12)
 
-    def all_gather(self, gpus: int) -> Line:
-        return Line(2e-6 * gpus, 2e-12)
+    def all_gather(self, gpus: int) -> Straight:
+        return Straight(2e-6 * gpus, 2e-12)
 
-    def reduce_scatter(self, gpus: int) -> Line:
-        return Line(3e-6 * gpus, 3e-12)
+    def reduce_scatter(self, gpus: int) -> Straight:
+        return Straight(3e-6 * gpus, 3e-12)
 
-    def expert_gemm(self, *shape: Any, dispatched: bool) -> Line:
+    def expert_gemm(self, *shape: Any, dispatched: bool) -> Straight:
         self.asked.append((*shape, dispatched))
-        return Line(1e-3, 1e-5)
+        return Straight(1e-3, 1e-5)
 
-    def dispatch(self, *shape: Any, node_limit: float) -> Line:
+    def dispatch(self, *shape: Any, node_limit: float) -> Straight:
         self.asked.append(("dispatch", *shape, node_limit))
-        return Line(4e-6, 1e-7)
+        return Straight(4e-6, 1e-7)
 
-    def combine(self, *shape: Any, node_limit: float) -> Line:
+    def combine(self, *shape: Any, node_limit: float) -> Straight:
         self.asked.append(("combine", *shape, node_limit))
-        return Line(5e-6, 2e-7)
+        return Straight(5e-6, 2e-7)
 
-    def decode_attention(self, heads: int, kv_heads: int, dim: int, fmt: str, window: int) -> Line:
+    def decode_attention(self, heads: int, kv_heads: int, dim: int, fmt: str, window: int) -> Straight:
         self.asked.append(("decode", heads, kv_heads, dim, fmt, window))
-        return Line(1e-6 * heads, 1e-10)
+        return Straight(1e-6 * heads, 1e-10)
 
-    def prefill_attention(self, heads: int, kv_heads: int, dim: int, fmt: str, window: int) -> Line:
+    def prefill_attention(self, heads: int, kv_heads: int, dim: int, fmt: str, window: int) -> Straight:
         self.asked.append(("prefill", heads, kv_heads, dim, fmt, window))
-        return Line(2e-6 * heads, 3e-10)
+        return Straight(2e-6 * heads, 3e-10)
 
 
 @pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> Known:
-    tables = Known()
+def known(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    tables = Answers()
     monkeypatch.setattr(planner.cost, "open_tables", lambda *_: tables)
     return tables
 
@@ -107,35 +108,84 @@ def test_sums_add_by_label_and_by_origin() -> None:
     total = Sum((3,))
     total.add("a", np.array([1.0, 2.0, 3.0]), Origin.MEASURED)
     total.add("a", np.array([1.0, 1.0, 1.0]), np.array([0, 1, 3], np.int8))
-    total.curve("b", Line(1.0, 2.0, Origin.INTERPOLATED), np.array([0.0, 1.0, 2.0]), 3.0)
-    total.surface("c", Line(0.0, 1.0), np.ones(3), np.array([1.0, 2.0, 3.0]), 2.0, Origin.EXTRAPOLATED)
-    total.surface("d", Line(0.0, 1.0, Origin.ROOFLINE), np.ones(3), np.ones(3), 1.0, Origin.EXTRAPOLATED)
-    assert {label: seconds.tolist() for label, seconds in total.terms.items()} == {
-        "a": [2, 3, 4],
-        "b": [3, 9, 15],
-        "c": [2, 4, 6],
-        "d": [1, 1, 1],
+    assert total.origin.tolist() == [[2, 2, 3], [0, 1, 0], [0, 0, 0], [0, 0, 1]]
+    total.curve("b", Straight(1.0, 2.0, Origin.INTERPOLATED), np.array([0.0, 1.0, 2.0]), 3.0)
+    terms = {label: seconds.tolist() for label, seconds in total.terms.items()}
+    assert terms == {"a": [2, 3, 4], "b": [3, 9, 15]}
+    assert total.origin.tolist() == [[2, 2, 3], [3, 10, 15], [0, 0, 0], [0, 0, 1]]
+    assert total.stacked.tolist() == [[2, 3, 4], [3, 9, 15]]
+    assert total.total.tolist() == [5, 12, 19]
+    more = Sum((3,))
+    more.add_sum(total, 2.0)
+    more.add_sum(total, 3.0, "both")
+    more.add_sum(Sum((3,)), 1.0, "nothing")
+    assert {label: seconds.tolist() for label, seconds in more.terms.items()} == {
+        "a": [4, 6, 8],
+        "b": [6, 18, 30],
+        "both": [15, 36, 57],
     }
-    assert total.origin.tolist() == [[2, 2, 3], [3, 10, 15], [2, 4, 6], [1, 1, 2]]
+    np.testing.assert_array_equal(more.origin, 5 * total.origin)
+
+
+def test_sums_on_the_grids() -> None:
+    tokens = Sum(TOKENS.shape)
+    tokens.on_tokens("a", Straight(1.0, 2.0, Origin.INTERPOLATED), 3.0, 5.0)
+    np.testing.assert_allclose(tokens.terms["a"], 3 * (1 + 2 * 5 * TOKENS))
+    np.testing.assert_allclose(tokens.origin[1], tokens.terms["a"])
+    plane = Sum((len(SEQS), len(LENGTHS)))
+    plane.on_plane("c", Straight(0.5, 1.0), 2.0, 4.0, Origin.EXTRAPOLATED)
+    plane.on_plane("d", Straight(0.0, 1.0, Origin.ROOFLINE), 1.0, 1.0, Origin.EXTRAPOLATED)
+    np.testing.assert_allclose(plane.terms["c"], 2 * (0.5 + SEQS[:, None] * LENGTHS / 4))
+    np.testing.assert_allclose(plane.origin[2], plane.terms["c"])
+    np.testing.assert_allclose(plane.origin[3], plane.terms["d"])
+    assert not plane.origin[:2].any()
 
 
 def test_scaling_keeps_the_shares_of_origins() -> None:
     total = Sum((2,))
     total.add("a", np.array([1.0, 0.0]), Origin.MEASURED)
     total.add("b", np.array([3.0, 0.0]), Origin.ROOFLINE)
+    _ = total.stacked, total.origin
     assert total.scaled(lambda label: {"a": 2.0, "b": 4.0}[label]) is total
     assert total.terms["a"].tolist() == [2, 0] and total.terms["b"].tolist() == [12, 0]
+    assert total.total.tolist() == [14, 0]
     assert total.origin[0].tolist() == [3.5, 0] and total.origin[3].tolist() == [10.5, 0]
+    assert total.scaled(lambda _: 1.0).origin[0].tolist() == [3.5, 0]
     assert Sum((2,)).scaled(lambda _: 2.0).terms == {}
 
 
-def test_steps_join_and_state_their_origins() -> None:
-    one = {"a": np.array(1.0)}, {"measured": np.array(1.0)}
-    other = {"a": np.array(2.0), "b": np.array(3.0)}, {"roofline": np.array(5.0)}
-    step = join([one, other])
-    assert step.terms["a"] == 3 and step.terms["b"] == 3 and step.total_s == 6
+def test_copies_and_sums_of_parts_are_their_own() -> None:
+    total = Sum((2,))
+    total.add("a", np.array([1.0, 2.0]), Origin.MEASURED)
+    again, part = total.copy(), Sum.of(Fixed("a", np.array([1.0, 2.0]), Origin.EXTRAPOLATED))
+    again.add("a", np.array([1.0, 1.0]), Origin.ROOFLINE)
+    assert total.terms["a"].tolist() == [1, 2] and again.terms["a"].tolist() == [2, 3]
+    assert again.origin.tolist() == [[1, 2], [0, 0], [0, 0], [1, 1]]
+    both = Known({"a": np.array([1.0]), "b": np.array([2.0])}, lambda: {n: np.array([0.75]) for n in ORIGINS})
+    assert Sum.of(both).total.tolist() == [3.0] and Sum.of(both).origin.tolist() == [[0.75]] * 4
+    assert part.terms["a"].tolist() == [1, 2]
+
+
+def test_steps_add_their_parts_and_state_their_origins() -> None:
+    one = Fixed("a", np.array(1.0), Origin.MEASURED)
+    other = Known({"a": np.array(2.0), "b": np.array(3.0)}, lambda: {"roofline": np.array(5.0)})
+    step = StepTime([one, other])
+    assert step.terms == {"a": 3, "b": 3} and step.total_s == 6
     assert step.origin_share() == {"measured": 1 / 6, "interpolated": 0, "extrapolated": 0, "roofline": 5 / 6}
-    assert StepTime({}, {"measured": np.zeros(2)}).origin_share() == {"measured": 0.0}
+    assert set(StepTime([Fixed("a", np.zeros(2), Origin.MEASURED)]).origin_share().values()) == {0.0}
+
+
+def test_lines_and_planes_read_tables_between_and_beyond_their_points() -> None:
+    table = Sum(TOKENS.shape)
+    table.add("a", 3 * TOKENS + 1, Origin.MEASURED)
+    x = np.array([0.2, 1.0, 5000.5, 2.0**26])
+    np.testing.assert_allclose(Line(table, x).terms()["a"], 3 * np.clip(x, 1, 2**25) + 1)
+    np.testing.assert_allclose(Line(table, x).origin()["measured"], 3 * np.clip(x, 1, 2**25) + 1)
+    plane = Sum((len(SEQS), len(LENGTHS)))
+    plane.add("a", SEQS[:, None] + 10 * LENGTHS, Origin.ROOFLINE)
+    read = Plane(plane, np.array(7.0), np.array(100.0), 0.25)
+    assert read.terms()["a"] == pytest.approx(0.25 * 1007)
+    assert read.origin()["roofline"] == pytest.approx(0.25 * 1007)
 
 
 def test_grids_of_the_tables() -> None:
@@ -154,7 +204,7 @@ def test_bilinear_stops_at_the_edges() -> None:
 # --- terms by tokens ---
 
 
-def test_token_terms_by_hand(known: Known, mixtral: ModelConfig) -> None:
+def test_token_terms_by_hand(known: Answers, mixtral: ModelConfig) -> None:
     cost = cost_of(mixtral, Layout(tp=2, moe_tp=2))
     gpu, layer, layers = cost.cluster.system.gpu, mixtral.layers[0], 32
     terms = cost.token_table.terms
@@ -172,7 +222,7 @@ def test_token_terms_by_hand(known: Known, mixtral: ModelConfig) -> None:
     assert "all_reduce" not in alone and "pipeline_hops" not in alone
 
 
-def test_head_by_hand(known: Known, mixtral: ModelConfig) -> None:
+def test_head_by_hand(known: Answers, mixtral: ModelConfig) -> None:
     cost = cost_of(mixtral, Layout(tp=2, moe_tp=2))
     gemm, gpu = head_gemm(mixtral, cost.layout), cost.cluster.system.gpu
     assert gemm.rows == 16000
@@ -183,7 +233,7 @@ def test_head_by_hand(known: Known, mixtral: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("pp", [2, 4])
-def test_pipeline_hops_by_hand(known: Known, mixtral: ModelConfig, pp: int) -> None:
+def test_pipeline_hops_by_hand(known: Answers, mixtral: ModelConfig, pp: int) -> None:
     for cluster, inside in (("h200-sxm:1x8", True), ("h200-sxm:2x8", pp == 2)):
         layout = Layout(tp=4 if cluster.endswith("2x8") else 1, moe_tp=4 if cluster.endswith("2x8") else 1, pp=pp)
         cost = cost_of(mixtral, layout, cluster)
@@ -194,7 +244,7 @@ def test_pipeline_hops_by_hand(known: Known, mixtral: ModelConfig, pp: int) -> N
         np.testing.assert_allclose(cost.token_table.terms["pipeline_hops"], expected)
 
 
-def test_calibrated_times_by_hand(known: Known, mixtral: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrated_times_by_hand(known: Answers, mixtral: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     values = Calibration(
         gemm=1.5, exchange=2.0, attention=3.0, experts=4.0, prompts=5.0, layer_s=1e-5, prompt_layer_s=1e-4,
         step_s=1e-3, sequence_s=1e-6,
@@ -223,7 +273,7 @@ def test_calibrated_times_by_hand(known: Known, mixtral: ModelConfig, monkeypatc
 # --- attention ---
 
 
-def test_attention_by_hand(known: Known, mixtral: ModelConfig) -> None:
+def test_attention_by_hand(known: Answers, mixtral: ModelConfig) -> None:
     cost = cost_of(mixtral, Layout(tp=4, moe_tp=4))
     np.testing.assert_allclose(
         cost.decode_table.terms["attention"], 32 * (8e-6 + 1e-10 * SEQS[:, None] * LENGTHS[None, :])
@@ -259,22 +309,22 @@ def test_recurrence_by_hand() -> None:
 
 
 def test_pairs_are_twice_the_quadratic_part(
-    known: Known, mixtral: ModelConfig, monkeypatch: pytest.MonkeyPatch
+    known: Answers, mixtral: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Quadratic(Line):
+    class Quadratic(Straight):
         def seconds(self, x: Any, y: Any = 1.0) -> Any:
             return x * (1e-5 + 1e-8 * y + 2e-12 * y**2)
 
-    monkeypatch.setattr(Known, "prefill_attention", lambda self, *_: Quadratic(0, 0))
+    monkeypatch.setattr(Answers, "prefill_attention", lambda self, *_: Quadratic(0, 0))
     assert cost_of(mixtral, Layout()).pair_s == pytest.approx(2 * 32 * 2e-12)
-    monkeypatch.setattr(Known, "prefill_attention", lambda self, *_: Line(1e-5, 1e-8))
+    monkeypatch.setattr(Answers, "prefill_attention", lambda self, *_: Straight(1e-5, 1e-8))
     assert cost_of(mixtral, Layout()).pair_s == pytest.approx(0.0, abs=1e-15)
 
 
 # --- whole steps ---
 
 
-def test_steps_are_put_together_from_their_tables(known: Known, mixtral: ModelConfig) -> None:
+def test_steps_are_put_together_from_their_tables(known: Answers, mixtral: ModelConfig) -> None:
     cost = cost_of(mixtral, Layout(attention_dp=2, ep=2))
 
     def at(table: Sum, x: float) -> float:
@@ -303,7 +353,7 @@ def test_steps_are_put_together_from_their_tables(known: Known, mixtral: ModelCo
         assert float(np.sum(list(step.origin.values()))) == pytest.approx(float(step.total_s[0]))
 
 
-def test_work_beside_experts_is_an_average_layer(known: Known, mixtral: ModelConfig) -> None:
+def test_work_beside_experts_is_an_average_layer(known: Answers, mixtral: ModelConfig) -> None:
     cost = cost_of(mixtral, Layout())
     tokens = np.array([1.0, 100.0])
     for phase, table in (("decode", cost.token_table), ("prefill", cost.prompt_token_table)):
@@ -314,15 +364,15 @@ def test_work_beside_experts_is_an_average_layer(known: Known, mixtral: ModelCon
 # --- experts ---
 
 
-def routed(model: ModelConfig, layout: Layout, tables: Known, **more: Any) -> RoutedCost:
+def routed(model: ModelConfig, layout: Layout, tables: Answers, **more: Any) -> RoutedCost:
     cluster = parse_cluster(more.pop("cluster", "h200-sxm:1x8"))
     settings = more.pop("settings", AS_SERVED)
     backend = more.pop("backend", "allgather_reducescatter")
     return RoutedCost(model, layout, cluster, tables, backend, settings, **more)  # type: ignore[arg-type]
 
 
-def test_experts_read_what_is_active_and_compute_what_is_assigned(known: Known, mixtral: ModelConfig) -> None:
-    """Line a + b A: b per active expert up to the assignments that cover all, b per assignment beyond."""
+def test_experts_read_what_is_active_and_compute_what_is_assigned(known: Answers, mixtral: ModelConfig) -> None:
+    """Straight a + b A: b per active expert up to the assignments that cover all, b per assignment beyond."""
     cost = routed(mixtral, Layout(), known)
     assert mixtral.moe is not None
     read = MIXTRAL_BYTES / (4.8e12)
@@ -339,7 +389,7 @@ def test_experts_read_what_is_active_and_compute_what_is_assigned(known: Known, 
     assert routed(mixtral, Layout(tp=2, moe_tp=2), known)._expert_bytes(mixtral.moe) == MIXTRAL_BYTES / 2
 
 
-def test_no_more_experts_are_read_than_a_rank_has(known: Known, mixtral: ModelConfig) -> None:
+def test_no_more_experts_are_read_than_a_rank_has(known: Answers, mixtral: ModelConfig) -> None:
     cost = routed(mixtral, Layout(tp=4, ep=4), known)
     assert mixtral.moe is not None
     two, nine = (cost._seconds(mixtral.moe, "decode", np.array(50.0), np.array(n))[0] for n in (2.0, 9.0))
@@ -347,7 +397,7 @@ def test_no_more_experts_are_read_than_a_rank_has(known: Known, mixtral: ModelCo
     assert known.asked[-1][:7] == ("bf16", 4096, 14336, 2, 8, 2, 3)
 
 
-def test_moe_table_is_experts_of_the_busiest_rank_times_layers(known: Known, mixtral: ModelConfig) -> None:
+def test_moe_table_is_experts_of_the_busiest_rank_times_layers(known: Answers, mixtral: ModelConfig) -> None:
     cost = cost_of(mixtral, Layout(tp=4, ep=4))
     assert mixtral.moe is not None
     question = cost.routed.question(mixtral.moe, "decode")
@@ -359,13 +409,13 @@ def test_moe_table_is_experts_of_the_busiest_rank_times_layers(known: Known, mix
     np.testing.assert_allclose(factors.mean(axis=1), 1.0)
 
 
-def test_all_gather_and_reduce_scatter_move_every_token(known: Known, mixtral: ModelConfig) -> None:
+def test_all_gather_and_reduce_scatter_move_every_token(known: Answers, mixtral: ModelConfig) -> None:
     terms = cost_of(mixtral, Layout(attention_dp=8, ep=8)).moe_table("decode").terms
     np.testing.assert_allclose(terms["dispatch"], 32 * (2e-6 * 8 + 2e-12 * TOKENS * 4096 * 2))
     np.testing.assert_allclose(terms["combine"], 32 * (3e-6 * 8 + 3e-12 * TOKENS * 4096 * 2))
 
 
-def test_deepep_sends_to_the_hottest_receiver(known: Known, deepseek: ModelConfig) -> None:
+def test_deepep_sends_to_the_hottest_receiver(known: Answers, deepseek: ModelConfig) -> None:
     layout = Layout(attention_dp=16, ep=16)
     cost = routed(deepseek, layout, known, cluster="h200-sxm:2x8", backend="deepep")
     moe = deepseek.moe
@@ -391,7 +441,7 @@ def buffer(beyond: Any, tokens: int) -> BufferLimit:
     return BufferLimit("vllm", tokens, beyond, "setting", None, "test")
 
 
-def test_tokens_beyond_the_buffer_go_in_passes_or_by_another_way(known: Known, deepseek: ModelConfig) -> None:
+def test_tokens_beyond_the_buffer_go_in_passes_or_by_another_way(known: Answers, deepseek: ModelConfig) -> None:
     layout, moe = Layout(attention_dp=8, ep=8), deepseek.moe
     assert moe is not None
     kinds = [kind for kind in deepseek.layer_kinds if kind[0].moe]
@@ -420,7 +470,7 @@ def test_tokens_beyond_the_buffer_go_in_passes_or_by_another_way(known: Known, d
     np.testing.assert_allclose(found[~far], whole.table("decode", kinds).terms["dispatch"][~far])
 
 
-def test_draws_add_up_to_the_table_on_average(known: Known, deepseek: ModelConfig) -> None:
+def test_draws_add_up_to_the_table_on_average(known: Answers, deepseek: ModelConfig) -> None:
     """Mean over draws and layers of the drawn seconds, against the experts and exchange of the drawn loads."""
     for backend in ("deepep", "allgather_reducescatter"):
         cost = routed(deepseek, Layout(attention_dp=8, ep=8), known, backend=backend, buffer=buffer("chunks", 64))
@@ -440,7 +490,7 @@ def test_draws_add_up_to_the_table_on_average(known: Known, deepseek: ModelConfi
     assert cost.drawn_seconds("decode", [kind for kind in deepseek.layer_kinds if not kind[0].moe]).shape == ()
 
 
-def test_node_limits_hold_for_whole_groups_only(known: Known, deepseek: ModelConfig) -> None:
+def test_node_limits_hold_for_whole_groups_only(known: Answers, deepseek: ModelConfig) -> None:
     moe, layout = deepseek.moe, Layout(attention_dp=16, ep=16)
     assert moe is not None and (moe.num_groups, moe.top_groups) == (8, 4)
     limited = distinct_ranks(256, 8, 2, 8, 4)
@@ -461,24 +511,24 @@ def test_node_limits_hold_for_whole_groups_only(known: Known, deepseek: ModelCon
 @pytest.mark.parametrize(
     ("name", "fmt"), [("deepseek-v3", "fp8"), ("mixtral-8x7b", "bf16"), ("deepseek-v4-flash-nvfp4", "nvfp4")]
 )
-def test_tokens_are_dispatched_in_the_format_of_the_experts(known: Known, name: str, fmt: str) -> None:
+def test_tokens_are_dispatched_in_the_format_of_the_experts(known: Answers, name: str, fmt: str) -> None:
     assert routed(load(name), Layout(attention_dp=8, ep=8), known)._dispatch_format() == fmt
 
 
-def test_mxfp4_experts_may_multiply_fp8_activations(known: Known) -> None:
+def test_mxfp4_experts_may_multiply_fp8_activations(known: Answers) -> None:
     model = load("gpt-oss-120b")
     assert routed(model, Layout(), known)._format == "mxfp4"
     assert routed(model, Layout(), known, mxfp4_by_fp8=True)._format == "mxfp4_fp8"
     assert routed(load("mixtral-8x7b"), Layout(), known, mxfp4_by_fp8=True)._format == "bf16"
 
 
-def test_the_faster_of_two_8_bit_kernels_is_taken(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faster_of_two_8_bit_kernels_is_taken(known: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Per-tensor FP8 may be served by the block-scaled kernel, which then counts as extrapolated; not the reverse."""
     mixtral = load("mixtral-8x7b")
     assert mixtral.moe is not None
 
     def faster(fmt: str) -> Any:
-        return lambda self, asked, *shape, dispatched: Line(0.5 if asked == fmt else 1.0, 1e-5)
+        return lambda self, asked, *shape, dispatched: Straight(0.5 if asked == fmt else 1.0, 1e-5)
 
     for stored, fast, substituted, seconds in (
         ("fp8", "fp8_block", True, 0.5),
@@ -488,7 +538,7 @@ def test_the_faster_of_two_8_bit_kernels_is_taken(known: Known, monkeypatch: pyt
     ):
         cost = routed(mixtral, Layout(), known)
         cost._format = stored
-        monkeypatch.setattr(Known, "expert_gemm", faster(fast))
+        monkeypatch.setattr(Answers, "expert_gemm", faster(fast))
         curve, other = cost._curve(mixtral.moe, 8)
         assert other == substituted
         assert float(curve.seconds(0)) == seconds
@@ -496,7 +546,7 @@ def test_the_faster_of_two_8_bit_kernels_is_taken(known: Known, monkeypatch: pyt
         assert int(origin) == int(Origin.EXTRAPOLATED if substituted else Origin.MEASURED)
 
 
-def test_dispatched_kernels_are_asked_for_behind_deepep_only(known: Known, deepseek: ModelConfig) -> None:
+def test_dispatched_kernels_are_asked_for_behind_deepep_only(known: Answers, deepseek: ModelConfig) -> None:
     for layout, backend, expected in (
         (Layout(attention_dp=8, ep=8), "deepep", True),
         (Layout(attention_dp=8, ep=8), "allgather_reducescatter", False),
@@ -509,7 +559,7 @@ def test_dispatched_kernels_are_asked_for_behind_deepep_only(known: Known, deeps
         assert known.asked[0][1:7] == (7168, 2048, 32, 256, 8, 3)
 
 
-def test_skew_is_that_of_the_settings(known: Known, deepseek: ModelConfig) -> None:
+def test_skew_is_that_of_the_settings(known: Answers, deepseek: ModelConfig) -> None:
     flat, hot = (
         routed(deepseek, Layout(attention_dp=8, ep=8), known, settings=ExpertSettings(skew=named_skew(name)))
         for name in ("uniform", "single-domain")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
 import pytest
 
 from planner.engine import Engine, Limits, engine
@@ -22,6 +23,12 @@ MIB, GIB = 2**20, 2**30
 
 def ledger(model: ModelConfig, name: str = "vllm", gpu: str = "h200-sxm", tactics: Tactics = PLAIN) -> Ledger:
     return Ledger(model, system(gpu), engine(name), tactics)
+
+
+def stage_weights(whole: Ledger, layout: Layout, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight bytes [stages, 4 terms] and cache bytes per token [stages]."""
+    weights, per_token = whole._stage_weights(layout, context)
+    return np.array(weights), np.array(per_token)
 
 
 def of_size(profile: System, hbm_bytes: float) -> System:
@@ -198,9 +205,9 @@ def test_a_drafter_lies_on_the_last_stage_only(deepseek: ModelConfig) -> None:
         plain, drafted = (ledger(deepseek, tactics=t).use(layout, limits, AG, 4096) for t in (PLAIN, tactics))
         assert tactics.speculation is not None and tactics.speculation.draft is not None
         alone = Ledger(tactics.speculation.draft, system("h200-sxm"), vllm)
-        weights, per_token = alone._stage_weights(tactics.speculation.draft_layout(layout), 4096)
+        weights, per_token = stage_weights(alone, tactics.speculation.draft_layout(layout), 4096)
         held, own = float(weights[0, :3].sum()), float(per_token[0])
-        stages, caches = ledger(deepseek)._stage_weights(replace(layout, replicas=1), 4096)
+        stages, caches = stage_weights(ledger(deepseek), replace(layout, replicas=1), 4096)
         graphs = ledger(deepseek, tactics=tactics)._fixed(layout, limits, AG)
         free = [vllm.kv_fraction * 150_109_106_995 - float(w.sum()) - sum(graphs.values()) for w in stages]
         free[-1] -= held
@@ -220,8 +227,8 @@ def test_a_draft_model_brings_its_own_head() -> None:
     tactics = parse_tactics("draft:llama-3.1-8b:4", "0.8", None, target, engine("vllm"))
     assert tactics.speculation is not None and tactics.speculation.draft is not None
     held, _ = ledger(target, tactics=tactics)._draft_bytes(Layout(tp=4, moe_tp=4), 4096)
-    weights, _ = ledger(tactics.speculation.draft)._stage_weights(
-        tactics.speculation.draft_layout(Layout(tp=4, moe_tp=4)), 4096
+    weights, _ = stage_weights(
+        ledger(tactics.speculation.draft), tactics.speculation.draft_layout(Layout(tp=4, moe_tp=4)), 4096
     )
     assert held == pytest.approx(float(weights[0].sum()))
 
@@ -274,11 +281,11 @@ def test_vocabulary_and_tied_heads_by_stage(vllm: Engine) -> None:
     model = load("granite-3.1-1b-a400m-instruct")
     table_bytes = model.vocab * model.hidden * 2
     for tp in (1, 2):
-        weights, _ = ledger(model)._stage_weights(Layout(tp=tp, moe_tp=tp, pp=2), 4096)
+        weights, _ = stage_weights(ledger(model), Layout(tp=tp, moe_tp=tp, pp=2), 4096)
         assert weights[:, 3].tolist() == [table_bytes / tp, table_bytes / tp]
-        whole, _ = ledger(model)._stage_weights(Layout(tp=tp, moe_tp=tp), 4096)
+        whole, _ = stage_weights(ledger(model), Layout(tp=tp, moe_tp=tp), 4096)
         assert whole[0, 3] == table_bytes / tp
     untied = load("mixtral-8x7b")
-    first, middle, _, last = ledger(untied)._stage_weights(Layout(pp=4), 4096)[0]
+    first, middle, _, last = stage_weights(ledger(untied), Layout(pp=4), 4096)[0]
     assert (first[3], middle[3], last[3]) == (32000 * 4096 * 2, 0, 32000 * 4096 * 2)
     assert last[2] - middle[2] == 4096 * 2  # the final norm

@@ -146,14 +146,20 @@ def read_table(path: Path) -> Table:
 def _table(data: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Table:
     codes = _from_planes(data["codes"])
     return Table(
-        op=header["op"],
-        keys={name: data[f"key_{name}"].astype(np.int64, casting="same_kind") for name in header["keys"]},
-        axes={name: data[f"axis_{name}"].astype(np.int64, casting="same_kind") for name in header["axes"]},
+        op=_names([header["op"]])[0],
+        keys={name: data[f"key_{name}"].astype(np.int64, casting="same_kind") for name in _names(header["keys"])},
+        axes={name: data[f"axis_{name}"].astype(np.int64, casting="same_kind") for name in _names(header["axes"])},
         start=np.concatenate([[0], np.cumsum(data["counts"].astype(np.int64, casting="same_kind"))]),
         seconds=header["shortest_s"] * np.exp(codes * header["log_step"]),
-        categories={name: tuple(map(str, values)) for name, values in header["categories"].items()},
+        categories={name: _names(values) for name, values in header["categories"].items()},
         quality=_read_quality(data, header),
     )
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"names expected, not {str(values)[:60]}")
+    return tuple(values)
 
 
 def _checked(table: Table) -> Table:
@@ -202,8 +208,8 @@ def _read_quality(data: Any, header: Mapping[str, Any]) -> Quality | None:
         repeats=data["repeats"].astype(np.int64),
         library=data["library"].astype(np.int64),
         origin=data["origin"].astype(np.int64),
-        libraries=tuple(header["libraries"]),
-        origins=tuple(header["origins"]),
+        libraries=_names(header["libraries"]),
+        origins=_names(header["origins"]),
     )
 
 
