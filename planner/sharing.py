@@ -35,7 +35,9 @@ class Sharing:
         """When requests, or conversations, begin in an open loop [s]."""
         self._next = 0
         self._rows = array("q")
-        self._prefixes: list[Prefix] = []
+        self._flying: dict[int, Prefix] = {}
+        """What unanswered requests share; of answered ones only the cached tokens stay, which keeps memory flat."""
+        self._cached = array("q")
         self._found = array("q")
 
     def send(self, row: int | None) -> tuple[int, Prefix]:
@@ -43,13 +45,17 @@ class Sharing:
         if row is None:
             row = self._first[self._next]
             self._next += 1
+        prefix = self._flying[len(self._rows)] = Prefix(*self._shared[row])
         self._rows.append(row)
-        prefix = Prefix(*self._shared[row])
-        self._prefixes.append(prefix)
+        self._cached.append(0)
         return row, prefix
 
     def goes_on(self, index: int, env: simpy.Environment, turn: Callable[[int], None]) -> bool:
-        """Whether request `index` is followed by another turn; calls `turn` with its row after the think time."""
+        """Whether request `index`, now answered, is followed by another turn.
+
+        If so, calls `turn` with its row after the think time.
+        """
+        self._cached[index] = self._flying.pop(index).cached_tokens
         row = self._rows[index] + 1
         if row >= len(self._think_s) or self._think_s[row] != self._think_s[row]:
             return False
@@ -72,10 +78,13 @@ class Sharing:
 
     def request_columns(self) -> dict[str, Any]:
         """Columns of the request table that only runs with sharing have."""
+        cached = np.array(self._cached, dtype=np.int64)
+        for index, prefix in self._flying.items():
+            cached[index] = prefix.cached_tokens
         return {
             "prefix_group": self._arrays.group[self.rows],
             "conversation": self._arrays.conversation[self.rows],
-            "cached_tokens": np.array([prefix.cached_tokens for prefix in self._prefixes], dtype=np.int64),
+            "cached_tokens": cached,
         }
 
     @property

@@ -116,7 +116,8 @@ def test_sums_add_by_label_and_by_origin() -> None:
     assert total.stacked.tolist() == [[2, 3, 4], [3, 9, 15]]
     assert total.total.tolist() == [5, 12, 19]
     more = Sum((3,))
-    more.add_sum(total, 2.0)
+    more.add_sum(total)
+    more.add_sum(total)
     more.add_sum(total, 3.0, "both")
     more.add_sum(Sum((3,)), 1.0, "nothing")
     assert {label: seconds.tolist() for label, seconds in more.terms.items()} == {
@@ -190,7 +191,11 @@ def test_lines_and_planes_read_tables_between_and_beyond_their_points() -> None:
 
 def test_grids_of_the_tables() -> None:
     assert (TOKENS[0], TOKENS[-1], SEQS[0], SEQS[-1], LENGTHS[0], LENGTHS[-1]) == (1, 2**25, 1, 4096, 16, 2**20)
-    assert len(LENGTHS) == 49 and (np.diff(TOKENS) > 0).all() and (np.diff(SEQS) > 0).all()
+    assert (
+        (len(TOKENS), len(SEQS), len(LENGTHS)) == (183, 34, 49)
+        and (np.diff(TOKENS) > 0).all()
+        and (np.diff(SEQS) > 0).all()
+    )
     assert np.max(TOKENS[60:] / TOKENS[59:-1]) < 1.1 and len(SEQS) > 25
 
 
@@ -513,6 +518,16 @@ def test_node_limits_hold_for_whole_groups_only(known: Answers, deepseek: ModelC
 )
 def test_tokens_are_dispatched_in_the_format_of_the_experts(known: Answers, name: str, fmt: str) -> None:
     assert routed(load(name), Layout(attention_dp=8, ep=8), known)._dispatch_format() == fmt
+
+
+def test_routed_experts_are_those_of_one_stage_of_one_replica(known: Answers, mixtral: ModelConfig) -> None:
+    cost = cost_of(mixtral, Layout(tp=2, moe_tp=2, pp=2, replicas=2))
+    assert (cost.routed.layout.pp, cost.routed.layout.replicas, cost.routed.layout.tp) == (1, 1, 2)
+    assert cost.routed._buffer is not None
+    assert cost_of(mixtral, Layout(), engine=plain("generic")).routed._buffer is None
+    gpt, profile = load("gpt-oss-120b"), replace(plain(), mxfp4_by_fp8=("sm100",))
+    assert cost_of(gpt, Layout(), "b200-sxm:1x8", engine=profile).routed._format == "mxfp4_fp8"
+    assert cost_of(gpt, Layout(), "h200-sxm:1x8", engine=profile).routed._format == "mxfp4"
 
 
 def test_mxfp4_experts_may_multiply_fp8_activations(known: Answers) -> None:

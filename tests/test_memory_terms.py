@@ -92,6 +92,8 @@ def test_sglang_reserve_by_hand(deepseek: ModelConfig) -> None:
     assert piped == (512 + 1.5 * 8192 + 2 * 1024 * 2 + 512 * 2) * MIB or piped > 10 * GIB
     parallel = sglang_reserve(deepseek, Layout(attention_dp=8, ep=8), big, AG)
     assert parallel == (512 + 1.5 * 8192 + 1024 + 512 * (2 + 3 * 8)) * MIB
+    two = sglang_reserve(deepseek, Layout(tp=4, attention_dp=2, ep=8), Limits(2048, 8192), AG)
+    assert two == (512 + 1.5 * 8192 + 1024 + 2048 * (2 + 3 * 2)) * MIB
     deepep = sglang_reserve(deepseek, Layout(attention_dp=8, ep=8), big, "deepep")
     assert deepep == parallel + 2048 * MIB
     small = Limits(16, 1024)
@@ -200,7 +202,7 @@ def test_a_drafter_lies_on_the_last_stage_only(deepseek: ModelConfig) -> None:
     vllm = engine("vllm")
     tactics = parse_tactics("mtp:1", "0.8", None, deepseek, vllm)
     limits = Limits(64, 2048)
-    for pp in (1, 2):
+    for pp in (1, 2, 3):
         layout = Layout(tp=8, ep=8, pp=pp)
         plain, drafted = (ledger(deepseek, tactics=t).use(layout, limits, AG, 4096) for t in (PLAIN, tactics))
         assert tactics.speculation is not None and tactics.speculation.draft is not None

@@ -59,7 +59,9 @@ class Lengths:
         lies slightly below `mean`.
         """
         if not 1 <= mean <= MAX_TOKENS:
-            raise WorkloadError(f"log-normal lengths: mean {mean:g} is not a number of tokens from 1 to {MAX_TOKENS:,}.")
+            raise WorkloadError(
+                f"log-normal lengths: mean {mean:g} is not a number of tokens from 1 to {MAX_TOKENS:,}."
+            )
         if not (math.isfinite(sigma) and 0 < sigma <= 5):
             raise WorkloadError(f"log-normal lengths: sigma {sigma:g} must lie in (0, 5]. Use fixed lengths for 0.")
         log_mean = math.log(mean) - sigma**2 / 2
