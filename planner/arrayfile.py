@@ -28,6 +28,8 @@ _BOMB_BYTES = 100e6
 def check_archive(archive: zipfile.ZipFile, packed: int, most_bytes: float) -> None:
     """ValueError for an archive of `packed` bytes whose members would fill the memory."""
     members = archive.infolist()
+    if any(member.compress_size > packed for member in members):
+        raise ValueError("a member is larger than the archive")
     unpacked = sum(member.file_size for member in members)
     if len(members) > _MOST_MEMBERS or unpacked > most_bytes:
         raise ValueError(f"{len(members):,} members of {unpacked / 1e6:,.0f} MB; at most {most_bytes / 1e6:,.0f} MB")

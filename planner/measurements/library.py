@@ -108,6 +108,11 @@ def find(
     distance = _engine_penalty(table, engine)
     extra = distance.copy() if penalties is None else distance + penalties
     columns = {**table.keys, **(derived or {})}
+    missing = ", ".join(shape.keys() - columns.keys())
+    if missing:
+        raise ProfileError(
+            f"measured table {table.op} lacks the column {missing}. Run `moeplan profiles import` again."
+        )
     squared = np.zeros(len(distance))
     for column, (value, weight) in shape.items():
         squared += (weight * np.log(columns[column] / value)) ** 2

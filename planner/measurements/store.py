@@ -137,7 +137,7 @@ def read_table(path: Path) -> Table:
         version = header["schema_version"]
         if version in READABLE_VERSIONS:
             return _checked(_table(data, header))
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise ProfileError(f"{path}: not a measured table ({error}). {_REMEDY}") from error
     known = " and ".join(str(version) for version in READABLE_VERSIONS)
     raise ProfileError(f"{path}: schema version {version}, this program reads {known}. {_REMEDY}")

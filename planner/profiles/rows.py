@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import ProfileError
 from planner.measurements.store import Quality, Table, build_table
 from planner.profiles.ops import DETAIL, OPS, Column, Op
 
@@ -93,6 +94,8 @@ def rows_of(table: Table) -> Rows:
             columns[column.name] = np.array(table.categories[column.key])[values] if named else values
         else:
             plain = column.facet if column.facet is not None else column.default
+            if plain is None:
+                raise ProfileError(f"{table.op}: column {column.key} is missing. Run `moeplan profiles import` again.")
             columns[column.name] = np.full(count, plain)
     columns |= {column.name: table.axes[column.key] for column in op.axes}
     return Rows(op, columns, table.seconds, table.quality)

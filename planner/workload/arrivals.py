@@ -44,7 +44,7 @@ class Arrivals:
         The shape is 1 / cv^2, the quantity vLLM's benchmark client calls burstiness.
         """
         _check_rate(rate_per_s)
-        if not (math.isfinite(cv) and 0 < cv <= 100):
+        if not 1e-6 <= cv <= 100:
             raise WorkloadError(f"gamma arrivals: cv {cv:g} must lie in (0, 100]. Use 1 for Poisson, 2 for bursts.")
         return cls("gamma", rate_per_s, cv=cv)
 
