@@ -1,8 +1,9 @@
 """Commands that start the recommended layout: `vllm serve`, `sglang.launch_server`, `trtllm-serve`.
 
-A starting point, never run by this program. Flags were read in the wheels of vLLM 0.33.0 (engine/arg_utils.py,
-config/parallel.py, entrypoints/cli/serve.py) and SGLang 0.5.23 (srt/arg_groups), and in TensorRT-LLM's commands/serve.py
-with the LLM API reference of 1.3.0rc27. What an engine has no flag for is said in the note instead.
+A starting point, never run by this program. Flags were read on 2026-11-22 in the wheels of vLLM 0.33.0
+(engine/arg_utils.py, config/parallel.py, entrypoints/cli/serve.py) and SGLang 0.5.23 (srt/arg_groups), and in
+TensorRT-LLM's commands/serve.py with the LLM API reference of 1.3.0rc27. What an engine has no flag for is said in the
+note instead.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def _sglang(deployment: Deployment, role: Role, draft: _Draft, nodes: int) -> li
             draft.add(flag, degree)
     if deployment.backend == "deepep":
         draft.add("--moe-a2a-backend", "deepep")
-    # Both are of all attention-DP groups together; the engine divides them (parallel_hook.py, kv_cache_configurator.py).
+    # Both are of all attention-DP groups together; the engine divides them (parallel_hook.py,
+    # kv_cache_configurator.py).
     draft.add("--max-running-requests", limits.max_num_seqs * layout.attention_dp)
     draft.add("--chunked-prefill-size", limits.max_batched_tokens * layout.attention_dp)
     if engine.static_fraction is not None:

@@ -44,7 +44,7 @@ FLOORS = [
     {"outages"},
     {"economics"},
     {"deployment", "variants"},
-    {"balance", "outside", "reliability", "validation"},
+    {"balance", "outside", "reliability", "validation", "launch", "sensitivity"},
     {"search"},
     {"fit"},
     {"remedies"},
