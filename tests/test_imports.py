@@ -50,7 +50,7 @@ FLOORS = [
     {"remedies"},
     {"recommend"},
     {"disaggregation"},
-    {"facts", "figures"},
+    {"facts", "figures", "decisionfigures"},
     {"tables"},
     {"experttext", "failuretext", "afdtext"},
     {"report", "options", "text"},

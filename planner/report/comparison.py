@@ -1,0 +1,206 @@
+"""The page of a comparison of clusters: the buyer's answer on one printed page, then the evidence.
+
+Facts are the dictionary of `compare --json`. Every key may be missing or None; its part of the page is left out then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from planner import decisionfigures
+from planner.report.blocks import Page, Section, Table
+from planner.report.comparisonsections import comparison_evidence
+from planner.report.rows import named, without_empty
+from planner.report.wording import chance, money, number, spread
+
+Facts = Mapping[str, Any]
+_MOST_RISKS = 5
+"""Bullets on the first page; the rest is evidence."""
+
+
+def comparison_page(facts: Facts) -> Page:
+    """Page of the facts of `compare --json`."""
+    winner = named(facts, facts.get("winner"))
+    verdict = ("good", "Meets the SLO") if winner else ("bad", "No system meets the SLO")
+    names = [str(row.get("name")) for row in facts.get("systems") or ()]
+    models = [str(row.get("model")) for row in (facts.get("question") or {}).get("demands") or ()]
+    return Page(
+        f"{', '.join(models) or 'Model'}: {' against '.join(names) or 'no system'}",
+        verdict,
+        str(facts.get("headline") or verdict[1]),
+        tuple(_tiles(winner)) if winner else (),
+        tuple(section for build in _SUMMARY if (section := build(facts)) is not None),
+        tuple(comparison_evidence(facts)),
+        str(facts.get("command") or ""),
+        ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
+    )
+
+
+def _tiles(winner: Facts) -> list[tuple[str, str, str]]:
+    nodes, racks = winner.get("nodes"), winner.get("racks")
+    whole = [f"{nodes:,} nodes"] if nodes else []
+    whole += [f"{number(racks)} racks"] if racks else []
+    price = winner.get("price") or {}
+    basis = " ".join(str(price[key]) for key in ("basis", "as_of") if price.get(key))
+    headroom = winner.get("headroom")
+    return [
+        ("Best", str(winner.get("name", "")), str(winner.get("layout") or "")),
+        ("GPUs", number(winner.get("num_gpus"), whole=True), ", ".join(whole)),
+        ("Cost", money(winner.get("usd_per_month")), f"a month{', ' + basis if basis else ''}"),
+        ("Price", money(winner.get("usd_per_mtok_output")), "per million output tokens"),
+        ("Cheapest in", chance(winner.get("probability_best")), "of all draws"),
+        ("SLO holds in", chance(winner.get("chance_meets_slo")), "of cases like this"),
+        ("Headroom", f"{headroom:.2g} x" if headroom else "–", "the asked demand"),
+    ]
+
+
+def _systems(facts: Facts) -> Section | None:
+    rows = facts.get("systems") or ()
+    if not rows:
+        return None
+    header = ["System", "GPUs", "Nodes", "SLO", "Sure", "$ per month", "80 % range", "$ per Mtok output"]
+    header += ["Output tok/s per MW", "Headroom", "Best in"]
+    cells = [
+        (
+            f"{row.get('name')}{' (best)' if row.get('name') == facts.get('winner') else ''}",
+            number(row.get("num_gpus"), whole=True),
+            number(row.get("nodes"), whole=True),
+            _slo(row),
+            chance(row.get("chance_meets_slo")),
+            money(row.get("usd_per_month")),
+            spread(row.get("usd_per_month_interval"), money),
+            number(row.get("usd_per_mtok_output")),
+            number(row.get("output_tok_per_s_per_mw")),
+            "–" if row.get("headroom") is None else f"{row['headroom']:.2g} x",
+            chance(row.get("probability_best")),
+        )
+        for row in rows
+    ]
+    return Section(
+        "The systems at the same SLO and demand", "", (without_empty(header, cells, {0, 3}),), style="layouts"
+    )
+
+
+def _slo(row: Facts) -> str:
+    if row.get("meets_slo"):
+        return "meets"
+    return "misses" if row.get("feasible", True) else "does not fit"
+
+
+def _probability(facts: Facts) -> Section | None:
+    chances = [(str(r["name"]), r["probability_best"]) for r in facts.get("systems") or () if _known(r)]
+    if len(chances) < 2:
+        return None
+    chances.sort(key=lambda pair: -pair[1])
+    name, best = chances[0]
+    finding = f"{name} is the best choice in {chance(best)} of the draws, {chances[1][0]} in {chance(chances[1][1])}."
+    regret = [
+        f"{row['name']} {money(row['regret_usd_per_month'].get('mean'))}"
+        for row in facts["systems"]
+        if row.get("regret_usd_per_month")
+    ]
+    items = (f"Mean regret per month: {', '.join(regret)}.",) if regret else ()
+    draw = partial(decisionfigures.probability_bars, chances)
+    return Section("Is the winner the winner?", finding, draw=draw, items=items, style="half")
+
+
+def _known(row: Facts) -> bool:
+    return row.get("probability_best") is not None
+
+
+def _cost(facts: Facts) -> Section | None:
+    curves = {str(name): rows for name, rows in (facts.get("cost_curve") or {}).items() if _priced(rows)}
+    if not curves:
+        return None
+    cheapest: dict[float, str] = {}
+    for factor in sorted({row["demand_factor"] for rows in curves.values() for row in rows}):
+        costs = {
+            name: row["usd_per_month"]
+            for name, rows in curves.items()
+            for row in _priced(rows)
+            if row["demand_factor"] == factor
+        }
+        if costs:
+            cheapest[factor] = min(costs, key=lambda name: costs[name])
+    changes = [f for before, f in zip(cheapest, list(cheapest)[1:], strict=False) if cheapest[before] != cheapest[f]]
+    first = next(iter(cheapest))
+    finding = f"{cheapest[first]} is cheapest at {first:g} x the demand"
+    finding += "".join(f", {cheapest[factor]} from {factor:g} x" for factor in changes)
+    finding += "." if changes else " and at every other demand shown."
+    draw = partial(decisionfigures.cost_against_demand, curves, True)
+    return Section("Cost against demand", finding, draw=draw, style="half")
+
+
+def _priced(rows: Sequence[Facts]) -> list[Facts]:
+    return [row for row in rows if row.get("usd_per_month") is not None]
+
+
+def _sensitivity(facts: Facts) -> Section | None:
+    winner = named(facts, facts.get("winner"))
+    rows = [
+        {
+            "input": str(row["input"]),
+            "low": row["low_usd_per_month"],
+            "high": row["high_usd_per_month"],
+            "low_label": f"{row['low_label']}{_turned(row.get('winner_low'), facts)}",
+            "high_label": f"{row['high_label']}{_turned(row.get('winner_high'), facts)}",
+        }
+        for row in facts.get("sensitivity") or ()
+        if row.get("low_usd_per_month") is not None and row.get("high_usd_per_month") is not None
+    ]
+    if not rows or not winner or winner.get("usd_per_month") is None:
+        return None
+    turning = [
+        str(row["input"])
+        for row in facts["sensitivity"]
+        if any(row.get(key) not in (None, facts["winner"]) for key in ("winner_low", "winner_high"))
+    ]
+    largest = max(rows, key=lambda row: abs(row["high"] - row["low"]))
+    finding = f"The largest single lever is {largest['input']}: {money(largest['low'])} to {money(largest['high'])}."
+    finding += f" Another system wins if {' or '.join(turning)} turns." if turning else " None of them alone turns it."
+    label = f"Cost of {facts['winner']} per month"
+    draw = partial(decisionfigures.tornado, rows, winner["usd_per_month"], label, is_money=True)
+    return Section("What would change the answer", finding, draw=draw)
+
+
+def _turned(name: Any, facts: Facts) -> str:
+    return f" ({name} wins)" if name not in (None, facts.get("winner")) else ""
+
+
+def _risks(facts: Facts) -> Section | None:
+    risks = [str(item) for item in (*(facts.get("risks") or ()), *(facts.get("warnings") or ()))][:_MOST_RISKS]
+    return Section("Risks", "", items=tuple(risks), style="warnings") if risks else None
+
+
+def _next(facts: Facts) -> Section | None:
+    items = tuple(str(item) for item in facts.get("next") or ())
+    return Section("Before you buy", "", items=items) if items else None
+
+
+def _question(facts: Facts) -> Section | None:
+    question = facts.get("question") or {}
+    rows = [("Asked", str(question["text"]))] if question.get("text") else []
+    for demand in question.get("demands") or ():
+        rows.append((str(demand.get("model", "Demand")), _demand(demand)))
+    rows += [(name.capitalize(), str(question[name])) for name in ("engine", "seed") if question.get(name) is not None]
+    if not rows:
+        return None
+    return Section("The question", "", (Table(("", ""), tuple(rows), frozenset({0, 1})),), style="question")
+
+
+def _demand(demand: Facts) -> str:
+    parts = [str(demand[key]) for key in ("workload", "slo") if demand.get(key)]
+    if demand.get("rate_per_s") is not None:
+        parts.insert(1, f"{number(demand['rate_per_s'])} requests/s")
+    if demand.get("concurrency"):
+        parts.insert(1, f"{demand['concurrency']:,} users")
+    tokens = [demand.get(key) for key in ("prompt_tokens_mean", "output_tokens_mean")]
+    if None not in tokens:
+        parts.append(f"{tokens[0]:,.0f} tokens in and {tokens[1]:,.0f} out on average")
+    return ", ".join(parts)
+
+
+_SUMMARY = (_systems, _probability, _cost, _sensitivity, _risks, _next, _question)
+"""Sections of the first printed page, in reading order."""
