@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from planner.figures import ACCENT, INK, LINE, MUTED, PALETTE, SLO_AREA, WARN, axes_of, format_axis
-from planner.units import format_usd
+from planner.units import format_usd_short
 
 _HALF_IN = 3.75
 _COLOURS = (PALETTE[0], PALETTE[4], PALETTE[2], PALETTE[6], PALETTE[5], PALETTE[8], PALETTE[1], PALETTE[3])
@@ -25,12 +25,14 @@ def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_ha
     Rows need `demand_factor` and `usd_per_month`; None leaves a gap.
     """
     width = _HALF_IN if is_half else None
-    with axes_of(2.5 if is_half else 2.7, width_in=width) as (figure, (axes,)):
+    with axes_of(2.1 if is_half else 2.7, width_in=width) as (figure, (axes,)):
         for index, (name, rows) in enumerate(curves.items()):
             known = [row for row in rows if row.get("usd_per_month") is not None]
             x, y = [row["demand_factor"] for row in known], [row["usd_per_month"] for row in known]
             colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-            axes.plot(x, y, color=colour, lw=1.3, label=name)
+            # GPUs come in whole replicas: a lone curve shows its stairs, several would hide one another.
+            style = "steps-pre" if len(curves) == 1 else "default"
+            axes.plot(x, y, color=colour, lw=1.3, label=name, drawstyle=style)
             for row, px, py in zip(known, x, y, strict=True):
                 face = colour if row.get("is_offered", True) else "white"
                 axes.plot(px, py, marker, ms=4.5, mfc=face, mec=colour, mew=1.0)
@@ -39,7 +41,7 @@ def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_ha
         axes.set_xlim(0)
         axes.set_xlabel("Demand (1 = asked)")
         axes.set_ylabel("$ per month")
-        format_axis(axes.yaxis, _thousands)
+        format_axis(axes.yaxis, format_usd_short)
         axes.grid(True)
         if len(curves) > 1:
             _legend(figure, is_half)
@@ -47,7 +49,13 @@ def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_ha
 
 
 def tornado(
-    rows: Sequence[Mapping[str, Any]], middle: float, label: str, *, is_money: bool = False, limit: float | None = None
+    rows: Sequence[Mapping[str, Any]],
+    middle: float,
+    label: str,
+    *,
+    is_money: bool = False,
+    limit: float | None = None,
+    is_half: bool = False,
 ) -> Figure:
     """Bars from what a low input gives to what a high one gives, around `middle`; largest first, ten at most.
 
@@ -55,8 +63,11 @@ def tornado(
     """
     shown = sorted(rows, key=lambda row: -abs(row["high"] - row["low"]))[:_ROWS]
     ends = [row[end] for row in shown for end in ("low", "high")] + [middle] + ([limit] if limit is not None else [])
-    margin = 0.24 * (max(ends) - min(ends) or abs(middle) or 1.0)
-    with axes_of(0.75 + 0.27 * len(shown)) as (figure, (axes,)):
+    margin = (0.32 if is_half else 0.16) * (max(ends) - min(ends) or abs(middle) or 1.0)
+    with axes_of(0.72 + (0.23 if is_half else 0.27) * len(shown), width_in=_HALF_IN if is_half else None) as (
+        figure,
+        (axes,),
+    ):
         for position, row in enumerate(shown):
             for end, colour in (("low", PALETTE[1]), ("high", PALETTE[0])):
                 axes.barh(position, row[end] - middle, left=middle, height=0.62, color=colour)
@@ -69,7 +80,7 @@ def tornado(
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
-        format_axis(axes.xaxis, _thousands if is_money else "{:.0%}".format)
+        format_axis(axes.xaxis, format_usd_short if is_money else "{:.0%}".format)
         axes.set_xlabel(label)
         axes.grid(True, axis="x")
     return figure
@@ -77,7 +88,7 @@ def tornado(
 
 def probability_bars(rows: Sequence[tuple[str, float]]) -> Figure:
     """Chance of each system to be the best, longest first."""
-    with axes_of(0.7 + 0.34 * max(len(rows), 2), width_in=_HALF_IN) as (figure, (axes,)):
+    with axes_of(max(2.1, 0.7 + 0.25 * len(rows)), width_in=_HALF_IN) as (figure, (axes,)):
         names, chances = [name for name, _ in rows], [chance for _, chance in rows]
         colours = [ACCENT if chance == max(chances) else PALETTE[1] for chance in chances]
         axes.barh(names, chances, color=colours, height=0.62)
@@ -88,7 +99,7 @@ def probability_bars(rows: Sequence[tuple[str, float]]) -> Figure:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
         format_axis(axes.xaxis, "{:.0%}".format)
-        axes.set_xlabel("Draws in which it is cheapest and meets the SLO")
+        axes.set_xlabel("Share of the draws")
         axes.tick_params(axis="y", length=0, labelcolor=INK)
     return figure
 
@@ -150,7 +161,7 @@ def heat_map(panels: Sequence[Mapping[str, Any]]) -> Figure:
 def _end_labels(axes: Axes, position: int, row: Mapping[str, Any]) -> None:
     left, right = sorted(("low", "high"), key=lambda end: row[end])
     for end, shift, align in ((left, -3, "right"), (right, 3, "left")):
-        axes.annotate(
+        note = axes.annotate(
             str(row[f"{end}_label"]),
             (row[end], position),
             (shift, 0),
@@ -159,21 +170,11 @@ def _end_labels(axes: Axes, position: int, row: Mapping[str, Any]) -> None:
             ha=align,
             fontsize=7.5,
             color=MUTED,
+            bbox={"fc": "white", "ec": "none", "pad": 0.4},
         )
+        note.set_in_layout(False)
 
 
 def _legend(figure: Figure, is_half: bool) -> None:
     columns = 2 if is_half else 5
     figure.legend(loc="outside upper left", ncols=columns, fontsize=8, handlelength=1.4, columnspacing=1.2)
-
-
-def _thousands(value: float) -> str:
-    """Dollars short enough for an axis.
-
-    >>> _thousands(46_603.2), _thousands(1_250_000), _thousands(12.0)
-    ('$46.6k', '$1.25M', '$12')
-    """
-    for scale, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"${value / scale:.3g}{unit}"
-    return f"${value:g}" if value == round(value) else format_usd(value)

@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_ACRONYM = re.compile(r"\b(cuda|ep|ffn|gemm|gpu|hbm|kv|lm|mla|moe|mtp|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
+_ACRONYM = re.compile(r"\b(cuda|ep|ffn|gemm|gpu|hbm|kv|lm|mla|moe|mtp|mw|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
 _WIDTH_IN = 7.6
 _AXES_PT = (490.0, 195.0)
 """Paper of the axes of `frontier` [points]."""

@@ -83,6 +83,18 @@ def format_usd(value: float) -> str:
     return f"${significant(value)}"
 
 
+def format_usd_short(value: float) -> str:
+    """US dollars in thousands or millions, for axes and narrow columns.
+
+    >>> format_usd_short(46_603.2), format_usd_short(1_250_000), format_usd_short(12.0), format_usd_short(4.512)
+    ('$46.6k', '$1.25M', '$12', '$4.51')
+    """
+    for scale, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"${value / scale:.3g}{unit}"
+    return f"${value:g}" if value == round(value) else format_usd(value)
+
+
 def format_chance(chance: float) -> str:
     """A chance in percent; never a certainty.
 

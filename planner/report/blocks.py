@@ -61,3 +61,15 @@ class Page:
     evidence: tuple[Section, ...]
     command: str
     versions: str
+
+    @property
+    def rows(self) -> list[tuple[Section, ...]]:
+        """Sections of the summary row by row: halves in pairs, the others alone."""
+        rows: list[tuple[Section, ...]] = []
+        for section in self.summary:
+            is_half = "half" in section.style
+            if is_half and rows and len(rows[-1]) == 1 and "half" in rows[-1][0].style:
+                rows[-1] = (*rows[-1], section)
+            else:
+                rows.append((section,))
+        return rows

@@ -13,7 +13,7 @@ from planner import decisionfigures
 from planner.report.blocks import Page, Section, Table
 from planner.report.comparisonsections import comparison_evidence
 from planner.report.rows import named, without_empty
-from planner.report.wording import chance, money, number, spread
+from planner.report.wording import chance, money, number, short_money, spread
 
 Facts = Mapping[str, Any]
 _MOST_RISKS = 5
@@ -41,7 +41,7 @@ def comparison_page(facts: Facts) -> Page:
 def _tiles(winner: Facts) -> list[tuple[str, str, str]]:
     nodes, racks = winner.get("nodes"), winner.get("racks")
     whole = [f"{nodes:,} nodes"] if nodes else []
-    whole += [f"{number(racks)} racks"] if racks else []
+    whole += [f"{number(racks)} racks"] if racks and racks >= 1 else []
     price = winner.get("price") or {}
     basis = " ".join(str(price[key]) for key in ("basis", "as_of") if price.get(key))
     headroom = winner.get("headroom")
@@ -65,12 +65,12 @@ def _systems(facts: Facts) -> Section | None:
     cells = [
         (
             f"{row.get('name')}{' (best)' if row.get('name') == facts.get('winner') else ''}",
-            number(row.get("num_gpus"), whole=True),
-            number(row.get("nodes"), whole=True),
+            _counted(row, "num_gpus"),
+            _counted(row, "nodes"),
             _slo(row),
             chance(row.get("chance_meets_slo")),
             money(row.get("usd_per_month")),
-            spread(row.get("usd_per_month_interval"), money),
+            spread(row.get("usd_per_month_interval"), short_money),
             number(row.get("usd_per_mtok_output")),
             number(row.get("output_tok_per_s_per_mw")),
             "–" if row.get("headroom") is None else f"{row['headroom']:.2g} x",
@@ -79,8 +79,12 @@ def _systems(facts: Facts) -> Section | None:
         for row in rows
     ]
     return Section(
-        "The systems at the same SLO and demand", "", (without_empty(header, cells, {0, 3}),), style="layouts"
+        "The systems at the same SLO and demand", "", (without_empty(header, cells, {0, 3}),), style="systems"
     )
+
+
+def _counted(row: Facts, key: str) -> str:
+    return number(row.get(key), whole=True) if row.get("feasible", True) else "–"
 
 
 def _slo(row: Facts) -> str:
@@ -96,14 +100,11 @@ def _probability(facts: Facts) -> Section | None:
     chances.sort(key=lambda pair: -pair[1])
     name, best = chances[0]
     finding = f"{name} is the best choice in {chance(best)} of the draws, {chances[1][0]} in {chance(chances[1][1])}."
-    regret = [
-        f"{row['name']} {money(row['regret_usd_per_month'].get('mean'))}"
-        for row in facts["systems"]
-        if row.get("regret_usd_per_month")
-    ]
-    items = (f"Mean regret per month: {', '.join(regret)}.",) if regret else ()
+    regret = (named(facts, facts.get("winner")).get("regret_usd_per_month") or {}).get("mean")
+    if regret is not None:
+        finding += f" Choosing {facts['winner']} is regretted by {money(regret)} a month on average."
     draw = partial(decisionfigures.probability_bars, chances)
-    return Section("Is the winner the winner?", finding, draw=draw, items=items, style="half")
+    return Section("Is the winner the winner?", finding, draw=draw, style="half")
 
 
 def _known(row: Facts) -> bool:
@@ -159,24 +160,23 @@ def _sensitivity(facts: Facts) -> Section | None:
     ]
     largest = max(rows, key=lambda row: abs(row["high"] - row["low"]))
     finding = f"The largest single lever is {largest['input']}: {money(largest['low'])} to {money(largest['high'])}."
-    finding += f" Another system wins if {' or '.join(turning)} turns." if turning else " None of them alone turns it."
+    finding += (
+        f" Another system wins where starred: {', '.join(turning)}." if turning else " None of them alone turns it."
+    )
     label = f"Cost of {facts['winner']} per month"
-    draw = partial(decisionfigures.tornado, rows, winner["usd_per_month"], label, is_money=True)
-    return Section("What would change the answer", finding, draw=draw)
+    draw = partial(decisionfigures.tornado, rows, winner["usd_per_month"], label, is_money=True, is_half=True)
+    return Section("What would change the answer", finding, draw=draw, style="half")
 
 
 def _turned(name: Any, facts: Facts) -> str:
-    return f" ({name} wins)" if name not in (None, facts.get("winner")) else ""
+    return " *" if name not in (None, facts.get("winner")) else ""
 
 
 def _risks(facts: Facts) -> Section | None:
     risks = [str(item) for item in (*(facts.get("risks") or ()), *(facts.get("warnings") or ()))][:_MOST_RISKS]
-    return Section("Risks", "", items=tuple(risks), style="warnings") if risks else None
-
-
-def _next(facts: Facts) -> Section | None:
-    items = tuple(str(item) for item in facts.get("next") or ())
-    return Section("Before you buy", "", items=items) if items else None
+    steps = [f"Next: {item}" for item in facts.get("next") or ()]
+    items = (*risks, *steps)
+    return Section("Risks and next steps", "", items=items, style="warnings half") if items else None
 
 
 def _question(facts: Facts) -> Section | None:
@@ -184,7 +184,9 @@ def _question(facts: Facts) -> Section | None:
     rows = [("Asked", str(question["text"]))] if question.get("text") else []
     for demand in question.get("demands") or ():
         rows.append((str(demand.get("model", "Demand")), _demand(demand)))
-    rows += [(name.capitalize(), str(question[name])) for name in ("engine", "seed") if question.get(name) is not None]
+    served = [str(question["engine"])] if question.get("engine") else []
+    served += [f"seed {question['seed']}"] if question.get("seed") is not None else []
+    rows += [("Engine", ", ".join(served))] if served else []
     if not rows:
         return None
     return Section("The question", "", (Table(("", ""), tuple(rows), frozenset({0, 1})),), style="question")
@@ -202,5 +204,5 @@ def _demand(demand: Facts) -> str:
     return ", ".join(parts)
 
 
-_SUMMARY = (_systems, _probability, _cost, _sensitivity, _risks, _next, _question)
+_SUMMARY = (_question, _systems, _probability, _cost, _sensitivity, _risks)
 """Sections of the first printed page, in reading order."""

@@ -211,7 +211,7 @@ def _assumptions(facts: Facts) -> Section | None:
     ]
     if not rows:
         return None
-    finding = f"{len(rows)} inputs were taken as given; change any of them and run the command again."
+    finding = f"Inputs taken as given: {len(rows)}. Change any of them and run the command again."
     table = without_empty(("Assumption", "Source", "As of"), rows, {0, 1, 2})
     return Section("Assumptions and their sources", finding, (table,))
 

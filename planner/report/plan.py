@@ -36,6 +36,9 @@ def plan_page(facts: Facts) -> Page:
 
 def _summary(facts: Facts) -> list[Section]:
     sections = []
+    question = tuple((title(str(key)), str(value)) for key, value in _question(facts).items())
+    if question:
+        sections.append(Section("The question", "", (Table(("", ""), question, frozenset({0, 1})),), style="question"))
     if facts.get("binding_constraint"):
         sections.append(Section("What limits it", str(facts["binding_constraint"])))
     best = candidates(facts)
@@ -49,9 +52,6 @@ def _summary(facts: Facts) -> list[Section]:
     if facts.get("warnings"):
         items = tuple(str(item) for item in facts["warnings"])
         sections.append(Section("Warnings", "", items=items, style="warnings"))
-    question = tuple((title(str(key)), str(value)) for key, value in _question(facts).items())
-    if question:
-        sections.append(Section("The question", "", (Table(("", ""), question, frozenset({0, 1})),), style="question"))
     return sections
 
 

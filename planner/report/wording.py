@@ -7,7 +7,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from planner.figures import readable
-from planner.units import format_bytes, format_chance, format_count, format_seconds, format_usd, significant
+from planner.units import (
+    format_bytes,
+    format_chance,
+    format_count,
+    format_seconds,
+    format_usd,
+    format_usd_short,
+    significant,
+)
+
+
+_SPELT = {"gpus": "GPUs", "usd": "$", "mtok": "Mtok", "tok per s": "tok/s"}
 
 
 def title(name: str) -> str:
@@ -17,7 +28,8 @@ def title(name: str) -> str:
     ('KV cache', 'Number of layers', 'Total parameters')
     """
     words = re.sub(r"\bparams\b", "parameters", re.sub(r"^num\b", "number of", readable(name)))
-    words = re.sub(r"\bgpus\b", "GPUs", re.sub(r"\busd\b", "$", words))
+    for short, long in _SPELT.items():
+        words = re.sub(rf"\b{short}\b", long, words)
     return words[:1].upper() + words[1:]
 
 
@@ -46,7 +58,7 @@ def described(key: str, value: object) -> str:
         return money(value)
     if "bytes" in key:
         return format_bytes(value)
-    if key.endswith(("_share", "chance")):
+    if key.endswith(("_share", "chance")) or key.startswith(("growth", "probability")):
         return f"{value:.0%}"
     if "params" in key:
         return format_count(value)
@@ -63,6 +75,11 @@ def duration(value: float | None) -> str:
 def money(value: float | None) -> str:
     """US dollars, a dash when the price is unknown."""
     return "–" if value is None or not math.isfinite(value) else format_usd(value)
+
+
+def short_money(value: float | None) -> str:
+    """US dollars in thousands or millions, a dash when the price is unknown."""
+    return "–" if value is None or not math.isfinite(value) else format_usd_short(value)
 
 
 def chance(value: float | None) -> str:
