@@ -25,7 +25,7 @@ def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_ha
     Rows need `demand_factor` and `usd_per_month`; None leaves a gap.
     """
     width = _HALF_IN if is_half else None
-    with axes_of(2.1 if is_half else 2.7, width_in=width) as (figure, (axes,)):
+    with axes_of(2.0 if is_half else 2.7, width_in=width) as (figure, (axes,)):
         for index, (name, rows) in enumerate(curves.items()):
             known = [row for row in rows if row.get("usd_per_month") is not None]
             x, y = [row["demand_factor"] for row in known], [row["usd_per_month"] for row in known]
@@ -88,7 +88,7 @@ def tornado(
 
 def probability_bars(rows: Sequence[tuple[str, float]]) -> Figure:
     """Chance of each system to be the best, longest first."""
-    with axes_of(max(2.1, 0.7 + 0.25 * len(rows)), width_in=_HALF_IN) as (figure, (axes,)):
+    with axes_of(max(1.8, 0.7 + 0.25 * len(rows)), width_in=_HALF_IN) as (figure, (axes,)):
         names, chances = [name for name, _ in rows], [chance for _, chance in rows]
         colours = [ACCENT if chance == max(chances) else PALETTE[1] for chance in chances]
         axes.barh(names, chances, color=colours, height=0.62)

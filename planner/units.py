@@ -6,6 +6,7 @@ Seconds, bytes, FLOP, watts and US dollars everywhere; 1 GB = 1e9 bytes, 1 GiB =
 from __future__ import annotations
 
 import math
+from typing import Any
 
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
@@ -102,3 +103,16 @@ def format_chance(chance: float) -> str:
     ('83%', '>99%', '<1%')
     """
     return ">99%" if chance > 0.99 else "<1%" if chance < 0.01 else f"{chance:.0%}"
+
+
+def finite(value: Any) -> Any:
+    """Nested facts with None where a number is not finite, which JSON cannot say.
+
+    >>> finite({"ratio": float("inf"), "rows": (1, 2.5)})
+    {'ratio': None, 'rows': [1, 2.5]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.balance import router_question
 from planner.deployment import Run
-from planner.economics import HOURS_PER_MONTH, usd_per_mtok
+from planner.economics import bill, usd_per_mtok
 from planner.facts.basic import Facts
 from planner.facts.certainty import ratios_of
 from planner.loads import rank_shares
@@ -38,12 +38,17 @@ def cost_curve(run: Run, sustained_factor: float) -> list[Facts]:
             {
                 "demand_factor": factor,
                 "num_gpus": num_gpus,
-                "usd_per_month": num_gpus * per_gpu_hour * HOURS_PER_MONTH,
+                "usd_per_month": monthly_usd(run, num_gpus),
                 "usd_per_mtok_output": usd_per_mtok(per_gpu_hour, num_gpus, run.output_tok_per_s * factor),
                 "is_offered": num_gpus <= run.deployment.cluster.num_gpus,
             }
         )
     return rows
+
+
+def monthly_usd(run: Run, num_gpus: int) -> float | None:
+    """Bill of `num_gpus` of the system of `run`, None where no price is known."""
+    return bill(run.deployment.cluster.system, num_gpus).usd_per_month
 
 
 def sensitivity_facts(run: Run, steps: Mapping[str, Mapping[str, float]], share: Mapping[str, float]) -> list[Facts]:

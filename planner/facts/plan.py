@@ -7,12 +7,12 @@ import numpy as np
 from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
-from planner.economics import HOURS_PER_MONTH, gpu_hour
+from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts, slo_facts
 from planner.facts.certainty import certainty_facts, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
 from planner.facts.launch import launch_facts
-from planner.facts.outlook import cost_curve, heat_facts, sensitivity_facts
+from planner.facts.outlook import cost_curve, heat_facts, monthly_usd, sensitivity_facts
 from planner.facts.series import cdf_facts, timeline_facts
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
@@ -78,7 +78,6 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
     share = _mixed_share(decode, prefill, prefill_time_share)
     experts, balance = expert_facts(winner), balance_facts(winner)
     steps = {"decode": _scalars(decode), "prefill": _scalars(prefill)}
-    per_hour = candidate.usd_per_hour
     return {
         "headline": headline(rec, winner),
         "cluster": candidate.cluster.name,
@@ -96,7 +95,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "output_tok_per_s": winner.output_tok_per_s,
         "output_tok_per_s_per_gpu": winner.output_tok_per_s / winner.num_gpus,
         "usd_per_mtok_output": winner.usd_per_mtok_output,
-        "usd_per_month": None if per_hour is None else per_hour * HOURS_PER_MONTH,
+        "usd_per_month": monthly_usd(winner, winner.num_gpus),
         "cost_curve": cost_curve(winner, rec.sustained_factor),
         "sensitivity": sensitivity_facts(winner, steps, share),
         "heat": heat_facts(winner, balance),
@@ -134,6 +133,11 @@ def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, fl
     context = winner.workload.mean_prompt_tokens + winner.workload.mean_output_tokens / 2
     share = float(step_s[prefilling].sum() / step_s.sum()) if step_s.sum() else 0.0
     return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0), share
+
+
+def origin_share_of(run: Run) -> Facts:
+    """Share of the simulated time by origin of its prediction."""
+    return _mixed_share(*operating_point(run, run.deployment.cost()))
 
 
 def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float) -> Facts:
@@ -204,8 +208,7 @@ def _run_row(run: Run) -> Facts:
 def _chance(run: Run, winner: Run, share: Facts) -> float | None:
     """Chance that `run` meets the SLO; runs on the winner's kind of GPU rest on what the winner rests on."""
     if run.deployment.cluster.system != winner.deployment.cluster.system:
-        decode, prefill, prefill_time_share = operating_point(run, run.deployment.cost())
-        share = _mixed_share(decode, prefill, prefill_time_share)
+        share = origin_share_of(run)
     return meets_chance(run, share)
 
 

@@ -24,10 +24,10 @@ def comparison_page(facts: Facts) -> Page:
     """Page of the facts of `compare --json`."""
     winner = named(facts, facts.get("winner"))
     verdict = ("good", "Meets the SLO") if winner else ("bad", "No system meets the SLO")
-    names = [str(row.get("name")) for row in facts.get("systems") or ()]
+    names = facts.get("systems") or ()
     models = [str(row.get("model")) for row in (facts.get("question") or {}).get("demands") or ()]
     return Page(
-        f"{', '.join(models) or 'Model'}: {' against '.join(names) or 'no system'}",
+        f"{', '.join(models) or 'Model'}: {len(names)} systems compared",
         verdict,
         str(facts.get("headline") or verdict[1]),
         tuple(_tiles(winner)) if winner else (),

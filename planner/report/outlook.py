@@ -88,16 +88,19 @@ def sensitivity_table(rows: Sequence[Facts], text: Any) -> Table:
 
 def launch(facts: Facts) -> Section | None:
     """Commands to start the recommended layout."""
-    pools = [pool for pool in facts.get("launch") or () if pool["commands"] or pool["note"]]
+    apart = ((facts.get("disaggregation") or {}).get("winner") or {}).get("launch") or ()
+    pools = [pool for pool in (*(facts.get("launch") or ()), *apart) if pool["commands"] or pool["note"]]
     if not pools:
         return None
     code, notes = [], []
     for pool in pools:
         code += [f"{_role(pool)}{command['text']}" for command in pool["commands"]]
         notes.append(f"{pool['role'].capitalize()} pool: {pool['note']}" if pool["role"] else pool["note"])
-    gpus = sum(pool["num_gpus"] for pool in pools)
     engine = pools[0]["engine"]
-    finding = f"Unverified: a starting point for {engine} on {gpus:,} GPUs. Try it on one node before you rely on it."
+    counts = " and ".join(f"{pool['num_gpus']:,}{' ' + pool['role'] if pool['role'] else ''}" for pool in pools)
+    finding = (
+        f"Unverified: a starting point for {engine} on {counts} GPUs. Try it on one replica before you rely on it."
+    )
     if not code:
         finding = f"No command for {engine}."
     return Section("How to start it", finding, items=tuple(notes), code=tuple(code))

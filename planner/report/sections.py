@@ -17,6 +17,7 @@ from planner.figures import readable
 from planner.report.blocks import Section, Table
 from planner.report.expertsections import experts, heat, residency
 from planner.report.outlook import cost_against_demand, launch, sensitivity
+from planner.report.poolsections import pools
 from planner.report.wording import described, duration, number, title
 from planner.units import format_bytes, format_chance, format_count
 
@@ -272,6 +273,7 @@ _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     _frontier,
     cost_against_demand,
     sensitivity,
+    pools,
     _latency,
     _timeline,
     _step,

@@ -17,7 +17,6 @@ from planner.units import (
     significant,
 )
 
-
 _SPELT = {"gpus": "GPUs", "usd": "$", "mtok": "Mtok", "tok per s": "tok/s"}
 
 
