@@ -99,7 +99,11 @@ def replicas(
     only: Callable[[Layout], bool] = lambda layout: True,
 ) -> list[Replica]:
     """Every replica of `variants` that fits a part of `cluster`, with the engine's default token budget."""
-    return [replica for model in variants for replica in _replicas_of(model, cluster, engine, workload, experts, only)]
+    return [
+        replica
+        for model in variants
+        for replica in _replicas_of(model, cluster, engine, workload, experts, only)
+    ]
 
 
 def _replicas_of(
@@ -159,7 +163,9 @@ def _replica(
     lengths = workload.requests(seed=0).prompt_tokens
     ttft_s = steady.ttft_at(batch, float(lengths.var() / lengths.mean() ** 2))
     tok_per_s = rate * workload.mean_output_tokens
-    return Replica(layout, backend, kv_format, limits, batch, steady.tpot_at(batch), ttft_s, carried, tok_per_s)
+    return Replica(
+        layout, backend, kv_format, limits, batch, steady.tpot_at(batch), ttft_s, carried, tok_per_s
+    )
 
 
 def capacity(replica: Replica, slo: Slo, output_tokens: float, shift: Shift | None = None) -> Floats:

@@ -18,9 +18,7 @@ from planner.sizing import capacity, demand_of
 from planner.units import DAY_S
 
 Resource = Literal["budget", "monthly_budget", "power", "racks"]
-_BUDGET = re.compile(
-    r"\$?\s*(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<scale>[kKmM]?)(?P<month>\s*/\s*month)?"
-)
+_BUDGET = re.compile(r"\$?\s*(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<scale>[kKmM]?)(?P<month>\s*/\s*month)?")
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6}
 _MOST_GPUS = 1_000_000
 _UNIT = {"budget": "$", "monthly_budget": "$ a month", "power": "MW", "racks": "racks"}
@@ -69,9 +67,7 @@ class Ceiling:
 
 def parse_limit(budget: str | None, power_mw: float | None, racks: int | None) -> Limit | None:
     """The limit of `--budget 5M | 200k/month`, `--power MW` or `--racks N`; InputError when more than one is given."""
-    given = [
-        name for name, value in (("--budget", budget), ("--power", power_mw), ("--racks", racks)) if value is not None
-    ]
+    given = [name for name, value in (("--budget", budget), ("--power", power_mw), ("--racks", racks)) if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are both given: ask about one limit at a time")
     if budget is not None:
@@ -88,9 +84,7 @@ def parse_limit(budget: str | None, power_mw: float | None, racks: int | None) -
 def _budget(text: str) -> Limit:
     match = _BUDGET.fullmatch(text.strip())
     if match is None:
-        raise InputError(
-            f"--budget {text!r}: write dollars of capital such as 5000000 or 5M, or dollars a month: 200k/month"
-        )
+        raise InputError(f"--budget {text!r}: write dollars of capital such as 5000000 or 5M, or dollars a month: 200k/month")
     amount = float(match["number"].replace(",", "").replace("_", "")) * _SCALE[match["scale"].lower()]
     _check_amount("--budget", amount, "dollars, such as --budget 5M")
     return Limit("monthly_budget" if match["month"] else "budget", amount)
@@ -119,10 +113,7 @@ def _bought(one: Standing, limit: Limit) -> Bought:
         return Bought(one.name, 0, nodes, 0.0, 0.0, 0.0, None, "", nothing)
     gpus, anchor = nodes * unit, entrant.anchor
     carried = [
-        gpus
-        // replica.num_gpus
-        * float(capacity(replica, demand.slo, demand.workload.mean_output_tokens))
-        * anchor.of(replica)
+        gpus // replica.num_gpus * float(capacity(replica, demand.slo, demand.workload.mean_output_tokens)) * anchor.of(replica)
         for replica in entrant.curves.every
     ]
     index = int(np.argmax(carried))

@@ -273,3 +273,4 @@ def _swing(
 
 def _usd(one: Standing, world: World) -> Floats | None:
     return None if one.bill is None else one.usd_in(world)
+
