@@ -25,7 +25,7 @@ def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_ha
     Rows need `demand_factor` and `usd_per_month`; None leaves a gap.
     """
     width = _HALF_IN if is_half else None
-    with axes_of(2.0 if is_half else 2.7, width_in=width) as (figure, (axes,)):
+    with axes_of(1.85 if is_half else 2.7, width_in=width) as (figure, (axes,)):
         for index, (name, rows) in enumerate(curves.items()):
             known = [row for row in rows if row.get("usd_per_month") is not None]
             x, y = [row["demand_factor"] for row in known], [row["usd_per_month"] for row in known]
@@ -64,7 +64,7 @@ def tornado(
     shown = sorted(rows, key=lambda row: -abs(row["high"] - row["low"]))[:_ROWS]
     ends = [row[end] for row in shown for end in ("low", "high")] + [middle] + ([limit] if limit is not None else [])
     margin = (0.32 if is_half else 0.16) * (max(ends) - min(ends) or abs(middle) or 1.0)
-    with axes_of(0.72 + (0.23 if is_half else 0.27) * len(shown), width_in=_HALF_IN if is_half else None) as (
+    with axes_of(0.72 + (0.2 if is_half else 0.27) * len(shown), width_in=_HALF_IN if is_half else None) as (
         figure,
         (axes,),
     ):
@@ -88,7 +88,7 @@ def tornado(
 
 def probability_bars(rows: Sequence[tuple[str, float]]) -> Figure:
     """Chance of each system to be the best, longest first."""
-    with axes_of(max(1.8, 0.7 + 0.25 * len(rows)), width_in=_HALF_IN) as (figure, (axes,)):
+    with axes_of(max(1.6, 0.65 + 0.22 * len(rows)), width_in=_HALF_IN) as (figure, (axes,)):
         names, chances = [name for name, _ in rows], [chance for _, chance in rows]
         colours = [ACCENT if chance == max(chances) else PALETTE[1] for chance in chances]
         axes.barh(names, chances, color=colours, height=0.62)
