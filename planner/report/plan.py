@@ -41,6 +41,9 @@ def _summary(facts: Facts) -> list[Section]:
         sections.append(Section("The question", "", (Table(("", ""), question, frozenset({0, 1})),), style="question"))
     if facts.get("binding_constraint"):
         sections.append(Section("What limits it", str(facts["binding_constraint"])))
+    apart = facts.get("disaggregation")
+    if apart:
+        sections.append(Section("Prefill and decode apart?", f"{apart['verdict'].capitalize()}: {apart['reason']}."))
     best = candidates(facts)
     if best is not None:
         sections.append(Section("Best layouts", "", (best,), style="layouts"))

@@ -23,6 +23,8 @@ from planner.units import format_bytes, format_chance, format_count
 
 Facts = Mapping[str, Any]
 
+_NOTICEABLE = 1.01
+"""Ratio of throughputs from which another layout is pointed out."""
 _X, _Y = "interactivity_tok_per_s_per_user", "output_tok_per_s_per_gpu"
 
 
@@ -114,9 +116,9 @@ def _frontier_finding(rows: Sequence[Facts], chosen: int | None) -> str:
     finding += (
         f" {figures.layout_name(row)} gives {number(row[_Y])} output tok/s per GPU at {number(row[_X])} tok/s per user."
     )
-    if meeting and row[_Y] < meeting[0][_Y]:
+    if meeting and row[_Y] * _NOTICEABLE < meeting[0][_Y]:
         finding += f" {figures.layout_name(meeting[0])} gives {number(meeting[0][_Y])} per GPU and meets the SLO too."
-    elif not rows[0].get("meets_slo") and rows[0][_Y] > row[_Y]:
+    elif not rows[0].get("meets_slo") and rows[0][_Y] > row[_Y] * _NOTICEABLE:
         finding += f" {figures.layout_name(rows[0])} gives {number(rows[0][_Y])} per GPU but misses the SLO."
     return finding
 
