@@ -85,9 +85,9 @@ def write_pools(folder: Path, run: PoolsRun, facts: dict[str, Any]) -> None:
     _write(folder, files, facts)
 
 
-def write_comparison(folder: Path, facts: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Write a comparison: resolved inputs, facts, one row per system, the report as HTML and Markdown."""
-    files = {"inputs.json": _json(inputs), "systems.csv": _systems(facts)} | _answer("comparison.json", facts)
+def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
+    """Write a comparison: facts, one row per system, the report as HTML and Markdown."""
+    files = {"systems.csv": _systems(facts)} | _answer("comparison.json", facts)
     _write(folder, files, facts)
 
 

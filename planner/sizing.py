@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.deployment import Run
+from planner.deployment import Run, with_replicas
 from planner.engine import Engine, Limits
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.fit import limits_for
@@ -99,11 +99,7 @@ def replicas(
     only: Callable[[Layout], bool] = lambda layout: True,
 ) -> list[Replica]:
     """Every replica of `variants` that fits a part of `cluster`, with the engine's default token budget."""
-    return [
-        replica
-        for model in variants
-        for replica in _replicas_of(model, cluster, engine, workload, experts, only)
-    ]
+    return [replica for model in variants for replica in _replicas_of(model, cluster, engine, workload, experts, only)]
 
 
 def _replicas_of(
@@ -163,9 +159,7 @@ def _replica(
     lengths = workload.requests(seed=0).prompt_tokens
     ttft_s = steady.ttft_at(batch, float(lengths.var() / lengths.mean() ** 2))
     tok_per_s = rate * workload.mean_output_tokens
-    return Replica(
-        layout, backend, kv_format, limits, batch, steady.tpot_at(batch), ttft_s, carried, tok_per_s
-    )
+    return Replica(layout, backend, kv_format, limits, batch, steady.tpot_at(batch), ttft_s, carried, tok_per_s)
 
 
 def capacity(replica: Replica, slo: Slo, output_tokens: float, shift: Shift | None = None) -> Floats:
@@ -216,8 +210,6 @@ def anchored(found: Sequence[Replica], runs: Sequence[Run], winner: Run, carries
 
 def key_of(run: Run) -> tuple[Layout, str, str]:
     """Key of the replica that `run` simulated."""
-    from planner.deployment import with_replicas
-
     deployment = run.deployment
     return with_replicas(deployment.layout, 1), deployment.backend, deployment.model.kv_format
 

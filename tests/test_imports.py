@@ -53,7 +53,7 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures", "decisionfigures", "compare"},
     {"tables"},
-    {"experttext", "failuretext", "afdtext"},
+    {"experttext", "failuretext", "afdtext", "comparetext"},
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder"},

@@ -118,7 +118,8 @@ def _entrant(estimator: Estimator, answer: Recommendation, cluster: Cluster, fou
     carries = _carries(answer, winner) if is_resident else answer.sustained_factor
     anchor = anchored(found, answer.runs, winner, carries, slo) if is_resident else Anchor(1.0)
     kept = _kept(estimator, found, anchor, winner) if is_resident else []
-    curves, whatifs = Curves(), ()
+    curves = Curves()
+    whatifs: tuple[WhatIf, ...] = ()
     if kept:
         curves = Curves(tuple(found), tuple(kept), tuple(_changed(estimator, kept).items()))
         whatifs = (*fabric(estimator, found, anchor), *doubles(estimator, found, anchor))

@@ -64,9 +64,7 @@ class Estimator:
         if not found:
             return None
         workload = self.demand.workload
-        gpus, carried = gpus_needed(
-            found, demand_of(workload), self.demand.slo, workload.mean_output_tokens, anchor
-        )
+        gpus, carried = gpus_needed(found, demand_of(workload), self.demand.slo, workload.mean_output_tokens, anchor)
         least = int(fewest(gpus))
         best = max((i for i in range(len(found)) if gpus[i] == least), key=lambda i: carried[i] / found[i].num_gpus)
         return None if least < 0 else (least, found[best])
