@@ -15,6 +15,8 @@ from planner.units import format_usd_short
 _HALF_IN = 3.75
 _COLOURS = (PALETTE[0], PALETTE[4], PALETTE[2], PALETTE[6], PALETTE[5], PALETTE[8], PALETTE[1], PALETTE[3])
 _MARKERS = "osD^vPX*"
+_LABEL, _HALF_LABEL, _HALF_END = 46, 25, 9
+"""Letters of a label of a wide and of a narrow figure, and of the end of a bar in a narrow one."""
 _ROWS = 10
 """Bars of a tornado; the issue of this tool asks for the ten inputs that matter."""
 
@@ -61,7 +63,7 @@ def tornado(
 
     Rows need `input`, `low`, `high`, `low_label`, `high_label`; `limit` is a line not to be crossed.
     """
-    shown = sorted(rows, key=lambda row: -abs(row["high"] - row["low"]))[:_ROWS]
+    shown = sorted(rows, key=lambda row: -swing(row, middle))[:_ROWS]
     ends = [row[end] for row in shown for end in ("low", "high")] + [middle] + ([limit] if limit is not None else [])
     margin = (0.32 if is_half else 0.16) * (max(ends) - min(ends) or abs(middle) or 1.0)
     with axes_of(0.72 + (0.2 if is_half else 0.27) * len(shown), width_in=_HALF_IN if is_half else None) as (
@@ -71,12 +73,13 @@ def tornado(
         for position, row in enumerate(shown):
             for end, colour in (("low", PALETTE[1]), ("high", PALETTE[0])):
                 axes.barh(position, row[end] - middle, left=middle, height=0.62, color=colour)
-            _end_labels(axes, position, row)
+            _end_labels(axes, position, row, _HALF_END if is_half else _HALF_LABEL)
         axes.axvline(middle, color=INK, lw=0.9)
         if limit is not None:
             axes.axvline(limit, color=WARN, lw=1.0, ls=(0, (4, 3)))
             axes.annotate("limit", (limit, -0.6), (3, -1), textcoords="offset points", color=WARN, fontsize=8, va="top")
-        axes.set_yticks(range(len(shown)), [row["input"] for row in shown])
+        longest = _HALF_LABEL if is_half else _LABEL
+        axes.set_yticks(range(len(shown)), [shorten(row["input"], longest) for row in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -158,9 +161,27 @@ def heat_map(panels: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _end_labels(axes: Axes, position: int, row: Mapping[str, Any]) -> None:
+def swing(row: Mapping[str, Any], middle: float) -> float:
+    """How far an input of a tornado moves the answer from `middle`, both ends together."""
+    ends = (row["low"], row["high"], middle)
+    return float(max(ends) - min(ends))
+
+
+def shorten(text: str, most: int) -> str:
+    """`text` cut to `most` letters.
+
+    >>> shorten("step time of mi300x (measured over predicted)", 22)
+    'step time of mi300x…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1].rsplit(' ', 1)[0].rstrip(' (,')}…"
+
+
+def _end_labels(axes: Axes, position: int, row: Mapping[str, Any], most: int) -> None:
+    """Write what the ends of a bar stand for, where that is short; the table beside the figure says all."""
     left, right = sorted(("low", "high"), key=lambda end: row[end])
     for end, shift, align in ((left, -3, "right"), (right, 3, "left")):
+        if len(row[f"{end}_label"]) > most:
+            continue
         note = axes.annotate(
             str(row[f"{end}_label"]),
             (row[end], position),

@@ -11,13 +11,15 @@ from typing import Any
 
 from planner import decisionfigures
 from planner.report.blocks import Page, Section, Table
-from planner.report.comparisonsections import comparison_evidence
+from planner.report.comparisonsections import comparison_evidence, swings
 from planner.report.rows import named, without_empty
 from planner.report.wording import chance, money, number, short_money, spread
 
 Facts = Mapping[str, Any]
 _MOST_RISKS = 5
 """Bullets on the first page; the rest is evidence."""
+_MOST_BARS = 7
+"""Inputs of the tornado on the first page."""
 
 
 def comparison_page(facts: Facts) -> Page:
@@ -139,37 +141,19 @@ def _priced(rows: Sequence[Facts]) -> list[Facts]:
 
 
 def _sensitivity(facts: Facts) -> Section | None:
-    winner = named(facts, facts.get("winner"))
-    rows = [
-        {
-            "input": str(row["input"]),
-            "low": row["low_usd_per_month"],
-            "high": row["high_usd_per_month"],
-            "low_label": f"{row['low_label']}{_turned(row.get('winner_low'), facts)}",
-            "high_label": f"{row['high_label']}{_turned(row.get('winner_high'), facts)}",
-        }
-        for row in facts.get("sensitivity") or ()
-        if row.get("low_usd_per_month") is not None and row.get("high_usd_per_month") is not None
-    ]
-    if not rows or not winner or winner.get("usd_per_month") is None:
+    middle = named(facts, facts.get("winner")).get("usd_per_month")
+    rows = swings(facts)
+    if not rows or middle is None:
         return None
-    turning = [
-        str(row["input"])
-        for row in facts["sensitivity"]
-        if any(row.get(key) not in (None, facts["winner"]) for key in ("winner_low", "winner_high"))
-    ]
-    largest = max(rows, key=lambda row: abs(row["high"] - row["low"]))
-    finding = f"The largest single lever is {largest['input']}: {money(largest['low'])} to {money(largest['high'])}."
+    turning = [row["input"] for row in rows if row["low_label"].endswith("*") or row["high_label"].endswith("*")]
+    largest = max(rows, key=lambda row: decisionfigures.swing(row, middle))
+    finding = f"The largest lever is {largest['input']}: {money(largest['low'])} to {money(largest['high'])} a month."
     finding += (
-        f" Another system wins where starred: {', '.join(turning)}." if turning else " None of them alone turns it."
+        f" Another system wins where starred: {', '.join(turning)}." if turning else " None alone turns the choice."
     )
     label = f"Cost of {facts['winner']} per month"
-    draw = partial(decisionfigures.tornado, rows, winner["usd_per_month"], label, is_money=True, is_half=True)
+    draw = partial(decisionfigures.tornado, rows[:_MOST_BARS], middle, label, is_money=True, is_half=True)
     return Section("What would change the answer", finding, draw=draw, style="half")
-
-
-def _turned(name: Any, facts: Facts) -> str:
-    return " *" if name not in (None, facts.get("winner")) else ""
 
 
 def _risks(facts: Facts) -> Section | None:
@@ -181,11 +165,12 @@ def _risks(facts: Facts) -> Section | None:
 
 def _question(facts: Facts) -> Section | None:
     question = facts.get("question") or {}
-    rows = [("Asked", str(question["text"]))] if question.get("text") else []
-    for demand in question.get("demands") or ():
-        rows.append((str(demand.get("model", "Demand")), _demand(demand)))
+    rows = [(str(demand.get("model", "Demand")), _demand(demand)) for demand in question.get("demands") or ()]
+    if question.get("text") and not rows:
+        rows.append(("Asked", str(question["text"])))
     served = [str(question["engine"])] if question.get("engine") else []
     served += [f"seed {question['seed']}"] if question.get("seed") is not None else []
+    served += [f"demand uncertain by {question['demand_error']}"] if question.get("demand_error") else []
     rows += [("Engine", ", ".join(served))] if served else []
     if not rows:
         return None
@@ -193,14 +178,14 @@ def _question(facts: Facts) -> Section | None:
 
 
 def _demand(demand: Facts) -> str:
-    parts = [str(demand[key]) for key in ("workload", "slo") if demand.get(key)]
-    if demand.get("rate_per_s") is not None:
-        parts.insert(1, f"{number(demand['rate_per_s'])} requests/s")
-    if demand.get("concurrency"):
-        parts.insert(1, f"{demand['concurrency']:,} users")
-    tokens = [demand.get(key) for key in ("prompt_tokens_mean", "output_tokens_mean")]
-    if None not in tokens:
-        parts.append(f"{tokens[0]:,.0f} tokens in and {tokens[1]:,.0f} out on average")
+    workload = str(demand.get("workload") or "")
+    parts = [workload] if workload else []
+    if demand.get("rate_per_s") is not None and "requests/s" not in workload:
+        parts.append(f"{number(demand['rate_per_s'])} requests/s")
+    if demand.get("concurrency") and "users" not in workload:
+        parts.append(f"{demand['concurrency']:,} users")
+    if demand.get("slo"):
+        parts.append(str(demand["slo"]))
     return ", ".join(parts)
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from planner import decisionfigures
 from planner.report.blocks import Section, Table
-from planner.report.outlook import sensitivity_table
-from planner.report.rows import table_of, without_empty
+from planner.report.outlook import launch, sensitivity_table
+from planner.report.rows import named, table_of, without_empty
 from planner.report.wording import described, duration, money, number, spread, title
 
 Facts = Mapping[str, Any]
-_BAND = 10
-"""Width of an interactivity band [tok/s per user]."""
 
 
 def comparison_evidence(facts: Facts) -> list[Section]:
@@ -57,7 +55,7 @@ def _latency(facts: Facts) -> Section | None:
     rows = [row for row in facts.get("systems") or () if row.get("ttft_s") or row.get("tpot_s")]
     if not rows:
         return None
-    names = ("mean", "p50", "p90", "p99")
+    names = ("mean", "p50", "p90", "p95", "p99")
     header = ("System", *(f"{m} {name}" for m in ("TTFT", "TPOT") for name in names), "Output tok/s per GPU")
     cells = [
         (
@@ -76,14 +74,24 @@ def _money(facts: Facts) -> Section | None:
     rows = [row for row in facts.get("systems") or () if row.get("usd_per_month") is not None]
     if not rows:
         return None
-    header = ["System", "GPUs, 80 % range", "Racks", "Purchase", "$ per Mtok input", "output", "total"]
+    header = [
+        "System",
+        "GPUs, 80 % range",
+        "GPUs, 90 % sure",
+        "Racks",
+        "Purchase",
+        "$ per Mtok input",
+        "output",
+        "total",
+    ]
     header += ["Months to next purchase", "$ per GPU-hour", "Basis", "As of", "Source"]
     cells = [
         (
             str(row["name"]),
             spread(row.get("num_gpus_interval"), lambda value: number(value, whole=True)),
+            number((row.get("sure") or {}).get("num_gpus"), whole=True),
             number(row.get("racks")),
-            money(row.get("capex_usd")),
+            money(row.get("capex_usd") or None),
             *(number(row.get(f"usd_per_mtok_{kind}")) for kind in ("input", "output", "total")),
             number(row.get("months_until_next_purchase")),
             number((row.get("price") or {}).get("usd_per_gpu_hour")),
@@ -93,7 +101,7 @@ def _money(facts: Facts) -> Section | None:
     ]
     cheap = min(rows, key=lambda row: row["usd_per_month"])
     finding = f"{cheap['name']} costs least: {money(cheap['usd_per_month'])} a month."
-    return Section("What it costs", finding, (without_empty(header, cells, {0, 9, 10, 11}),), style="small")
+    return Section("What it costs", finding, (without_empty(header, cells, {0, 10, 11, 12}),), style="small")
 
 
 def _front(facts: Facts) -> Section | None:
@@ -118,7 +126,7 @@ def _least_interactivity(facts: Facts) -> float | None:
     limits = [
         row["limit_s"]
         for demand in (facts.get("question") or {}).get("demands") or ()
-        for row in (demand.get("slo") if isinstance(demand.get("slo"), list) else ())
+        for row in demand.get("objectives") or ()
         if row.get("metric") == "tpot"
     ]
     return 1 / min(limits) if limits else None
@@ -129,40 +137,125 @@ def _bands(facts: Facts) -> Section | None:
     rows = bands.get("rows") or ()
     if not rows:
         return None
-    names = list(dict.fromkeys(name for row in rows for name in row.get("values") or {}))
-    metric = str(bands.get("metric") or "usd_per_mtok_output")
-    header = ("From tok/s per user", "Best", *names, f"Best against {bands.get('baseline')}")
+    winners = list(dict.fromkeys(str(row["best"]) for row in rows if row.get("best")))
+    finding = f"Leading in at least one band of interactivity: {', '.join(winners) or 'none'}."
+    finding += f" {str(bands['basis']).capitalize()}." if bands.get("basis") else ""
+    tables = [_band_table(rows, "values", "Output tok/s per GPU from tok/s per user", str(bands.get("baseline")))]
+    if any(row.get("usd_per_mtok_output") for row in rows):
+        tables.append(_band_table(rows, "usd_per_mtok_output", "$ per Mtok output from tok/s per user", None))
+    return Section("Best system by interactivity", finding, tuple(tables))
+
+
+def _band_table(rows: Sequence[Facts], key: str, heading: str, baseline: str | None) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row.get(key) or {}))
+    header = [heading, "Best", *names, *([f"Best against {baseline}"] if baseline else [])]
     cells = [
         (
             number(row.get("tok_per_s_per_user"), whole=True),
             str(row.get("best") or "none"),
-            *(number((row.get("values") or {}).get(name)) for name in names),
-            _percent(row.get("vs_baseline_pct"), row.get("best")),
+            *(number((row.get(key) or {}).get(name)) for name in names),
+            *([_percent(row.get("vs_baseline_pct"))] if baseline else []),
         )
         for row in rows
     ]
-    winners = list(dict.fromkeys(str(row["best"]) for row in rows if row.get("best")))
-    finding = f"Best in at least one band of {_BAND} tok/s per user: {', '.join(winners) or 'none'}. "
-    finding += f"Values are {title(metric)}."
-    return Section("Best system by interactivity", finding, (without_empty(header, cells, {1}),))
+    return without_empty(header, cells, {1})
 
 
-def _percent(value: Any, best: Any) -> str:
-    value = value.get(best) if isinstance(value, Mapping) else value
+def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:+.0f} %"
 
 
-def _sensitivity(facts: Facts) -> Section | None:
+def swings(facts: Facts) -> list[dict[str, Any]]:
+    """Rows of a tornado of the monthly cost, largest first; an end at which another system wins is starred.
+
+    Inputs that move nothing are left out, and so are those with an end that cannot be served at all.
+    """
+    middle = named(facts, facts.get("winner")).get("usd_per_month")
     rows = [
-        {"input": row["input"], "low_label": row["low_label"], "high_label": row["high_label"]}
-        | {"low": row.get("low_usd_per_month"), "high": row.get("high_usd_per_month")}
+        {
+            "input": str(row["input"]),
+            "low": row["low_usd_per_month"],
+            "high": row["high_usd_per_month"],
+            "low_label": f"{row['low_label']}{_turned(row.get('winner_low'), facts)}",
+            "high_label": f"{row['high_label']}{_turned(row.get('winner_high'), facts)}",
+        }
         for row in facts.get("sensitivity") or ()
-        if None not in (row.get("low_usd_per_month"), row.get("high_usd_per_month"))
+        if None not in (row.get("low_usd_per_month"), row.get("high_usd_per_month"), middle)
     ]
+    moving = [row for row in rows if decisionfigures.swing(row, middle) > 0]
+    return sorted(moving, key=lambda row: -decisionfigures.swing(row, middle))
+
+
+def _turned(name: Any, facts: Facts) -> str:
+    return " *" if name not in (None, facts.get("winner")) else ""
+
+
+def _sensitivity(facts: Facts) -> Section | None:
+    rows = swings(facts)
     if not rows:
         return None
-    finding = f"Cost of {facts.get('winner')} per month at the ends of each input, the others as assumed."
-    return Section("The numbers of the tornado", finding, (sensitivity_table(rows, money),))
+    middle = named(facts, facts["winner"])["usd_per_month"]
+    finding = f"Cost of {facts['winner']} per month at the ends of each input, the others as assumed."
+    impossible = [
+        f"{row['input']} at {row[f'{end}_label']}"
+        for row in facts["sensitivity"]
+        for end in ("low", "high")
+        if row.get(f"{end}_usd_per_month") is None
+    ]
+    items = [f"{facts['winner']} cannot serve {', '.join(impossible)}."] if impossible else []
+    turned = {
+        f"{row['input']} at {row[f'{end}_label']}: {row[f'winner_{end}']}"
+        for row in facts["sensitivity"]
+        for end in ("low", "high")
+        if _turned(row.get(f"winner_{end}"), facts)
+    }
+    items += [f"* {', '.join(sorted(turned))} is the choice then."] if turned else []
+    return Section("The numbers of the tornado", finding, (sensitivity_table(rows, middle, money),), items=tuple(items))
+
+
+def _ceilings(facts: Facts) -> Section | None:
+    rows = (facts.get("inverse") or {}).get("ceilings") or ()
+    if not rows:
+        return None
+    names = list(dict.fromkeys(name for row in rows for name in row.get("tok_per_s_per_user") or {}))
+    cells = [
+        (
+            money(row.get("usd_per_mtok_output")),
+            *(_reached((row.get("tok_per_s_per_user") or {}).get(name)) for name in names),
+            str(row.get("best") or "none"),
+        )
+        for row in rows
+    ]
+    table = Table(("Ceiling per Mtok output", *names, "Fastest"), tuple(cells), frozenset({0, len(names) + 1}))
+    return Section("How fast under a cost ceiling", "Highest tok/s per user at full load under each ceiling.", (table,))
+
+
+def _reached(value: float | None) -> str:
+    return "not reachable" if value is None else number(value)
+
+
+def _models(facts: Facts) -> Section | None:
+    rows = [(system["name"], model) for system in facts.get("systems") or () for model in system.get("models") or ()]
+    if len({model.get("model") for _, model in rows}) < 2:
+        return None
+    header = ("System", "Model", "Layout", "GPUs", "TTFT p95", "TPOT p95", "Headroom")
+    cells = [
+        (
+            str(name),
+            str(model.get("model")),
+            str(model.get("layout") or "–"),
+            number(model.get("num_gpus"), whole=True),
+            *(duration((model.get(metric) or {}).get("p95")) for metric in ("ttft_s", "tpot_s")),
+            number(model.get("headroom")),
+        )
+        for name, model in rows
+    ]
+    finding = "Every model has GPUs of its own in the cluster."
+    return Section("The models of the fleet", finding, (without_empty(header, cells, {0, 1, 2}),))
+
+
+def _launch(facts: Facts) -> Section | None:
+    return launch(named(facts, facts.get("winner")))
 
 
 def _listed(key: str, heading: str, finding: str) -> Any:
@@ -175,7 +268,9 @@ def _listed(key: str, heading: str, finding: str) -> Any:
         rows = found.get("rows") or () if isinstance(found, Mapping) else found
         remarks = found.items() if isinstance(found, Mapping) else ()
         items = tuple(
-            f"{title(str(k))}: {described(str(k), v)}" for k, v in remarks if k != "rows" and v not in (None, "", [])
+            f"{title(str(k))}: {described(str(k), v)}"
+            for k, v in remarks
+            if isinstance(v, str | int | float) and v != ""
         )
         table = table_of(rows)
         return Section(heading, finding, (table,) if table else (), items=items) if table or items else None
@@ -218,17 +313,20 @@ def _assumptions(facts: Facts) -> Section | None:
 
 _EVIDENCE = (
     _layouts,
+    _models,
     _latency,
     _money,
     _front,
     _bands,
     _sensitivity,
-    _listed("inverse", "The question the other way round", "What a fixed budget, power or price ceiling buys."),
+    _ceilings,
+    _listed("inverse", "The question the other way round", "What a fixed budget, power or number of racks buys."),
     _listed("fabric", "Another fabric", "GPUs that each change of the network would take."),
     _listed("growth", "Until the next purchase", "How far today's choice carries a growing demand."),
     _listed("doubles", "If the model doubles", "The same demand with a larger model."),
     _listed("rent_or_buy", "Rent or buy", "Cumulative cost of renting and of owning."),
     _uncertainty,
+    _launch,
     _cautions,
     _assumptions,
 )

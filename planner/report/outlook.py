@@ -69,16 +69,16 @@ def sensitivity(facts: Facts) -> Section | None:
         finding += f" It breaks with an unfavourable {_listed(breaking)}."
     elif middle <= 1:
         finding += " None of these changes alone breaks it."
-    table = sensitivity_table(rows, lambda value: f"{value:.0%}")
+    table = sensitivity_table(rows, middle, lambda value: f"{value:.0%}")
     label = f"{objective} as a share of its limit"
     draw = partial(decisionfigures.tornado, rows, middle, label, limit=1.0)
     notes = ("Estimates: traffic by the closed-form steady state, kernels by their share of the step.",)
     return Section("What would change the answer", finding, (table,), draw, notes)
 
 
-def sensitivity_table(rows: Sequence[Facts], text: Any) -> Table:
+def sensitivity_table(rows: Sequence[Facts], middle: float, text: Any) -> Table:
     """The numbers of a tornado, in its order."""
-    ordered = sorted(rows, key=lambda row: -abs(row["high"] - row["low"]))
+    ordered = sorted(rows, key=lambda row: -decisionfigures.swing(row, middle))
     cells = tuple(
         (row["input"], f"{row['low_label']}", text(row["low"]), f"{row['high_label']}", text(row["high"]))
         for row in ordered
