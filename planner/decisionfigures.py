@@ -24,10 +24,11 @@ _ROWS = 10
 def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_half: bool = False) -> Figure:
     """Monthly cost [$] over multiples of the demand, a line per system; hollow points need more GPUs than are offered.
 
-    Rows need `demand_factor` and `usd_per_month`; None leaves a gap.
+    Several systems are drawn on logarithmic axes. Rows need `demand_factor` and `usd_per_month`; None leaves a gap.
     """
     width = _HALF_IN if is_half else None
-    with axes_of(1.85 if is_half else 2.7, width_in=width) as (figure, (axes,)):
+    legend_rows = -(-len(curves) // (3 if is_half else 5)) if len(curves) > 1 else 0
+    with axes_of((1.75 if is_half else 2.6) + 0.15 * legend_rows, width_in=width) as (figure, (axes,)):
         for index, (name, rows) in enumerate(curves.items()):
             known = [row for row in rows if row.get("usd_per_month") is not None]
             x, y = [row["demand_factor"] for row in known], [row["usd_per_month"] for row in known]
@@ -37,16 +38,18 @@ def cost_against_demand(curves: Mapping[str, Sequence[Mapping[str, Any]]], is_ha
             axes.plot(x, y, color=colour, lw=1.3, label=name, drawstyle=style)
             for row, px, py in zip(known, x, y, strict=True):
                 face = colour if row.get("is_offered", True) else "white"
-                axes.plot(px, py, marker, ms=4.5, mfc=face, mec=colour, mew=1.0)
+                axes.plot(px, py, marker, ms=4.0, mfc=face, mec=colour, mew=1.0)
         axes.axvline(1.0, color=MUTED, lw=0.8, ls=(0, (2, 2)))
-        axes.set_ylim(0)
-        axes.set_xlim(0)
+        if len(curves) > 1:
+            _doublings(axes, curves)
+            _legend(figure, is_half)
+        else:
+            axes.set_ylim(0)
+            axes.set_xlim(0)
+            format_axis(axes.yaxis, format_usd_short)
         axes.set_xlabel("Demand (1 = asked)")
         axes.set_ylabel("$ per month")
-        format_axis(axes.yaxis, format_usd_short)
         axes.grid(True)
-        if len(curves) > 1:
-            _legend(figure, is_half)
     return figure
 
 
@@ -196,6 +199,22 @@ def _end_labels(axes: Axes, position: int, row: Mapping[str, Any], most: int) ->
         note.set_in_layout(False)
 
 
+def _doublings(axes: Axes, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Logarithmic axes ticked by doublings, on which systems of very different cost can be told apart."""
+    costs = [row["usd_per_month"] for rows in curves.values() for row in rows if row.get("usd_per_month")]
+    factors = sorted({row["demand_factor"] for rows in curves.values() for row in rows if row["demand_factor"] > 0})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    ticks = [factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0) if factors[0] <= factor <= factors[-1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    tens = [10.0**power * digit for power in range(2, 12) for digit in (1, 3)]
+    near = [value for value in tens if min(costs) / 1.3 <= value <= max(costs) * 1.3]
+    axes.set_yticks(near, [format_usd_short(value) for value in near])
+    axes.minorticks_off()
+
+
 def _legend(figure: Figure, is_half: bool) -> None:
-    columns = 2 if is_half else 5
-    figure.legend(loc="outside upper left", ncols=columns, fontsize=8, handlelength=1.4, columnspacing=1.2)
+    columns = 3 if is_half else 5
+    figure.legend(
+        loc="outside upper left", ncols=columns, fontsize=7.5 if is_half else 8, handlelength=1.4, columnspacing=1.2
+    )

@@ -37,6 +37,7 @@ def system(name: str, gpus: int, usd: float | None, best: float | None, **more: 
         "usd_per_month_interval": [0.8 * usd, 1.3 * usd] if usd is not None else None,
         "num_gpus_interval": [gpus - 8, gpus + 8],
         "months_until_next_purchase": 7.0,
+        "sure": {"num_gpus": 2 * gpus, "usd_per_month": 2 * usd} if usd is not None else None,
     } | more
 
 
@@ -54,6 +55,7 @@ COMPARISON: dict[str, Any] = {
                 "workload": "chat",
                 "rate_per_s": 20.0,
                 "slo": "ttft_p95 <= 2.00 s, tpot_p95 <= 50.0 ms",
+                "objectives": [{"metric": "tpot", "statistic": "p95", "limit_s": 0.05}],
                 "prompt_tokens_mean": 1022.0,
                 "output_tokens_mean": 255.0,
             }
@@ -91,7 +93,8 @@ COMPARISON: dict[str, Any] = {
         for name, scale in (("h200-sxm:8x8", 1.0), ("h100-sxm:16x8", 1.4), ("gb200-nvl72:18x4", 0.6))
     },
     "inverse": {
-        "budget_usd_per_month": 100_000.0,
+        "limit": "$100,000 a month",
+        "ceilings": [{"usd_per_mtok_output": 2.0, "tok_per_s_per_user": {"h200-sxm:8x8": 30.0, "l40s:8x8": None}}],
         "rows": [{"system": "h200-sxm:8x8", "num_users": 900, "tok_per_s_per_user": 31.0}],
     },
     "fabric": [

@@ -30,7 +30,7 @@ def test_buyer_reads_answer_first(page: str) -> None:
     order = [
         "$74,752 a month, $4.80/Mtok output; best in 61% of draws",
         "a month, rental 2026-09-30",
-        "Which cluster for DeepSeek-V3 at 20 requests/s?",
+        "chat, 20.0 requests/s, ttft_p95 &lt;= 2.00 s, tpot_p95 &lt;= 50.0 ms",
         "The systems at the same SLO and demand",
         "Is the winner the winner?",
         "Cost against demand",
@@ -56,6 +56,7 @@ def test_summary_table_states_the_facts() -> None:
     own = rows["h200-sxm:8x8 (best)"]
     assert (own["GPUs"], own["$ per month"], own["80 % range"]) == ("32", "$74,752", "$59.8k to $97.2k")
     assert (own["Best in"], own["Sure"], own["Output tok/s per MW"]) == ("61%", "83%", "91,000")
+    assert own["To be 90 % sure"] == "64 GPUs, $150k"
     assert rows["b200-sxm:4x8"]["Best in"] == "<1%"
     assert rows["mi300x:4x8"]["$ per month"] == "–"
     assert rows["l40s:8x8"]["SLO"] == "does not fit" and rows["l40s:8x8"]["GPUs"] == "–"
@@ -106,10 +107,9 @@ def test_parts_may_be_missing() -> None:
 
 def test_folder_is_whole_and_its_report_comes_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    write_comparison(folder, COMPARISON, {"seed": 0})
+    write_comparison(folder, COMPARISON)
     assert sorted(path.name for path in folder.iterdir()) == [
         "comparison.json",
-        "inputs.json",
         "manifest.json",
         "report.html",
         "report.md",

@@ -16,7 +16,7 @@ from planner.report.rows import named, without_empty
 from planner.report.wording import chance, money, number, short_money, spread
 
 Facts = Mapping[str, Any]
-_MOST_RISKS = 5
+_MOST_RISKS, _MOST_STEPS = 4, 2
 """Bullets on the first page; the rest is evidence."""
 _MOST_BARS = 7
 """Inputs of the tornado on the first page."""
@@ -62,27 +62,36 @@ def _systems(facts: Facts) -> Section | None:
     rows = facts.get("systems") or ()
     if not rows:
         return None
-    header = ["System", "GPUs", "Nodes", "SLO", "Sure", "$ per month", "80 % range", "$ per Mtok output"]
-    header += ["Output tok/s per MW", "Headroom", "Best in"]
+    header = ["System", "GPUs", "SLO", "Sure", "$ per month", "80 % range", "To be 90 % sure"]
+    header += ["$ per Mtok output", "Output tok/s per MW", "Headroom", "Best in"]
     cells = [
         (
             f"{row.get('name')}{' (best)' if row.get('name') == facts.get('winner') else ''}",
             _counted(row, "num_gpus"),
-            _counted(row, "nodes"),
             _slo(row),
             chance(row.get("chance_meets_slo")),
             money(row.get("usd_per_month")),
             spread(row.get("usd_per_month_interval"), short_money),
+            _sure(row),
             number(row.get("usd_per_mtok_output")),
             number(row.get("output_tok_per_s_per_mw")),
-            "–" if row.get("headroom") is None else f"{row['headroom']:.2g} x",
+            "–" if not row.get("headroom") else f"{row['headroom']:.2g} x",
             chance(row.get("probability_best")),
         )
         for row in rows
     ]
     return Section(
-        "The systems at the same SLO and demand", "", (without_empty(header, cells, {0, 3}),), style="systems"
+        "The systems at the same SLO and demand", "", (without_empty(header, cells, {0, 2}),), style="systems"
     )
+
+
+def _sure(row: Facts) -> str:
+    """GPUs that suffice in 90 % of the draws, and their bill."""
+    sure = row.get("sure") or {}
+    if not sure.get("num_gpus"):
+        return "–"
+    bill = sure.get("usd_per_month")
+    return f"{sure['num_gpus']:,} GPUs{', ' + short_money(bill) if bill else ''}"
 
 
 def _counted(row: Facts, key: str) -> str:
@@ -158,7 +167,7 @@ def _sensitivity(facts: Facts) -> Section | None:
 
 def _risks(facts: Facts) -> Section | None:
     risks = [str(item) for item in (*(facts.get("risks") or ()), *(facts.get("warnings") or ()))][:_MOST_RISKS]
-    steps = [f"Next: {item}" for item in facts.get("next") or ()]
+    steps = [f"Next: {item}" for item in facts.get("next") or ()][:_MOST_STEPS]
     items = (*risks, *steps)
     return Section("Risks and next steps", "", items=items, style="warnings half") if items else None
 

@@ -78,30 +78,32 @@ def _money(facts: Facts) -> Section | None:
         "System",
         "GPUs, 80 % range",
         "GPUs, 90 % sure",
+        "Nodes",
         "Racks",
         "Purchase",
         "$ per Mtok input",
         "output",
         "total",
     ]
-    header += ["Months to next purchase", "$ per GPU-hour", "Basis", "As of", "Source"]
+    header += ["Months to next purchase", "$ per GPU-hour", "Basis", "As of"]
     cells = [
         (
             str(row["name"]),
             spread(row.get("num_gpus_interval"), lambda value: number(value, whole=True)),
             number((row.get("sure") or {}).get("num_gpus"), whole=True),
-            number(row.get("racks")),
+            number(row.get("nodes"), whole=True),
+            number(row.get("racks"), whole=True),
             money(row.get("capex_usd") or None),
             *(number(row.get(f"usd_per_mtok_{kind}")) for kind in ("input", "output", "total")),
             number(row.get("months_until_next_purchase")),
             number((row.get("price") or {}).get("usd_per_gpu_hour")),
-            *(str((row.get("price") or {}).get(key) or "–") for key in ("basis", "as_of", "source")),
+            *(str((row.get("price") or {}).get(key) or "–") for key in ("basis", "as_of")),
         )
         for row in rows
     ]
     cheap = min(rows, key=lambda row: row["usd_per_month"])
     finding = f"{cheap['name']} costs least: {money(cheap['usd_per_month'])} a month."
-    return Section("What it costs", finding, (without_empty(header, cells, {0, 10, 11, 12}),), style="small")
+    return Section("What it costs", finding, (without_empty(header, cells, {0, 11, 12}),), style="small")
 
 
 def _front(facts: Facts) -> Section | None:
@@ -117,8 +119,10 @@ def _front(facts: Facts) -> Section | None:
         for row in points
     )
     table = Table(("System", "Interactivity (tok/s per user)", "Output tok/s per GPU"), rows)
+    # The table of bands has the same numbers side by side.
+    tables = () if (facts.get("bands") or {}).get("rows") else (table,)
     draw = partial(decisionfigures.fronts, curves, _least_interactivity(facts))
-    return Section("Throughput against interactivity", finding, (table,), draw)
+    return Section("Throughput against interactivity", finding, tables, draw)
 
 
 def _least_interactivity(facts: Facts) -> float | None:
@@ -139,7 +143,8 @@ def _bands(facts: Facts) -> Section | None:
         return None
     winners = list(dict.fromkeys(str(row["best"]) for row in rows if row.get("best")))
     finding = f"Leading in at least one band of interactivity: {', '.join(winners) or 'none'}."
-    finding += f" {str(bands['basis']).capitalize()}." if bands.get("basis") else ""
+    basis = str(bands.get("basis") or "")
+    finding += f" {basis[:1].upper()}{basis[1:]}." if basis else ""
     tables = [_band_table(rows, "values", "Output tok/s per GPU from tok/s per user", str(bands.get("baseline")))]
     if any(row.get("usd_per_mtok_output") for row in rows):
         tables.append(_band_table(rows, "usd_per_mtok_output", "$ per Mtok output from tok/s per user", None))
@@ -170,7 +175,7 @@ def swings(facts: Facts) -> list[dict[str, Any]]:
 
     Inputs that move nothing are left out, and so are those with an end that cannot be served at all.
     """
-    middle = named(facts, facts.get("winner")).get("usd_per_month")
+    middle: Any = named(facts, facts.get("winner")).get("usd_per_month")
     rows = [
         {
             "input": str(row["input"]),
