@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"--out {folder}: is not empty, and an earlier run is never overwritten. Give a new folder.")
     parent = folder.resolve().parent
     if not parent.is_dir():
-        raise InputError(f"--out {folder}: {parent} does not exist. Create it first.")
+        raise InputError(f"--out {folder}: {parent} is no folder. Create it first.")
     _writable(parent)
 
 
