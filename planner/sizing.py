@@ -66,14 +66,15 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Simulated over estimated capacity of one replica, and smaller ratios of kinds that missed in simulation."""
+    """Simulated over estimated capacity of one replica, and smaller ratios of kinds known to carry less."""
 
     ratio: float
     capped: tuple[tuple[tuple[Layout, str, str], float], ...] = ()
 
-    def of(self, replica: Replica) -> float:
-        """Factor on the estimate of `replica`."""
-        return min(self.ratio, dict(self.capped).get(replica.key, self.ratio))
+    def of(self, found: Sequence[Replica]) -> Floats:
+        """Factors on the estimates of replicas, `[kinds]`."""
+        capped = dict(self.capped)
+        return np.array([min(self.ratio, capped.get(replica.key, self.ratio)) for replica in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +193,25 @@ def _batch_within(replica: Replica, slo: Slo, output_tokens: float, shift: Shift
 
 
 def anchored(found: Sequence[Replica], runs: Sequence[Run], winner: Run, carries: float, slo: Slo) -> Anchor:
-    """Anchor of replicas to simulations of the same system: `winner` carries `carries` times its demand."""
+    """Anchor of replicas to simulations of the same system: `winner` carries `carries` times its demand.
+
+    Kinds that missed in simulation carry less than what they missed, and no kind carries the demand on fewer GPUs than
+    a winner that meets the SLO, because the search looked for those.
+    """
     output, demand = winner.workload.mean_output_tokens, demand_of(winner.workload)
     estimated = {replica.key: float(capacity(replica, slo, output)) for replica in found}
     own = key_of(winner)
     ratio = 1.0
     if estimated.get(own, 0.0) > 0.0 and carries > 0.0:
         ratio = carries * demand / winner.deployment.layout.replicas / estimated[own]
+    too_few = [(key_of(run), run.deployment.layout.replicas) for run in runs if not run.meets_slo]
+    if winner.meets_slo:
+        too_few += [(replica.key, (winner.num_gpus - 1) // replica.num_gpus) for replica in found]
     capped: dict[tuple[Layout, str, str], float] = {}
-    for missed in (run for run in runs if not run.meets_slo):
-        key = key_of(missed)
-        if key != own and estimated.get(key, 0.0) > 0.0:
-            limit = _MISSED * demand / missed.deployment.layout.replicas / estimated[key]
-            capped[key] = min(limit, capped.get(key, limit))
+    for key, count in too_few:
+        if count > 0 and estimated.get(key, 0.0) > 0.0:
+            limit = _MISSED * demand / count / estimated[key]
+            capped[key] = min(limit, capped.get(key, ratio))
     return Anchor(ratio, tuple(capped.items()))
 
 
@@ -219,7 +226,8 @@ def gpus_needed(
 ) -> tuple[NDArray[np.int64], Floats]:
     """GPUs that each replica kind takes for `demand`, `[kinds, ...draws]`, -1 where it cannot; and what one carries."""
     shift = shift or Shift()
-    carried = np.array([capacity(r, slo, output_tokens, shift) * anchor.of(r) for r in found])
+    estimated = np.array([capacity(replica, slo, output_tokens, shift) for replica in found])
+    carried = estimated * anchor.of(found).reshape(-1, *[1] * (estimated.ndim - 1))
     wanted = demand * np.asarray(shift.demand)
     with np.errstate(divide="ignore"):
         count = np.ceil(np.where(carried > 0, wanted / np.maximum(carried, 1e-12), 0.0) - 1e-9)

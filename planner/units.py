@@ -105,6 +105,15 @@ def format_chance(chance: float) -> str:
     return ">99%" if chance > 0.99 else "<1%" if chance < 0.01 else f"{chance:.0%}"
 
 
+def format_gpus(count: int) -> str:
+    """A number of GPUs.
+
+    >>> format_gpus(1), format_gpus(1024)
+    ('1 GPU', '1,024 GPUs')
+    """
+    return f"{count:,} GPU{'' if count == 1 else 's'}"
+
+
 def finite(value: Any) -> Any:
     """Nested facts with None where a number is not finite, which JSON cannot say.
 

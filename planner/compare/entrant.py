@@ -70,7 +70,7 @@ class Entrant:
 
 def evaluate(question: Question, index: int, offer: Offer) -> Entrant:
     """Plan the demand `index` of `question` on `offer`, and sample what its replicas carry, now and under changes."""
-    estimator = Estimator(question, question.demands[index], question.experts[index], offer.cluster)
+    estimator = Estimator(question, question.demands[index], question.experts[index], offer)
     found = estimator.replicas()
     cluster = _sized(estimator, found) if offer.is_open else offer.cluster
     answer = _plan(estimator, cluster)

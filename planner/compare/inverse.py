@@ -117,16 +117,14 @@ def _bought(one: Standing, limit: Limit) -> Bought:
         nothing = note or "experts outside HBM have no curves to scale"
         return Bought(one.name, 0, nodes, 0.0, 0.0, 0.0, None, "", nothing)
     gpus, anchor = nodes * unit, entrant.anchor
-    output_tokens = demand.workload.mean_output_tokens
-    carried = [
-        gpus // replica.num_gpus * float(capacity(replica, demand.slo, output_tokens)) * anchor.of(replica)
-        for replica in entrant.curves.every
-    ]
+    every, output_tokens = entrant.curves.every, demand.workload.mean_output_tokens
+    counts = np.array([gpus // replica.num_gpus for replica in every])
+    carried = counts * anchor.of(every) * [float(capacity(r, demand.slo, output_tokens)) for r in every]
     index = int(np.argmax(carried))
     if carried[index] <= 0:
         return Bought(one.name, gpus, nodes, 0.0, 0.0, 0.0, None, "", f"no layout of {gpus} GPUs meets the SLO")
-    replica = entrant.curves.every[index]
-    rate, users = _rate_and_users(demand, entrant.plan, carried[index])
+    replica = every[index]
+    rate, users = _rate_and_users(demand, entrant.plan, float(carried[index]))
     return Bought(
         one.name,
         gpus,

@@ -46,7 +46,8 @@ def _is_wider(num_gpus: int, layout: Layout) -> bool:
 
 
 def _fabrics(estimator: Estimator) -> Iterator[tuple[str, Cluster]]:
-    system, base = estimator.system.system, estimator.widest
+    base = estimator.widest
+    system = base.system
     pcie = 0.0 if system.pcie is None else system.pcie.bytes_per_s
     if system.scale_up.bytes_per_s > 2 * pcie:
         domain = system.scale_up.size or system.gpus_per_node

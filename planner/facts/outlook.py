@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.balance import router_question
 from planner.deployment import Run
-from planner.economics import bill, usd_per_mtok
+from planner.economics import bill, hourly_usd, usd_per_mtok
 from planner.facts.basic import Facts
 from planner.facts.certainty import ratios_of
 from planner.loads import rank_shares
@@ -27,20 +27,21 @@ def cost_curve(run: Run, sustained_factor: float) -> list[Facts]:
     A replica is taken to carry what the simulation showed: its share of the demand times `sustained_factor`.
     Empty where the price is unknown or the layout does not carry the demand.
     """
-    per_hour, layout = run.deployment.usd_per_hour, run.deployment.layout
-    if per_hour is None or not sustained_factor:
+    deployment = run.deployment
+    layout, profile = deployment.layout, deployment.terms.demand
+    if deployment.usd_per_hour is None or not sustained_factor:
         return []
-    per_gpu_hour = per_hour / layout.num_gpus
     rows = []
     for factor in _FACTORS:
         num_gpus = max(1, ceil(layout.replicas * factor / sustained_factor - 1e-9)) * layout.replica_gpus
+        usd = hourly_usd(deployment.cluster.system, num_gpus, deployment.terms, replica_gpus=layout.replica_gpus)
         rows.append(
             {
                 "demand_factor": factor,
                 "num_gpus": num_gpus,
                 "usd_per_month": monthly_usd(run, num_gpus),
-                "usd_per_mtok_output": usd_per_mtok(per_gpu_hour, num_gpus, run.output_tok_per_s * factor),
-                "is_offered": num_gpus <= run.deployment.cluster.num_gpus,
+                "usd_per_mtok_output": usd_per_mtok(usd, 1, run.output_tok_per_s * factor, profile.mean_over_peak),
+                "is_offered": num_gpus <= deployment.cluster.num_gpus,
             }
         )
     return rows
@@ -48,7 +49,9 @@ def cost_curve(run: Run, sustained_factor: float) -> list[Facts]:
 
 def monthly_usd(run: Run, num_gpus: int) -> float | None:
     """Bill of `num_gpus` of the system of `run`, None where no price is known."""
-    return bill(run.deployment.cluster.system, num_gpus).usd_per_month
+    deployment = run.deployment
+    system, step = deployment.cluster.system, deployment.layout.replica_gpus
+    return bill(system, num_gpus, deployment.terms, replica_gpus=step).usd_per_month
 
 
 def sensitivity_facts(run: Run, steps: Mapping[str, Mapping[str, float]], share: Mapping[str, float]) -> list[Facts]:

@@ -8,7 +8,7 @@ from planner.compare.comparison import Comparison
 from planner.compare.standing import Standing
 from planner.compare.uncertainty import DRAWS, Odds, Swing
 from planner.economics import bill, price_range
-from planner.units import format_chance, format_usd, significant
+from planner.units import format_chance, format_gpus, format_usd, significant
 
 _CLOSE = 0.6
 _SURE = 0.9
@@ -28,6 +28,7 @@ def risks(answer: Comparison) -> list[str]:
         )
     if odds is not None:
         found.append(_enough(winner, odds))
+    found += _surer(answer, winner)
     for one in answer.standings:
         if one.bill is not None:
             found += _system_risks(one)
@@ -38,13 +39,28 @@ def risks(answer: Comparison) -> list[str]:
 
 
 def _enough(winner: Standing, odds: Odds) -> str:
-    text = f"{winner.num_gpus} GPUs are enough in {format_chance(odds.enough)} of the draws"
+    text = f"{format_gpus(winner.num_gpus)} will do in {format_chance(odds.enough)} of the draws"
     if odds.enough >= _SURE:
         return f"{text}."
     if odds.sure_gpus is None:
         return f"{text}; no number of them meets the SLO in {format_chance(odds.cannot)}. Calibrate, or relax the SLO."
     usd = bill(winner.system, odds.sure_gpus, winner.terms).usd_per_month
-    return f"{text}; {odds.sure_gpus} are in 90 %" + (f", for {format_usd(usd)} a month." if usd else ".")
+    return f"{text}; {odds.sure_gpus} will in 90 %" + (f", for {format_usd(usd)} a month." if usd else ".")
+
+
+def _surer(answer: Comparison, winner: Standing) -> list[str]:
+    """The offer that is cheapest when all are sized to be 90 % sure, where it is another."""
+    bills = {}
+    for one in answer.standings:
+        sure = answer.odds[one.name].sure_gpus if one.name in answer.odds else None
+        usd = None if sure is None else bill(one.system, sure, one.terms).usd_per_month
+        if sure is not None and usd is not None:
+            bills[one.name] = (usd, sure)
+    best = min(bills, key=lambda name: bills[name], default=winner.name)
+    if best == winner.name:
+        return []
+    usd, sure = bills[best]
+    return [f"Sized to be 90 % sure, {best} is the cheapest: {format_gpus(sure)} for {format_usd(usd)} a month."]
 
 
 def _system_risks(one: Standing) -> list[str]:
@@ -102,14 +118,14 @@ def headline(answer: Comparison) -> str:
         return f"No offer meets the SLO. Nearest: {best.name}: {best.problem or best.entrants[0].plan['headline']}"
     odds = answer.odds.get(winner.name)
     usd = winner.usd_per_month
-    text = f"{winner.name}: {winner.num_gpus} GPUs ({_layouts(winner)}) meet the SLO"
+    text = f"{winner.name}: {format_gpus(winner.num_gpus)} ({_layouts(winner)}) meet the SLO"
     text += f" for {format_usd(usd)} a month" if usd is not None else ", price unknown"
     if odds is not None and odds.best is not None and len(answer.odds) > 1:
         text += f"; cheapest in {format_chance(odds.best)} of {DRAWS:,} draws"
     runner = next((one for one in answer.standings[1:] if one.meets_slo and one.usd_per_month is not None), None)
     if runner is not None and usd:
         more = (runner.usd_per_month or inf) / usd - 1
-        text += f". Next: {runner.name}, {runner.num_gpus} GPUs, {significant(100 * more, 2)} % more"
+        text += f". Next: {runner.name}, {format_gpus(runner.num_gpus)}, {significant(100 * more, 2)} % more"
     return text + "."
 
 
