@@ -41,7 +41,8 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"--out {folder}: is not empty, and an earlier run is never overwritten. Give a new folder.")
     parent = folder.resolve().parent
     if not parent.is_dir():
-        raise InputError(f"--out {folder}: {parent} is no folder. Create it first.")
+        found = "is a file" if parent.exists() else "does not exist"
+        raise InputError(f"--out {folder}: {parent} {found}. Name a place in an existing folder.")
     _writable(parent)
 
 
