@@ -26,7 +26,6 @@ from planner.facts import model_facts
 from planner.facts.experts import settings_facts
 from planner.facts.tactics import tactic_facts
 from planner.recommend import Recommendation
-from planner.report import html, markdown, write
 from planner.units import finite
 
 FACTS = ("plan.json", "simulation.json", "comparison.json")
@@ -97,10 +96,18 @@ def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
 def rewrite_report(folder: Path) -> list[Path]:
     """Make the HTML and Markdown of a run folder again from its JSON; the paths written.
 
-    The manifest follows. Raises InputError on a folder without facts, and on facts that are no JSON.
+    The manifest follows. Raises InputError on a folder without facts, and on facts that are no JSON or of other keys.
     """
+    from planner.report import write
+
     facts = _facts_of(folder)
-    written = [write(facts, folder / f"report.{suffix}") for suffix in ("html", "md")]
+    try:
+        written = [write(facts, folder / f"report.{suffix}") for suffix in ("html", "md")]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder}: its facts cannot be shown ({type(error).__name__}: {error}). They were edited, or written by "
+            "another version: run the command in manifest.json again with --out."
+        ) from error
     manifest = folder / "manifest.json"
     if manifest.is_file():
         said = _read(manifest)
@@ -128,6 +135,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _answer(name: str, facts: dict[str, Any]) -> dict[str, str]:
     """The facts under `name` and their report, made from what the file says so that it can be made again."""
+    # Drawing takes half a second to import, which only a run with --out should wait for.
+    from planner.report import html, markdown
+
     text = _json(facts)
     told = json.loads(text)
     return {name: text, "report.html": html(told), "report.md": markdown(told)}

@@ -134,6 +134,9 @@ def test_folders_without_facts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("[1]")
     with pytest.raises(InputError, match="list"):
         rewrite_report(tmp_path)
+    (tmp_path / "plan.json").write_text('{"top": "edited", "step": 3}')
+    with pytest.raises(InputError, match="cannot be shown"):
+        rewrite_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
