@@ -20,6 +20,8 @@ from planner.model import load
 
 Role = Literal["", "prefill", "decode"]
 _READ_IN = {"vllm": "vLLM 0.33.0", "sglang": "SGLang 0.5.23", "trtllm": "TensorRT-LLM 1.3"}
+_VENDORS = {"vllm": ("NVIDIA", "AMD"), "sglang": ("NVIDIA", "AMD"), "trtllm": ("NVIDIA",)}
+"""Whose builds take these flags; others have builds and flags of their own, which were not read."""
 _PORT, _RENDEZVOUS = 8000, 25000
 _YAML = "moeplan-trtllm.yml"
 
@@ -109,6 +111,9 @@ def _note(deployment: Deployment, name: str, draft: _Draft, per_node: int) -> st
             if name == "trtllm"
             else "HEAD_IP is the address of its first node."
         )
+    vendor = deployment.cluster.system.gpu.vendor
+    if vendor not in _VENDORS[name]:
+        said.append(f"{deployment.engine.name} for {vendor} may take other flags; they were not checked.")
     if draft.lacking:
         said.append(f"Without a flag here: {'; '.join(draft.lacking)}.")
     return " ".join(said)

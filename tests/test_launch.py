@@ -145,6 +145,8 @@ def test_what_no_flag_says_is_said(base: Deployment) -> None:
     renamed = replace(base, model=replace(base.model, name="my/own; rm -rf /"))
     found = launch(renamed)
     assert "'my/own; rm -rf /'" in found.commands[0].text and "where the checkpoint" in found.note
+    other = launch(with_layout(base, base.layout, "trtllm", parse_cluster("mi300x:1x8")))
+    assert "trtllm for AMD may take other flags" in other.note
     none = launch(with_layout(base, Layout(tp=8, moe_tp=8), "llamacpp"))
     assert none.commands == () and none.note.startswith("No command")
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from planner import decisionfigures
+from planner.failuretext import incident_lines
 from planner.figures import readable
 from planner.report.blocks import Section, Table
 from planner.report.wording import money, number
@@ -104,6 +105,12 @@ def launch(facts: Facts) -> Section | None:
     if not code:
         finding = f"No command for {engine}."
     return Section("How to start it", finding, items=tuple(notes), code=tuple(code))
+
+
+def failures(facts: Facts) -> Section | None:
+    """What failures did to a simulated run, as in the terminal."""
+    lines = incident_lines(facts.get("failures"))
+    return Section("What the failures cost", "", code=("\n".join(lines).strip(),)) if lines else None
 
 
 def _role(pool: Facts) -> str:

@@ -16,7 +16,7 @@ from planner import figures
 from planner.figures import readable
 from planner.report.blocks import Section, Table
 from planner.report.expertsections import experts, heat, residency
-from planner.report.outlook import cost_against_demand, launch, sensitivity
+from planner.report.outlook import cost_against_demand, failures, launch, sensitivity
 from planner.report.poolsections import pools
 from planner.report.wording import described, duration, number, title
 from planner.units import format_bytes, format_chance, format_count
@@ -278,6 +278,7 @@ _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     pools,
     _latency,
     _timeline,
+    failures,
     _step,
     _memory,
     heat,
