@@ -134,8 +134,8 @@ def fronts(curves: Mapping[str, Sequence[Mapping[str, Any]]], min_tok_per_s_per_
     return figure
 
 
-def heat_map(panels: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loads of the ranks over the even share, a panel per placement on one colour scale.
+def heat_map(panels: Sequence[Mapping[str, Any]], unit: str = "Rank") -> Figure:
+    """Loads of the ranks (or another `unit`) over the even share, a panel per placement on one colour scale.
 
     Panels need `placement`, `layers` [layers] and `loads` [layers][ranks]; cells of small maps carry their number.
     """
@@ -147,7 +147,7 @@ def heat_map(panels: Sequence[Mapping[str, Any]]) -> Figure:
             mesh = axes.pcolormesh(grid, cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread, edgecolors="white", lw=0.4)
             axes.set_title(str(panel["placement"]))
             axes.set_ylim(len(grid), 0)
-            axes.set_xlabel("Rank")
+            axes.set_xlabel(unit)
             step = max(1, grid.shape[1] // 8)
             axes.set_xticks(np.arange(0, grid.shape[1], step) + 0.5, [str(i) for i in range(0, grid.shape[1], step)])
             axes.set_yticks(np.arange(len(grid)) + 0.5, [str(layer) for layer in panel["layers"]])

@@ -93,7 +93,10 @@ def test_rank_loads_are_shares_that_balancing_levels(run: Run) -> None:
     assert heat is not None and heat["before"]["num_ranks"] == 4
     assert heat["after"]["placement"] == "eplb with 4 copies"
     assert 1.0 <= heat["after"]["busiest_mean"] <= heat["before"]["busiest_mean"]
-    assert heat_facts(run, None) is None
+    popular = heat_facts(run, None)
+    assert popular is not None and popular["unit"] == "expert"
+    first = popular["before"]["loads"][0]
+    assert len(first) == 8 and first == sorted(first, reverse=True) and sum(first) == pytest.approx(8.0, abs=1e-3)
 
 
 def test_simulation_has_launch_text_and_a_report(run: Run) -> None:
@@ -128,7 +131,8 @@ OUTLOOK: dict[str, Any] = {
         {"input": "time of experts", "low_label": "-10%", "high_label": "+10%", "low_ratio": 0.8, "high_ratio": 1.02},
         {"input": "prompt tokens", "low_label": "-10%", "high_label": "+10%", "low_ratio": 0.88, "high_ratio": 0.92},
     ],
-    "heat": {
+    "heat": {"unit": "rank"}
+    | {
         side: {
             "placement": name,
             "layers": [0, 30],
@@ -183,7 +187,7 @@ def test_figures_hold_the_data_and_escape_names() -> None:
     rows = [{"input": f"i{n}", "low": 1 - n, "high": 1 + n, "low_label": "", "high_label": ""} for n in range(1, 15)]
     bars = decisionfigures.tornado(rows, 1.0, "x").axes[0]
     assert len(bars.patches) == 20 and next(text.get_text() for text in bars.get_yticklabels()) == "i14"
-    heat = decisionfigures.heat_map(list(OUTLOOK["heat"].values()))
+    heat = decisionfigures.heat_map([OUTLOOK["heat"][side] for side in ("before", "after")])
     assert "1.20" in figures.svg(heat, "heat", "") and "<image" not in figures.svg(heat, "heat", "")
 
 

@@ -13,7 +13,7 @@ from planner.deployment import Run
 from planner.economics import bill, hourly_usd, usd_per_mtok
 from planner.facts.basic import Facts
 from planner.facts.certainty import ratios_of
-from planner.loads import rank_shares
+from planner.loads import Floats, rank_shares, weights_of
 from planner.sensitivity import Effect, sensitivity, tight_metric
 
 _FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -69,15 +69,21 @@ def sensitivity_facts(run: Run, steps: Mapping[str, Mapping[str, float]], share:
 
 
 def heat_facts(run: Run, balance: Facts | None) -> Facts | None:
-    """Loads of the ranks over the even share, [layers][ranks], as placed and as balanced; None without EP.
+    """Loads over the even share, [layers][ranks], as placed and as balanced; without EP those of the experts, most
+    popular first. None for dense models.
 
-    Layers are representative draws of the popularity; wide groups are cut to their first ranks.
+    Layers are representative draws of the popularity; wide groups are cut to their first ranks or experts.
     """
-    if balance is None:
+    if run.deployment.model.moe is None:
         return None
+    if balance is None:
+        question = router_question(run.deployment)
+        popular = weights_of(question.law, question.num_experts, question.num_layers)
+        shares = np.sort(popular / popular.mean(axis=1, keepdims=True), axis=1)[:, ::-1]
+        return {"unit": "expert", "before": _grid(shares, "by popularity"), "after": None}
     others = [option for option in balance["options"] if option["placement"] != "contiguous"]
     best = max(others, key=lambda option: float(option["gain"])) if others else None
-    facts: Facts = {"before": _loads(run, None), "after": None}
+    facts: Facts = {"unit": "rank", "before": _loads(run, None), "after": None}
     if best is not None and best is not balance["options"][0]:
         facts["after"] = _loads(run, best)
     return facts
@@ -91,11 +97,15 @@ def _loads(run: Run, option: Facts | None) -> Facts:
             experts=replace(deployment.experts, placement=option["placement"]),
             layout=replace(deployment.layout, redundant_experts=option["redundant_experts"]),
         )
-    shares = rank_shares(router_question(deployment))
-    layers = np.unique(np.linspace(0, len(shares) - 1, _MOST_LAYERS).round().astype(int))
     copies = deployment.layout.redundant_experts
+    name = deployment.experts.placement_name + (f" with {copies} copies" if copies else "")
+    return _grid(rank_shares(router_question(deployment)), name)
+
+
+def _grid(shares: Floats, name: str) -> Facts:
+    layers = np.unique(np.linspace(0, len(shares) - 1, _MOST_LAYERS).round().astype(int))
     return {
-        "placement": deployment.experts.placement_name + (f" with {copies} copies" if copies else ""),
+        "placement": name,
         "layers": [int(layer) for layer in layers],
         "num_ranks": shares.shape[1],
         "loads": [[round(float(load), 4) for load in shares[layer, :_MOST_RANKS]] for layer in layers],

@@ -17,30 +17,37 @@ _WORTHWHILE = 0.03
 
 
 def heat(facts: Facts) -> Section | None:
-    """Loads of the ranks layer by layer, as placed and as balanced; dense models and lone ranks have none."""
+    """Loads layer by layer: of the ranks as placed and as balanced, or of the experts where no rank owns any."""
     found = facts.get("heat")
     if not found:
         return None
+    unit = found.get("unit", "rank")
     panels = [panel for panel in (found["before"], found.get("after")) if panel]
     own = panels[0]
     finding = (
-        f"With {own['placement']} placement the busiest of {own['num_ranks']} ranks carries "
+        f"The most popular of {own['num_ranks']} experts gets {own['busiest_mean']:.2f} x the even share in the mean "
+        f"layer. Every GPU holds a part of each expert, so no rank waits for a busier one."
+        if unit == "expert"
+        else f"With {own['placement']} placement the busiest of {own['num_ranks']} ranks carries "
         f"{own['busiest_mean']:.2f} x the even share in the mean layer and {own['busiest_worst']:.2f} x in the worst."
     )
     if len(panels) > 1:
         finding += f" {panels[1]['placement']} brings that to {panels[1]['busiest_mean']:.2f} x."
-    header = ("Placement", "Ranks", "Busiest rank, mean layer", "Busiest rank, worst layer")
+    header = ("Placement", f"{unit.capitalize()}s", f"Busiest {unit}, mean layer", f"Busiest {unit}, worst layer")
     rows = [
         (p["placement"], str(p["num_ranks"]), f"{p['busiest_mean']:.2f} x", f"{p['busiest_worst']:.2f} x")
         for p in panels
     ]
-    note = "Lasting loads by the popularity of experts; single steps scatter around them, more so with few tokens."
+    notes = ["Lasting loads by the popularity of experts; single steps scatter around them, more so with few tokens."]
+    shown = len(own["loads"][0])
+    if shown < own["num_ranks"]:
+        notes.append(f"The first {shown} of {own['num_ranks']} {unit}s are drawn.")
     return Section(
-        "Load of the ranks by layer",
+        f"Load of the {unit}s by layer",
         finding,
         (Table(header, tuple(rows)),),
-        partial(decisionfigures.heat_map, panels),
-        (note,),
+        partial(decisionfigures.heat_map, panels, unit.capitalize()),
+        tuple(notes),
     )
 
 
