@@ -86,6 +86,7 @@ def tornado(
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.locator_params(axis="x", nbins=4 if is_half else 8)
         format_axis(axes.xaxis, format_usd_short if is_money else "{:.0%}".format)
         axes.set_xlabel(label)
         axes.grid(True, axis="x")

@@ -62,7 +62,7 @@ def test_summary_table_states_the_facts() -> None:
     assert rows["l40s:8x8"]["SLO"] == "does not fit" and rows["l40s:8x8"]["GPUs"] == "–"
     findings = {section.title: section.finding for section in (*made.summary, *made.evidence)}
     assert "h200-sxm:8x8 is cheapest at 0.5 x the demand, gb200-nvl72:18x4 from 4 x." in findings.values()
-    assert "Another system wins where starred: price." in findings["What would change the answer"]
+    assert "Another system wins at an end of price." in findings["What would change the answer"]
     assert "mi300x:4x8 is not measured" in findings["Layouts and what limits them"]
 
 

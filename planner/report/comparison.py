@@ -42,8 +42,8 @@ def comparison_page(facts: Facts) -> Page:
 
 def _tiles(winner: Facts) -> list[tuple[str, str, str]]:
     nodes, racks = winner.get("nodes"), winner.get("racks")
-    whole = [f"{nodes:,} nodes"] if nodes else []
-    whole += [f"{number(racks)} racks"] if racks and racks >= 1 else []
+    whole = [_count(nodes, "node")] if nodes else []
+    whole += [_count(racks, "rack")] if racks and racks >= 1 else []
     price = winner.get("price") or {}
     basis = " ".join(str(price[key]) for key in ("basis", "as_of") if price.get(key))
     headroom = winner.get("headroom")
@@ -58,12 +58,16 @@ def _tiles(winner: Facts) -> list[tuple[str, str, str]]:
     ]
 
 
+def _count(number_of: float, noun: str) -> str:
+    return f"{number_of:,g} {noun}{'' if number_of == 1 else 's'}"
+
+
 def _systems(facts: Facts) -> Section | None:
     rows = facts.get("systems") or ()
     if not rows:
         return None
     header = ["System", "GPUs", "SLO", "Sure", "$ per month", "80 % range", "To be 90 % sure"]
-    header += ["$ per Mtok output", "Output tok/s per MW", "Headroom", "Best in"]
+    header += ["$ per Mtok output", "Output tok/s per MW", "Best in"]
     cells = [
         (
             f"{row.get('name')}{' (best)' if row.get('name') == facts.get('winner') else ''}",
@@ -75,7 +79,6 @@ def _systems(facts: Facts) -> Section | None:
             _sure(row),
             number(row.get("usd_per_mtok_output")),
             number(row.get("output_tok_per_s_per_mw")),
-            "–" if not row.get("headroom") else f"{row['headroom']:.2g} x",
             chance(row.get("probability_best")),
         )
         for row in rows
@@ -154,7 +157,11 @@ def _sensitivity(facts: Facts) -> Section | None:
     rows = swings(facts)
     if not rows or middle is None:
         return None
-    turning = [row["input"] for row in rows if row["low_label"].endswith("*") or row["high_label"].endswith("*")]
+    turning = [
+        str(row["input"])
+        for row in facts["sensitivity"]
+        if any(row.get(key) not in (None, facts["winner"]) for key in ("winner_low", "winner_high"))
+    ]
     largest = max(rows, key=lambda row: decisionfigures.swing(row, middle))
     finding = f"The largest lever is {largest['input']}: {money(largest['low'])} to {money(largest['high'])} a month."
     finding += (

@@ -23,11 +23,12 @@ def comparison_evidence(facts: Facts) -> list[Section]:
 
 def _layouts(facts: Facts) -> Section | None:
     rows = facts.get("systems") or ()
-    header = ("System", "Layout", "What limits it", "Measured", "Interpolated", "Extrapolated", "Roofline")
+    header = ("System", "Layout", "Headroom", "What limits it", "Measured", "Interpolated", "Extrapolated", "Roofline")
     cells = [
         (
             str(row.get("name")),
             str(row.get("layout") or "–"),
+            f"{row['headroom']:.2g} x" if row.get("headroom") else "–",
             str(row.get("problem") or row.get("binding") or "–"),
             *(_share(row, origin) for origin in ("measured", "interpolated", "extrapolated", "roofline")),
         )
@@ -43,7 +44,7 @@ def _layouts(facts: Facts) -> Section | None:
     finding = "Each system runs the layout that is best for it."
     if guessed:
         finding += f" More than 30 % of the predicted time of {', '.join(guessed)} is not measured on that GPU."
-    return Section("Layouts and what limits them", finding, (without_empty(header, cells, {0, 1, 2}),))
+    return Section("Layouts and what limits them", finding, (without_empty(header, cells, {0, 1, 3}),))
 
 
 def _share(row: Facts, origin: str) -> str:
