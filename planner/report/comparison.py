@@ -164,9 +164,8 @@ def _sensitivity(facts: Facts) -> Section | None:
     ]
     largest = max(rows, key=lambda row: decisionfigures.swing(row, middle))
     finding = f"The largest lever is {largest['input']}: {money(largest['low'])} to {money(largest['high'])} a month."
-    finding += (
-        f" Another system wins where starred: {', '.join(turning)}." if turning else " None alone turns the choice."
-    )
+    turned = f" Another system wins at an end of {', '.join(turning)}."
+    finding += turned if turning else " None alone turns the choice."
     label = f"Cost of {facts['winner']} per month"
     draw = partial(decisionfigures.tornado, rows[:_MOST_BARS], middle, label, is_money=True, is_half=True)
     return Section("What would change the answer", finding, draw=draw, style="half")
