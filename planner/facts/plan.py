@@ -94,11 +94,6 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "output_tok_per_s": winner.output_tok_per_s,
         "output_tok_per_s_per_gpu": winner.output_tok_per_s / winner.num_gpus,
         "usd_per_mtok_output": winner.usd_per_mtok_output,
-        "usd_per_month": monthly_usd(winner, winner.num_gpus),
-        "cost_curve": cost_curve(winner, rec.sustained_factor),
-        "sensitivity": sensitivity_facts(winner, steps, share),
-        "heat": heat_facts(winner, balance),
-        "launch": [launch_facts(candidate)],
         "worst_objective": winner.worst_objective,
         "worst_ratio": winner.worst_ratio,
         "sustained_factor": rec.sustained_factor,
@@ -113,10 +108,22 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "top": [_run_row(run) | {"chance": _chance(run, winner, share)} for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
-        "cdf": cdf_facts(winner),
-        "timeline": timeline_facts(winner),
+        **_outlook(rec, winner, steps, share, balance),
         "warnings": _warnings(rec, winner, share),
     } | sharing_facts(winner)
+
+
+def _outlook(rec: Recommendation, winner: Run, steps: Facts, share: Facts, balance: Facts | None) -> Facts:
+    """What charts rest on, the bill, and how to start the servers."""
+    return {
+        "usd_per_month": monthly_usd(winner, winner.num_gpus),
+        "cost_curve": cost_curve(winner, rec.sustained_factor),
+        "sensitivity": sensitivity_facts(winner, steps, share),
+        "heat": heat_facts(winner, balance),
+        "launch": [launch_facts(winner.deployment)],
+        "cdf": cdf_facts(winner),
+        "timeline": timeline_facts(winner),
+    }
 
 
 def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, float]:
