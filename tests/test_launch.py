@@ -60,7 +60,7 @@ def gpus_of(name: str, given: dict[str, str]) -> int:
     return product
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=70)
 @given(
     name=st.sampled_from(["vllm", "sglang", "trtllm"]),
     tp=_POWERS,
