@@ -20,6 +20,7 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    report,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -41,6 +42,7 @@ for command in (
     afd.afd,
     validate.validate,
     calibrate.calibrate,
+    report.report,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")

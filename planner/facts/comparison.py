@@ -11,7 +11,7 @@ from planner.compare.inverse import demand_text
 from planner.compare.standing import Standing
 from planner.compare.uncertainty import DRAWS, Odds
 from planner.economics import bill, terms_rows, token_costs
-from planner.facts.basic import Facts
+from planner.facts.basic import Facts, slo_facts
 from planner.facts.verdict import headline, next_steps, risks
 from planner.units import format_usd
 
@@ -82,6 +82,7 @@ def _question(answer: Comparison) -> Facts:
             "rate_per_s": demand.workload.arrivals.rate_per_s or None,
             "concurrency": demand.workload.arrivals.concurrency or None,
             "slo": str(demand.slo),
+            "objectives": slo_facts(demand.slo),
             "prompt_tokens_mean": demand.workload.mean_prompt_tokens,
             "output_tokens_mean": demand.workload.mean_output_tokens,
         }
@@ -154,6 +155,7 @@ def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
         "num_gpus_interval": None if odds is None else odds.num_gpus,
         "sure": _sure(one, odds),
         "months_until_next_purchase": _months(answer.room.get(one.name, 0.0), answer.terms.demand.growth_per_year),
+        "launch": [row for entrant in one.entrants for row in entrant.plan.get("launch", [])],
         "warnings": [text for entrant in one.entrants for text in entrant.plan.get("warnings", [])],
         "next": [text for entrant in one.entrants for text in entrant.plan.get("next", [])],
     }
