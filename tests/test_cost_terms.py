@@ -45,6 +45,13 @@ class Straight:
         return np.full(np.broadcast(x, y).shape, int(self.code), np.int8)
 
 
+class Stepped(Straight):
+    """Measured below a size of 1,000 in its second argument."""
+
+    def origin(self, x: Any, y: Any = 1.0) -> Any:
+        return np.where(np.broadcast_to(y, np.broadcast(x, y).shape) < 1000, 0, 3).astype(np.int8)
+
+
 class Answers:
     """Tables that answer with lines and remember what they were asked."""
 
@@ -76,6 +83,14 @@ class Answers:
     def combine(self, *shape: Any, node_limit: float) -> Straight:
         self.asked.append(("combine", *shape, node_limit))
         return Straight(5e-6, 2e-7)
+
+    def mla_decode(self, heads: int, kv_format: str, gemm_format: str) -> Straight:
+        self.asked.append(("mla_decode", heads, kv_format, gemm_format))
+        return Straight(1e-6 * heads, 1e-10, includes_projections=True)
+
+    def mla_prefill(self, heads: int, kv_format: str, gemm_format: str) -> Straight:
+        self.asked.append(("mla_prefill", heads, kv_format, gemm_format))
+        return Straight(3e-6 * heads, 4e-10, includes_projections=True)
 
     def decode_attention(self, heads: int, kv_heads: int, dim: int, fmt: str, window: int) -> Straight:
         self.asked.append(("decode", heads, kv_heads, dim, fmt, window))
@@ -140,6 +155,13 @@ def test_sums_on_the_grids() -> None:
     np.testing.assert_allclose(plane.origin[2], plane.terms["c"])
     np.testing.assert_allclose(plane.origin[3], plane.terms["d"])
     assert not plane.origin[:2].any()
+    once = Sum((len(SEQS), len(LENGTHS)))
+    once.on_plane("e", Stepped(0.0, 1.0))
+    np.testing.assert_allclose(once.terms["e"], SEQS[:, None] * LENGTHS)
+    far = Sum((len(SEQS), len(LENGTHS)))
+    far.on_plane("e", Stepped(0.0, 1.0), 1.0, 4.0)
+    np.testing.assert_array_equal((far.origin[3] > 0).all(axis=0), LENGTHS / 4 >= 1000)
+    np.testing.assert_array_equal((far.origin[0] > 0).all(axis=0), LENGTHS / 4 < 1000)
 
 
 def test_scaling_keeps_the_shares_of_origins() -> None:
@@ -292,6 +314,16 @@ def test_attention_by_hand(known: Answers, mixtral: ModelConfig) -> None:
     known.asked.clear()
     _ = cost_of(replace(mixtral, kv_format="fp8"), Layout(tp=16, moe_tp=16), "h200-sxm:2x8").decode_table
     assert {row[:5] for row in known.asked} == {("decode", 2, 1, 128, "fp8")}
+
+
+def test_latent_attention_by_hand(known: Answers, deepseek: ModelConfig) -> None:
+    """One module with its projections, 128 heads over TP; the same kernel on every layer, dense ones included."""
+    cost = cost_of(deepseek, Layout(tp=8, ep=8))
+    plane = SEQS[:, None] * LENGTHS[None, :]
+    np.testing.assert_allclose(cost.decode_table.terms["attention_module"], 61 * (16e-6 + 1e-10 * plane))
+    np.testing.assert_allclose(cost.prefill_table.terms["attention_module"], 61 * (48e-6 + 4e-10 * plane))
+    assert "attention_projections" not in cost.token_table.terms
+    assert {row[1:] for row in known.asked if row[0].startswith("mla")} == {(16, "bf16", "fp8_block")}
 
 
 def test_recurrence_by_hand() -> None:
