@@ -84,6 +84,11 @@ def test_what_broke_a_reader_once(name: str, tmp_path: Path) -> None:
     assert found and set(found) <= set(FINE)
 
 
+@pytest.mark.parametrize("path", sorted(fuzz.KEPT.glob("*/*")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_what_the_fuzzer_kept(path: Path, tmp_path: Path) -> None:
+    assert judged(READERS[path.parent.name.replace("_", " ")], path.read_bytes(), tmp_path) == "refused"
+
+
 @pytest.mark.parametrize("values", [["x"] * 4, [None] * 4, [[1, 2]] * 4, [b"\xff"] * 4, [-1.0] * 4, [float("nan")] * 4])
 @pytest.mark.parametrize("column", ["gemm_dtype", "m", "latency"])
 def test_parquet_columns_of_another_kind(values: list[object], column: str, tmp_path: Path) -> None:
