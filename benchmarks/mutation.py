@@ -59,6 +59,7 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
+_GUARDS = ("strict", "maxsize")
 _NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax"}
 
 
@@ -84,7 +85,7 @@ def mutants(tree: ast.AST) -> list[Mutant]:
 
 
 def _idle(tree: ast.AST) -> set[int]:
-    """Nodes that do nothing at run time."""
+    """Nodes that do nothing at run time, or only when the program is wrong."""
     idle: set[int] = set()
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
@@ -92,6 +93,10 @@ def _idle(tree: ast.AST) -> set[int]:
             parts.append(node.annotation)
         if isinstance(node, ast.FunctionDef):
             parts += [node.returns, *node.decorator_list]
+        if isinstance(node, ast.ClassDef):
+            parts += node.decorator_list
+        if isinstance(node, ast.keyword) and node.arg in _GUARDS:
+            parts.append(node.value)
         if isinstance(node, ast.Assert):
             parts.append(node)
         for part in parts:
@@ -207,15 +212,20 @@ def _run_tests(module: str, tree: ast.AST | None, limit_s: float) -> int:
         return int(pytest.main([*quiet, *files]))
 
 
-def check(module: str, sample: int, seed: int) -> dict[str, Any]:
-    """Score of one module over a seeded sample of its mutants."""
+def check(module: str, sample: int, seed: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Score of one module over a seeded sample of its mutants; of a check `before`, only survivors are tried again."""
     source = (ROOT / Path(*module.split(".")).with_suffix(".py")).read_text()
     every = mutants(ast.parse(source))
     chosen = random.Random(f"{module}{seed}").sample(every, min(sample, len(every)))
+    tried, killed = len(chosen), 0
+    if before is not None:
+        left = {(one["line"], one["change"]) for one in before["survivors"]}
+        chosen = [mutant for mutant in chosen if (mutant.line, mutant.change) in left]
+        killed = tried - len(chosen)
     outcome, base_s = verdict(module, None, 600.0)
     if outcome != "survived":
         raise SystemExit(f"the tests of {module} fail without any change: mend them first")
-    lines, survivors, killed = source.splitlines(), [], 0
+    lines, survivors = source.splitlines(), []
     for mutant in sorted(chosen, key=lambda each: each.line):
         outcome, _ = verdict(module, mutated(source, mutant), _SLOWER * base_s + 5)
         killed += outcome != "survived"
@@ -226,7 +236,7 @@ def check(module: str, sample: int, seed: int) -> dict[str, Any]:
     return {
         "module": module,
         "mutants": len(every),
-        "tried": len(chosen),
+        "tried": tried,
         "killed": killed,
         "seed": seed,
         "tests": list(TESTS[module]),
@@ -240,6 +250,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=60, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=list(TESTS))
+    parser.add_argument("--again", action="store_true", help="try only what survived in --json, after tests were added")
     parser.add_argument("--json", type=Path, help="file for the results; modules in it are replaced, others stay")
     chosen = parser.parse_args()
     # What every fork needs and no mutant touches is imported once.
@@ -250,7 +261,8 @@ def main() -> None:
     import simpy  # noqa: F401
 
     for module in chosen.only or TESTS:
-        found = check(module, chosen.sample, chosen.seed)
+        held = json.loads(chosen.json.read_text())["modules"] if chosen.json and chosen.json.is_file() else {}
+        found = check(module, chosen.sample, chosen.seed, held[module] if chosen.again else None)
         print(
             f"{module}: {found['killed']} of {found['tried']} killed ({found['killed'] / found['tried']:.0%})",
             flush=True,

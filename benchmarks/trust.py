@@ -96,7 +96,7 @@ def _mutation(mutation: Rows) -> Iterator[str]:
     for name, row in sorted(mutation.items()):
         share = row["killed"] / row["tried"]
         yield f"| `{name}` | {row['mutants']:,} | {row['tried']} | {row['killed']} | {share:.0%} |"
-    yield "\nSurvivors, and why where it is known:\n"
+    yield "\nSurvivors:\n"
     for name, row in sorted(mutation.items()):
         for one in row["survivors"]:
             code = one["code"].replace("|", "\\|")[:90]
