@@ -41,10 +41,10 @@ def _hold(spec: EngineSpec) -> PrefillHold | PromptHold | None:
 class Group:
     """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
 
-    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    `last_step_s` is how long its last step took. Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake")
+    __slots__ = ("hold", "in_flight", "index", "last_step_s", "mail", "process", "ranks", "timer", "unheard", "wake")
 
     def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index
@@ -54,5 +54,6 @@ class Group:
         self.ranks = ranks
         self.hold = _hold(spec)
         self.in_flight = 0
+        self.last_step_s = 0.0
         self.wake: simpy.Event | None = None
         self.process: simpy.Process | None = None

@@ -12,8 +12,11 @@ admitted last is preempted, loses its KV, and is recomputed from the head of the
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import accumulate, repeat
 
 from planner.enginespec import EngineSpec
 from planner.prefixcache import Prefix, PrefixCache
@@ -101,6 +104,8 @@ class Rank:
 
     __slots__ = (
         "_finish_at",
+        "_finish_steps",
+        "_is_blocked",
         "_policy",
         "_prefilled",
         "_residues",
@@ -153,6 +158,10 @@ class Rank:
         self._policy = SCHEDULERS[spec.policy]
         self._prefilled: list[Request] = []
         self._finish_at: dict[int, list[Request]] = {}
+        self._finish_steps: list[int] = []
+        """Heap of the keys of `_finish_at`, and of some that are gone."""
+        self._is_blocked = False
+        """Whether the first waiting request found no room and can find none before the decode batch changes."""
         self._residues = [0] * spec.block_tokens
 
     def blocks(self, tokens: int) -> int:
@@ -181,6 +190,51 @@ class Rank:
         self.work.clear()
         if self.running or self.waiting:
             self._policy(self)
+
+    def quiet_steps(self) -> int:
+        """Coming steps certain to be decodes of the present batch that finish nobody, unless a request comes.
+
+        A lower bound; `sys.maxsize` for an empty rank.
+        """
+        if self.partial is not None or (self.waiting and not self._is_blocked):
+            return 0
+        if not self.num_decoding:
+            return sys.maxsize
+        return min(self._next_finish() - self.decode_steps - 1, self._steps_with_blocks())
+
+    def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
+        """`decode_context_tokens` of each of the next `steps` quiet steps."""
+        each = self.num_decoding
+        return range(self.context_tokens + each, self.context_tokens + each * steps + 1, each) if each else repeat(0)
+
+    def coast(self, steps: int) -> list[int]:
+        """Take `steps` quiet steps at once; returns the blocks in use during each of them."""
+        used = list(accumulate(self._opened_blocks(steps), initial=self.total_blocks - self.free_blocks))
+        self.free_blocks = self.total_blocks - used[-1]
+        if self.num_decoding:
+            self.decode_steps += steps
+            self.context_tokens += self.num_decoding * steps
+        return used[1:]
+
+    def _next_finish(self) -> int:
+        """Decode step after which the next request is done."""
+        steps = self._finish_steps
+        while steps[0] not in self._finish_at:
+            heappop(steps)
+        return steps[0]
+
+    def _steps_with_blocks(self) -> int:
+        """A number of steps for which there are blocks: each decoding request opens one every `block_tokens` steps."""
+        return self.free_blocks // self.num_decoding * self.block_tokens
+
+    def _opened_blocks(self, steps: int) -> list[int]:
+        """Blocks that each of the next `steps` steps opens."""
+        last = -self.decode_steps % self.block_tokens
+        first = last + 1 - steps
+        if first >= 0:
+            return self._residues[first : last + 1][::-1]
+        whole = self._residues[last::-1] + self._residues[:last:-1]
+        return (whole * (steps // self.block_tokens + 1))[:steps]
 
     def can_prefill(self) -> bool:
         """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""
@@ -225,6 +279,8 @@ class Rank:
             if request.admitted_s != request.admitted_s:
                 request.admitted_s = self.now_s
             budget -= self._take_chunk(request, budget)
+        # Quiet steps only take blocks, so who finds none now finds none in them; caches may be found to hold others.
+        self._is_blocked = budget > 0 and not self.work.prefill_tokens and self.cache is None
 
     def complete(self, now_s: float) -> list[Request]:
         """End the planned step at `now_s`; returns the requests that produced their last token."""
@@ -234,6 +290,9 @@ class Rank:
             self.context_tokens += self.work.decode_seqs
             if self.decode_steps in self._finish_at:
                 finished = self._finish_at.pop(self.decode_steps)
+                while self._finish_steps and self._finish_steps[0] <= self.decode_steps:
+                    heappop(self._finish_steps)
+                self._is_blocked = False
                 for request in finished:
                     self._leave_decode(request)
                     del self.running[request]
@@ -284,12 +343,21 @@ class Rank:
 
     def _join_decode(self, request: Request, remaining: int) -> None:
         """Put a request with `remaining` > 0 tokens to come into the decode batch."""
-        request.joined_decode_step = self.decode_steps
-        request.finish_decode_step = self.decode_steps + remaining
-        self._finish_at.setdefault(request.finish_decode_step, []).append(request)
+        self._finish_in(request, remaining)
         self._residues[(request.target - self.decode_steps) % self.block_tokens] += 1
         self.num_decoding += 1
         self.context_tokens += request.target
+
+    def _finish_in(self, request: Request, steps: int) -> None:
+        """Note that `request`, which joins the decode batch now, is done after so many steps."""
+        request.joined_decode_step = self.decode_steps
+        request.finish_decode_step = finish = self.decode_steps + steps
+        bucket = self._finish_at.get(finish)
+        if bucket is None:
+            self._finish_at[finish] = [request]
+            heappush(self._finish_steps, finish)
+        else:
+            bucket.append(request)
 
     def _leave_decode(self, request: Request) -> None:
         """Take a decoding request out of the batch, count its tokens and free its blocks."""
@@ -328,6 +396,7 @@ class Rank:
             bucket.remove(request)
             if not bucket:
                 del self._finish_at[request.finish_decode_step]
+        self._is_blocked = False
         request.target = request.prompt_tokens + request.produced
         request.computed = 0
         request.num_preemptions += 1

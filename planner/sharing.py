@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,10 @@ class Sharing:
                 found += rank.cache.found_tokens
                 rank.cache.found_tokens = 0
         self._found.append(found)
+
+    def record_quiet(self, steps: int) -> None:
+        """Note steps in which nobody was admitted."""
+        self._found.extend(repeat(0, steps))
 
     @property
     def rows(self) -> NDArray[np.int64]:

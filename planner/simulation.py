@@ -7,6 +7,7 @@ step is one event; what happens inside a step is arithmetic of `planner.schedule
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import numpy as np
 import simpy
 
 from planner.balancer import Balancer
+from planner.clock import Clock
+from planner.coasting import Batch, CoastingTimer
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
@@ -30,12 +33,12 @@ from planner.routers import ROUTERS
 from planner.scheduler import Rank, Request
 from planner.sharing import Sharing
 from planner.speculation import AcceptanceWalk
+from planner.steplog import StepLog
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
 
 
@@ -102,14 +105,16 @@ def simulate(
     record_steps: bool = True,
     split: StageSplit | None = None,
     disturb: Callable[[_Run], None] | None = None,
+    coasts: bool = True,
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
     `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
-    times. `record_steps` keeps the step table (72 bytes per step). `split` cuts steps into pipeline stages, which
-    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). Raises
+    times. `record_steps` keeps the step table (36 bytes per step). `split` cuts steps into pipeline stages, which
+    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). `coasts` takes stretches of alike
+    steps at once (`planner.coasting`); without it the same records take longer. Raises
     InputError on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
@@ -117,7 +122,7 @@ def simulate(
     if max_simulated_s is not None and not max_simulated_s > 0:
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
-    run = _Run(spec, timer, workload, requests, (router, seed), record_steps)
+    run = _Run(spec, timer, workload, requests, (router, seed), record_steps, coasts)
     run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
     if disturb is not None:
         disturb(run)
@@ -136,8 +141,9 @@ class _Run:
         sent: RequestArrays,
         routing: tuple[str, int],
         record_steps: bool,
+        coasts: bool,
     ) -> None:
-        self.env = simpy.Environment()
+        self.env = Clock()
         self.spec = spec
         self.timer = timer
         self.record_steps = record_steps
@@ -150,6 +156,7 @@ class _Run:
         self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.balancer = Balancer(spec, routing[0], ranks, routing[1])
+        self.coasts = coasts
         self.num_steps = self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
         self.now_s = 0.0
@@ -184,7 +191,7 @@ class _Run:
         self.num_preemptions = array("q", [0]) * count
         self.rank = array("q", [-1]) * count
         self.status = array("b", [UNFINISHED]) * count
-        self.step_rows = array("d")
+        self.steps = StepLog()
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open loop: every request at its time, whether or not earlier ones are answered."""
@@ -203,11 +210,14 @@ class _Run:
         link = self.links[group.index] if self.links else None
         pipeline = self.pipelines[group.index] if self.pipelines else None
         interval = self.spec.receive_interval
+        coasts = self.coasts and group.hold is link is pipeline is None and isinstance(timer, CoastingTimer)
         while True:
             if not group.in_flight:
                 group.wake = env.event()
                 yield group.wake
                 group.wake = None
+            if coasts:
+                self._coast(group)
             start_s = env.now
             if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
                 self._deliver(group)
@@ -222,6 +232,7 @@ class _Run:
                 step_s = pipeline.pass_s(start_s, step_s, ranks)
             if not 0 < step_s < math.inf:
                 raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
+            group.last_step_s = step_s
             self.num_steps += 1
             if self.record_steps:
                 self._record_step(group, start_s, step_s)
@@ -229,11 +240,47 @@ class _Run:
                 # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
                 busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
                 group.unheard = group.unheard + 1 if busy else interval
-            yield env.timeout(step_s)
+            if start_s + step_s < env.peek():
+                env.advance(start_s + step_s)
+            else:
+                yield env.timeout(step_s)
             self.now_s = env.now
             for position, rank in enumerate(ranks):
                 for request in rank.complete(env.now):
                     self._finish(group, group.index * len(ranks) + position, request)
+
+    def _coast(self, group: Group) -> None:
+        """Take the steps at once that end before the next event and until then only decode the present batches."""
+        env, ranks, timer, interval = self.env, group.ranks, group.timer, self.spec.receive_interval
+        until_s, now_s = env.peek(), env.now
+        if now_s + group.last_step_s >= until_s:
+            return
+        most = min([rank.quiet_steps() for rank in ranks])
+        if group.mail:
+            most = min(most, interval - group.unheard)
+        if not 0 < most < sys.maxsize:
+            return
+        batches = [Batch(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks]
+        assert isinstance(timer, CoastingTimer)
+        coast = timer.coast(batches, most, now_s, until_s)
+        if coast is None or not coast.step_s:
+            return
+        steps = len(coast.step_s)
+        contexts = [rank.coming_contexts(steps) for rank in ranks]
+        blocks = [rank.coast(steps) for rank in ranks]
+        if interval > 1:
+            group.unheard = (group.unheard + steps - 1) % interval + 1
+        self.num_steps += steps
+        if self.record_steps:
+            if len(ranks) > 1:
+                contexts, blocks = [[*map(sum, zip(*contexts))]], [[*map(sum, zip(*blocks))]]
+            waiting = sum([len(rank.waiting) for rank in ranks])
+            alike = (group.index, 0, sum([rank.num_decoding for rank in ranks]), waiting)
+            self.steps.stretch(coast.start_s, coast.step_s, contexts[0], blocks[0], coast.draw, alike)
+            if self.sharing is not None:
+                self.sharing.record_quiet(steps)
+        env.advance(coast.end_s)
+        self.now_s = coast.end_s
 
     def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
         prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
@@ -244,20 +291,8 @@ class _Run:
             context_tokens += work.decode_context_tokens
             blocks += rank.total_blocks - rank.free_blocks
             waiting += len(rank.waiting)
-        kv_tokens = blocks * self.spec.block_tokens
-        self.step_rows.extend(
-            (
-                start_s,
-                step_s,
-                group.index,
-                prefill_tokens,
-                decode_seqs,
-                context_tokens,
-                kv_tokens,
-                waiting,
-                self.timer.draw,
-            )
-        )
+        alike = (group.index, prefill_tokens, decode_seqs, waiting)
+        self.steps.step(start_s, step_s, context_tokens, blocks, self.timer.draw, alike)
         if self.sharing is not None:
             self.sharing.record_step(group.ranks)
 
@@ -371,4 +406,4 @@ class _Run:
     def step_table(self) -> StepTable:
         """Columns of the recorded steps."""
         found = self.sharing.step_column if self.sharing else None
-        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS), found)
+        return self.steps.table(self.spec.block_tokens, found)

@@ -9,6 +9,9 @@ blocks their growth takes are that sum rounded up: they never run below zero and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
+
 from planner.enginespec import EngineSpec
 from planner.scheduler import Rank, Request
 from planner.speculation import AcceptanceWalk
@@ -67,6 +70,7 @@ class SpeculativeRank(Rank):
     def take_prefills(self, budget: int) -> None:
         """As `Rank`, less the drafts of the decodes that are in the step already."""
         super().take_prefills(budget - self._drafts * self.work.decode_seqs)
+        self._is_blocked = self._is_blocked and self._short_s != self.now_s
 
     def complete(self, now_s: float) -> list[Request]:
         """End the planned step at `now_s`; returns the requests that produced their last token."""
@@ -75,6 +79,30 @@ class SpeculativeRank(Rank):
             self._growth += self._rate
             self.context_tokens -= self.work.decode_seqs
         return super().complete(now_s)
+
+    def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
+        """`decode_context_tokens` of each of the next `steps` quiet steps."""
+        if not self.num_decoding:
+            return repeat(0)
+        first = self._growth + self._rate
+        grown = range(first, first + self._rate * steps, self._rate)
+        return [self.context_tokens + (tokens >> _SHIFT) for tokens in grown]
+
+    def coast(self, steps: int) -> list[int]:
+        """Take `steps` quiet steps at once; returns the blocks in use during each of them."""
+        if not self.num_decoding:
+            return super().coast(steps)
+        used = self.total_blocks - self.free_blocks - self._growth_blocks
+        first = self._growth + self._rate
+        grown = [-(-tokens // self._unit) for tokens in range(first, first + self._rate * steps, self._rate)]
+        self._growth += self._rate * steps
+        self._growth_blocks = grown[-1]
+        self.free_blocks = self.total_blocks - used - grown[-1]
+        self.decode_steps += steps
+        return [used + blocks for blocks in grown]
+
+    def _steps_with_blocks(self) -> int:
+        return ((self._growth_blocks + self.free_blocks) * self._unit - self._growth) // self._rate
 
     def _has_room(self, request: Request, held: int) -> bool:
         """As `Rank`, but nobody comes back in the step that preempted (vLLM): what it gave up may suffice here."""
@@ -90,9 +118,7 @@ class SpeculativeRank(Rank):
         self._paths[request] = (remaining, steps, rate)
         self._rate += rate
         self._growth += self._drafts << _SHIFT
-        request.joined_decode_step = self.decode_steps
-        request.finish_decode_step = self.decode_steps + steps
-        self._finish_at.setdefault(request.finish_decode_step, []).append(request)
+        self._finish_in(request, steps)
         self.num_decoding += 1
         self.context_tokens += request.target
 

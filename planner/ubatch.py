@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from planner.coasting import Batch, Coast
 from planner.scheduler import RankWork
 from planner.timer import CostTimer
 
@@ -30,6 +31,12 @@ class UbatchTimer:
             self.link_s += self._timer.link_s
         self.draw = self._timer.draw
         return seconds
+
+    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
+        """As `planner.coasting.CoastingTimer`, where the batch is one pass."""
+        if any(batch.seqs > self._ubatch_tokens for batch in batches):
+            return None
+        return self._timer.coast(batches, most, start_s, until_s)
 
 
 def passes(work: RankWork, ubatch_tokens: int) -> Iterator[RankWork]:
