@@ -8,25 +8,18 @@ are added one after the other as stepping would: the records are the same to the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one rank decodes in a stretch: `seqs` sequences, and the context tokens of step after step."""
-
-    seqs: int
-    context_tokens: Iterable[int]
+Batch = tuple[int, Iterable[int]]
+"""What one rank decodes in a stretch: how many sequences, and their context tokens in step after step."""
 
 
 class Coast(NamedTuple):
-    """Steps of a stretch: when each starts, how long it takes [s], its draw of the router; the last ends at `end_s`."""
+    """Steps of a stretch: when each starts, how long it takes [s], and its draw of the router."""
 
     start_s: list[float]
     step_s: list[float]
     draw: list[int]
-    end_s: float
 
 
 @runtime_checkable
@@ -34,24 +27,23 @@ class CoastingTimer(Protocol):
     """A step timer that can time a stretch at once."""
 
     def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
-        """Up to `most` steps from `start_s` on that end before `until_s`; `batches` are those of the ranks of a group.
+        """Up to `most` steps from `start_s` on, all but the last of which end before `until_s`.
 
-        Equal to as many calls of `step_s`. A timer may stop early, and returns None where it must be asked step by
-        step.
+        `batches` are those of the ranks of a group. Equal to as many calls of `step_s`. Returns None where it must be
+        asked step by step.
         """
         ...
 
 
 def walk(step_s: Iterable[float], draw: list[int], start_s: float, until_s: float) -> Coast:
-    """The steps of `step_s` that end before `until_s`, one after the other from `start_s` on; `draw` are theirs."""
+    """The steps of `step_s` from `start_s` on until one ends at `until_s` or later; `draw` are theirs."""
     starts: list[float] = []
     taken: list[float] = []
     now_s = start_s
     for seconds in step_s:
-        end_s = now_s + seconds
-        if not now_s < end_s < until_s:
-            break
         starts.append(now_s)
         taken.append(seconds)
-        now_s = end_s
-    return Coast(starts, taken, draw[: len(taken)], now_s)
+        now_s += seconds
+        if not now_s < until_s:
+            break
+    return Coast(starts, taken, draw[: len(taken)])

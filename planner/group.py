@@ -39,12 +39,12 @@ def _hold(spec: EngineSpec) -> PrefillHold | PromptHold | None:
 
 
 class Group:
-    """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
+    """Ranks that step together, with the `works` of their engine process; `wake` is the event it sleeps on while it has no requests.
 
-    `last_step_s` is how long its last step took. Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "last_step_s", "mail", "process", "ranks", "timer", "unheard", "wake")
+    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake", "works")
 
     def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index
@@ -52,8 +52,8 @@ class Group:
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
         self.ranks = ranks
+        self.works: list[RankWork] = []
         self.hold = _hold(spec)
         self.in_flight = 0
-        self.last_step_s = 0.0
         self.wake: simpy.Event | None = None
         self.process: simpy.Process | None = None

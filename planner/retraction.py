@@ -79,7 +79,7 @@ class RetractingRank(Rank):
 
     def coast(self, steps: int) -> list[int]:
         """As `Rank.coast`."""
-        self._shorten(steps)
+        self._shorten(steps - 1)
         self._has_retracted = False
         return super().coast(steps)
 

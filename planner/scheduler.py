@@ -192,7 +192,7 @@ class Rank:
             self._policy(self)
 
     def quiet_steps(self) -> int:
-        """Coming steps certain to be decodes of the present batch that finish nobody, unless a request comes.
+        """Coming steps certain to be decodes of the present batch unless a request comes, the last one may finish some.
 
         A lower bound; `sys.maxsize` for an empty rank.
         """
@@ -200,7 +200,7 @@ class Rank:
             return 0
         if not self.num_decoding:
             return sys.maxsize
-        return min(self._next_finish() - self.decode_steps - 1, self._steps_with_blocks())
+        return min(self._next_finish() - self.decode_steps, self._steps_with_blocks())
 
     def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
         """`decode_context_tokens` of each of the next `steps` quiet steps."""
@@ -208,13 +208,19 @@ class Rank:
         return range(self.context_tokens + each, self.context_tokens + each * steps + 1, each) if each else repeat(0)
 
     def coast(self, steps: int) -> list[int]:
-        """Take `steps` quiet steps at once; returns the blocks in use during each of them."""
+        """Take `steps` quiet steps at once, the last only planned; returns the blocks in use during each of them."""
         used = list(accumulate(self._opened_blocks(steps), initial=self.total_blocks - self.free_blocks))
         self.free_blocks = self.total_blocks - used[-1]
-        if self.num_decoding:
-            self.decode_steps += steps
-            self.context_tokens += self.num_decoding * steps
+        self._skip_to_last(steps)
         return used[1:]
+
+    def _skip_to_last(self, steps: int) -> None:
+        """Count all but the last of `steps` quiet steps, and plan that one."""
+        self.work.clear()
+        if self.num_decoding:
+            self.decode_steps += steps - 1
+            self.context_tokens += self.num_decoding * (steps - 1)
+            self.work.decode_seqs = self.num_decoding
 
     def _next_finish(self) -> int:
         """Decode step after which the next request is done."""

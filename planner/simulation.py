@@ -18,7 +18,7 @@ import simpy
 
 from planner.balancer import Balancer
 from planner.clock import Clock
-from planner.coasting import Batch, CoastingTimer
+from planner.coasting import CoastingTimer
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
@@ -204,83 +204,92 @@ class _Run:
             self._send()
 
     def _engine(self, group: Group) -> Generator[simpy.Event, Any, None]:
-        """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
-        env, ranks, timer = self.env, group.ranks, group.timer
-        works = [rank.work for rank in ranks]
-        link = self.links[group.index] if self.links else None
-        pipeline = self.pipelines[group.index] if self.pipelines else None
-        interval = self.spec.receive_interval
-        coasts = self.coasts and group.hold is link is pipeline is None and isinstance(timer, CoastingTimer)
+        """One lockstep group: begin a step, let it pass, complete it; asleep without requests."""
+        env, ranks, first_rank = self.env, group.ranks, group.index * len(group.ranks)
+        group.works = [rank.work for rank in ranks]
+        coaster = self._coaster(group)
+        step_s = 0.0
         while True:
             if not group.in_flight:
                 group.wake = env.event()
                 yield group.wake
                 group.wake = None
-            if coasts:
-                self._coast(group)
-            start_s = env.now
-            if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
-                self._deliver(group)
-            if group.hold is not None:
-                group.hold.decide(ranks)
-            for rank in ranks:
-                rank.plan(start_s)
-            step_s = timer.step_s(works)
-            if link is not None:
-                step_s += link.wait_s(start_s, timer.link_s)
-            if pipeline is not None:
-                step_s = pipeline.pass_s(start_s, step_s, ranks)
-            if not 0 < step_s < math.inf:
-                raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
-            group.last_step_s = step_s
-            self.num_steps += 1
-            if self.record_steps:
-                self._record_step(group, start_s, step_s)
-            if interval > 1:
-                # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
-                busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
-                group.unheard = group.unheard + 1 if busy else interval
-            if start_s + step_s < env.peek():
-                env.advance(start_s + step_s)
+            begun_s = None
+            if coaster is not None and env.now + step_s < env.peek():
+                begun_s = self._coast(group, coaster)
+            step_s = self._begin_step(group) if begun_s is None else begun_s
+            end_s = env.now + step_s
+            if end_s < env.peek():
+                env.advance(end_s)
             else:
                 yield env.timeout(step_s)
-            self.now_s = env.now
+            self.now_s = now_s = env.now
             for position, rank in enumerate(ranks):
-                for request in rank.complete(env.now):
-                    self._finish(group, group.index * len(ranks) + position, request)
+                for request in rank.complete(now_s):
+                    self._finish(group, first_rank + position, request)
 
-    def _coast(self, group: Group) -> None:
-        """Take the steps at once that end before the next event and until then only decode the present batches."""
-        env, ranks, timer, interval = self.env, group.ranks, group.timer, self.spec.receive_interval
-        until_s, now_s = env.peek(), env.now
-        if now_s + group.last_step_s >= until_s:
-            return
+    def _coaster(self, group: Group) -> CoastingTimer | None:
+        """The timer of `group` if its steps depend on nothing but its own batches."""
+        if not self.coasts or group.hold is not None or self.links or self.pipelines:
+            return None
+        return group.timer if isinstance(group.timer, CoastingTimer) else None
+
+    def _begin_step(self, group: Group) -> float:
+        """Plan and record the step that starts now; returns its seconds."""
+        start_s, ranks = self.env.now, group.ranks
+        interval = self.spec.receive_interval
+        if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
+            self._deliver(group)
+        if group.hold is not None:
+            group.hold.decide(ranks)
+        for rank in ranks:
+            rank.plan(start_s)
+        works = group.works
+        step_s = group.timer.step_s(works)
+        if self.links:
+            step_s += self.links[group.index].wait_s(start_s, group.timer.link_s)
+        if self.pipelines:
+            step_s = self.pipelines[group.index].pass_s(start_s, step_s, ranks)
+        _check_step(step_s)
+        self.num_steps += 1
+        if self.record_steps:
+            self._record_step(group, start_s, step_s)
+        if interval > 1:
+            # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
+            busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
+            group.unheard = group.unheard + 1 if busy else interval
+        return step_s
+
+    def _coast(self, group: Group, timer: CoastingTimer) -> float | None:
+        """Take all steps that decode the present batches and end before the next event; the last one only begins.
+
+        Returns its seconds, or None where a step must be planned. Nothing is planned where it need not be: the work of
+        the ranks says what the last step does.
+        """
+        ranks, interval = group.ranks, self.spec.receive_interval
         most = min([rank.quiet_steps() for rank in ranks])
         if group.mail:
             most = min(most, interval - group.unheard)
         if not 0 < most < sys.maxsize:
-            return
-        batches = [Batch(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks]
-        assert isinstance(timer, CoastingTimer)
-        coast = timer.coast(batches, most, now_s, until_s)
-        if coast is None or not coast.step_s:
-            return
+            return None
+        batches = [(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks]
+        coast = timer.coast(batches, most, self.env.now, self.env.peek())
+        if coast is None:
+            return None
         steps = len(coast.step_s)
+        _check_step(coast.step_s[-1])
         contexts = [rank.coming_contexts(steps) for rank in ranks]
         blocks = [rank.coast(steps) for rank in ranks]
-        if interval > 1:
-            group.unheard = (group.unheard + steps - 1) % interval + 1
+        group.unheard = (group.unheard + steps - 1) % interval + 1
         self.num_steps += steps
         if self.record_steps:
-            if len(ranks) > 1:
-                contexts, blocks = [[*map(sum, zip(*contexts))]], [[*map(sum, zip(*blocks))]]
-            waiting = sum([len(rank.waiting) for rank in ranks])
-            alike = (group.index, 0, sum([rank.num_decoding for rank in ranks]), waiting)
-            self.steps.stretch(coast.start_s, coast.step_s, contexts[0], blocks[0], coast.draw, alike)
+            seqs, waiting = sum([rank.num_decoding for rank in ranks]), sum([len(rank.waiting) for rank in ranks])
+            self.steps.stretch(coast, contexts, blocks, (group.index, 0, seqs, waiting))
             if self.sharing is not None:
                 self.sharing.record_quiet(steps)
-        env.advance(coast.end_s)
-        self.now_s = coast.end_s
+        if steps > 1:
+            self.env.advance(coast.start_s[-1])
+        return coast.step_s[-1]
 
     def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
         prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
@@ -407,3 +416,8 @@ class _Run:
         """Columns of the recorded steps."""
         found = self.sharing.step_column if self.sharing else None
         return self.steps.table(self.spec.block_tokens, found)
+
+
+def _check_step(step_s: float) -> None:
+    if not 0 < step_s < math.inf:
+        raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")

@@ -89,16 +89,17 @@ class SpeculativeRank(Rank):
         return [self.context_tokens + (tokens >> _SHIFT) for tokens in grown]
 
     def coast(self, steps: int) -> list[int]:
-        """Take `steps` quiet steps at once; returns the blocks in use during each of them."""
+        """As `Rank.coast`."""
         if not self.num_decoding:
             return super().coast(steps)
         used = self.total_blocks - self.free_blocks - self._growth_blocks
         first = self._growth + self._rate
         grown = [-(-tokens // self._unit) for tokens in range(first, first + self._rate * steps, self._rate)]
-        self._growth += self._rate * steps
+        self._growth += self._rate * (steps - 1)
         self._growth_blocks = grown[-1]
         self.free_blocks = self.total_blocks - used - grown[-1]
-        self.decode_steps += steps
+        self._skip_to_last(steps)
+        self.context_tokens -= self.num_decoding * (steps - 1)
         return [used + blocks for blocks in grown]
 
     def _steps_with_blocks(self) -> int:

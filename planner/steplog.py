@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.coasting import Coast
 from planner.records import StepTable
 
 
@@ -39,20 +40,18 @@ class StepLog:
 
     def stretch(
         self,
-        start_s: Sequence[float],
-        step_s: Sequence[float],
-        context_tokens: Sequence[int],
-        blocks: Sequence[int],
-        draw: Sequence[int],
+        coast: Coast,
+        contexts: Sequence[Iterable[int]],
+        blocks: Sequence[Iterable[int]],
         alike: tuple[int, ...],
     ) -> None:
-        """Append steps that have `alike` in common; each sequence is [num_steps]."""
-        self._start_s.extend(start_s)
-        self._step_s.extend(step_s)
-        self._context_tokens.extend(context_tokens)
-        self._blocks.extend(blocks)
-        self._draw.extend(draw)
-        self._stretches.append(len(step_s))
+        """Append steps that have `alike` in common; `contexts` and `blocks` are [ranks][num_steps]."""
+        self._start_s.extend(coast.start_s)
+        self._step_s.extend(coast.step_s)
+        self._context_tokens.extend(contexts[0] if len(contexts) == 1 else map(sum, zip(*contexts, strict=False)))
+        self._blocks.extend(blocks[0] if len(blocks) == 1 else map(sum, zip(*blocks, strict=True)))
+        self._draw.extend(coast.draw)
+        self._stretches.append(len(coast.step_s))
         self._stretches.extend(alike)
 
     def table(self, block_tokens: int, cached_tokens: NDArray[np.int64] | None) -> StepTable:

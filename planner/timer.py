@@ -153,7 +153,7 @@ class CostTimer:
         """As `planner.coasting.CoastingTimer`, for groups of several ranks without encoder."""
         if self._encoder is not None or len(batches) == 1:
             return None
-        seqs = [batch.seqs for batch in batches]
+        seqs = [count for count, _ in batches]
         tokens = sum(seqs) + seqs.count(0)
         padded, index = self._pad[max(seqs)], -(-tokens // self._stride)
         mean_s = self._moe["decode"][index]
@@ -164,7 +164,7 @@ class CostTimer:
             self._padded_exchange_s("decode", padded, tokens),
         )
         rows = [(self._decode_row(count), count) for count in seqs if count]
-        contexts = zip(*(batch.context_tokens for batch in batches if batch.seqs), strict=False)
+        contexts = zip(*(contexts for count, contexts in batches if count), strict=False)
         draws = self._coming_draws(most)
         return self._taken(walk(self._lockstep_s(rows, zip(contexts, draws), others), draws, start_s, until_s))
 
@@ -245,7 +245,7 @@ class LoneRankTimer(CostTimer):
 
     def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
         """As `planner.coasting.CoastingTimer`, for the only rank."""
-        seqs, contexts = batches[0].seqs, batches[0].context_tokens
+        ((seqs, contexts),) = batches
         draws = self._coming_draws(most)
         others = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
         return self._taken(walk(_lone_s(self._decode_row(seqs), seqs, contexts, draws, others), draws, start_s, until_s))

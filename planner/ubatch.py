@@ -34,7 +34,7 @@ class UbatchTimer:
 
     def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
         """As `planner.coasting.CoastingTimer`, where the batch is one pass."""
-        if any(batch.seqs > self._ubatch_tokens for batch in batches):
+        if any(seqs > self._ubatch_tokens for seqs, _ in batches):
             return None
         return self._timer.coast(batches, most, start_s, until_s)
 
