@@ -140,6 +140,11 @@ class Balancer:
                 ROUTERS[spec.rank_router](np.random.default_rng([seed, 2, i])) for i in range(spec.num_groups)
             ]
 
+    @property
+    def looks_at_ranks(self) -> bool:
+        """Whether a choice may depend on what the ranks hold."""
+        return bool(self._scores)
+
     def choose(self, in_flight: list[int], request: Request, now_s: float) -> int:
         """Rank, counted over all groups, for `request` at `now_s`; `in_flight` by rank."""
         if isinstance(self._outer, PrefixAffinity):

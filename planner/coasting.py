@@ -1,49 +1,43 @@
-"""Stretches of a simulation in which the batch does not change: many decode steps taken at once.
+"""Stretches of a simulation in which the batch of a group does not change.
 
-Between two events nothing arrives, and between two finishes every step is a decode of the same requests whose
-contexts grow by one token each. Their times still differ, because attention grows and the router draws anew, so they
-are added one after the other as stepping would: the records are the same to the last bit.
+Until a request comes or one is done, every step is a decode of the same requests, whose contexts grow by one token
+each. Such steps need no scheduler: their times follow one after the other, and what they did to the ranks is applied
+when the stretch ends or somebody looks. The records are those of planning every step, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 Batch = tuple[int, Iterable[int]]
 """What one rank decodes in a stretch: how many sequences, and their context tokens in step after step."""
 
 
-class Coast(NamedTuple):
-    """Steps of a stretch: when each starts, how long it takes [s], and its draw of the router."""
+class Stretch:
+    """Steps of a stretch so far: number within the run, start [s], duration [s] and draw of the router."""
 
-    start_s: list[float]
-    step_s: list[float]
-    draw: list[int]
+    __slots__ = ("draw", "number", "start_s", "step_s")
+
+    def __init__(self) -> None:
+        self.number: list[int] = []
+        self.start_s: list[float] = []
+        self.step_s: list[float] = []
+        self.draw: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.step_s)
 
 
 @runtime_checkable
 class CoastingTimer(Protocol):
-    """A step timer that can time a stretch at once."""
+    """A step timer that knows beforehand that the batches of a group will stay."""
 
-    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
-        """Up to `most` steps from `start_s` on, all but the last of which end before `until_s`.
+    draw: int
 
-        `batches` are those of the ranks of a group. Equal to as many calls of `step_s`. Returns None where it must be
-        asked step by step.
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+        """Seconds of one step of `batches`, those of the ranks of a group, after the other, until contexts end.
+
+        Each is asked for when the step begins, and equal to a call of `step_s`. None where that must be called.
         """
         ...
-
-
-def walk(step_s: Iterable[float], draw: list[int], start_s: float, until_s: float) -> Coast:
-    """The steps of `step_s` from `start_s` on until one ends at `until_s` or later; `draw` are theirs."""
-    starts: list[float] = []
-    taken: list[float] = []
-    now_s = start_s
-    for seconds in step_s:
-        starts.append(now_s)
-        taken.append(seconds)
-        now_s += seconds
-        if not now_s < until_s:
-            break
-    return Coast(starts, taken, draw[: len(taken)])

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import simpy
 
+from planner.coasting import Stretch
 from planner.enginespec import EngineSpec
 from planner.lockstep import PrefillHold, PromptHold
 from planner.scheduler import Rank, RankWork, Request
@@ -41,10 +42,10 @@ def _hold(spec: EngineSpec) -> PrefillHold | PromptHold | None:
 class Group:
     """Ranks that step together, with the `works` of their engine process; `wake` is the event it sleeps on while it has no requests.
 
-    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    `stretch` is what it is in while its batches stay. Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake", "works")
+    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "stretch", "timer", "unheard", "wake", "works")
 
     def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index
@@ -55,5 +56,6 @@ class Group:
         self.works: list[RankWork] = []
         self.hold = _hold(spec)
         self.in_flight = 0
+        self.stretch: Stretch | None = None
         self.wake: simpy.Event | None = None
         self.process: simpy.Process | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,6 @@ class Sharing:
         self._next = 0
         self._rows = array("q")
         self._prefixes: list[Prefix] = []
-        self._found = array("q")
 
     def send(self, row: int | None) -> tuple[int, Prefix]:
         """Count a request: the turn in `row`, or the next one that follows none; its row and what it shares."""
@@ -57,19 +55,6 @@ class Sharing:
         env.timeout(self._think_s[row]).callbacks.append(lambda _: turn(row))
         return True
 
-    def record_step(self, ranks: Sequence[Rank]) -> None:
-        """Note the prompt tokens that the requests admitted in this step found."""
-        found = 0
-        for rank in ranks:
-            if rank.cache is not None:
-                found += rank.cache.found_tokens
-                rank.cache.found_tokens = 0
-        self._found.append(found)
-
-    def record_quiet(self, steps: int) -> None:
-        """Note steps in which nobody was admitted."""
-        self._found.extend(repeat(0, steps))
-
     @property
     def rows(self) -> NDArray[np.int64]:
         """Row of each request that was sent."""
@@ -83,7 +68,12 @@ class Sharing:
             "cached_tokens": np.array([prefix.cached_tokens for prefix in self._prefixes], dtype=np.int64),
         }
 
-    @property
-    def step_column(self) -> NDArray[np.int64]:
-        """`cached_tokens` of the step table."""
-        return np.array(self._found, dtype=np.int64)
+
+def found_tokens(ranks: Sequence[Rank]) -> int:
+    """Prompt tokens that the requests admitted since the last call found in the caches of `ranks`."""
+    found = 0
+    for rank in ranks:
+        if rank.cache is not None:
+            found += rank.cache.found_tokens
+            rank.cache.found_tokens = 0
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from array import array
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import simpy
 
 from planner.balancer import Balancer
 from planner.clock import Clock
-from planner.coasting import CoastingTimer
+from planner.coasting import CoastingTimer, Stretch
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
@@ -31,7 +31,7 @@ from planner.ranks import rank_of
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS
 from planner.scheduler import Rank, Request
-from planner.sharing import Sharing
+from planner.sharing import Sharing, found_tokens
 from planner.speculation import AcceptanceWalk
 from planner.steplog import StepLog
 from planner.workload import RequestArrays, Slo, Workload
@@ -208,21 +208,20 @@ class _Run:
         env, ranks, first_rank = self.env, group.ranks, group.index * len(group.ranks)
         group.works = [rank.work for rank in ranks]
         coaster = self._coaster(group)
-        step_s = 0.0
         while True:
             if not group.in_flight:
                 group.wake = env.event()
                 yield group.wake
                 group.wake = None
-            begun_s = None
-            if coaster is not None and env.now + step_s < env.peek():
-                begun_s = self._coast(group, coaster)
-            step_s = self._begin_step(group) if begun_s is None else begun_s
-            end_s = env.now + step_s
-            if end_s < env.peek():
-                env.advance(end_s)
+            times = None if coaster is None else self._coming_steps(group, coaster)
+            if times is not None:
+                yield from self._coast(group, times)
             else:
-                yield env.timeout(step_s)
+                step_s = self._begin_step(group)
+                if env.now + step_s < env.peek():
+                    env.advance(env.now + step_s)
+                else:
+                    yield env.timeout(step_s)
             self.now_s = now_s = env.now
             for position, rank in enumerate(ranks):
                 for request in rank.complete(now_s):
@@ -251,59 +250,78 @@ class _Run:
         if self.pipelines:
             step_s = self.pipelines[group.index].pass_s(start_s, step_s, ranks)
         _check_step(step_s)
-        self.num_steps += 1
         if self.record_steps:
             self._record_step(group, start_s, step_s)
+        self.num_steps += 1
         if interval > 1:
             # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
             busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
             group.unheard = group.unheard + 1 if busy else interval
         return step_s
 
-    def _coast(self, group: Group, timer: CoastingTimer) -> float | None:
-        """Take all steps that decode the present batches and end before the next event; the last one only begins.
-
-        Returns its seconds, or None where a step must be planned. Nothing is planned where it need not be: the work of
-        the ranks says what the last step does.
-        """
-        ranks, interval = group.ranks, self.spec.receive_interval
-        most = min([rank.quiet_steps() for rank in ranks])
+    def _coming_steps(self, group: Group, timer: CoastingTimer) -> Iterator[float] | None:
+        """Seconds of the steps to come if the batches of `group` stay for some; None where a step must be planned."""
+        ranks = group.ranks
+        most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
         if group.mail:
-            most = min(most, interval - group.unheard)
-        if not 0 < most < sys.maxsize:
+            most = min(most, self.spec.receive_interval - group.unheard)
+        if not 1 < most < sys.maxsize:
             return None
-        batches = [(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks]
-        coast = timer.coast(batches, most, self.env.now, self.env.peek())
-        if coast is None:
-            return None
-        steps = len(coast.step_s)
-        _check_step(coast.step_s[-1])
+        return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
+
+    def _coast(self, group: Group, step_s: Iterator[float]) -> Generator[simpy.Event, Any, None]:
+        """Let the steps of `step_s` pass until they end or `_settle` was called; the last is left to be completed."""
+        env, timer = self.env, group.timer
+        stretch = group.stretch = Stretch()
+        numbers, starts, taken, draws = stretch.number, stretch.start_s, stretch.step_s, stretch.draw
+        try:
+            for seconds in step_s:
+                now_s = env.now
+                numbers.append(self.num_steps)
+                self.num_steps += 1
+                starts.append(now_s)
+                taken.append(seconds)
+                draws.append(timer.draw)
+                end_s = now_s + seconds
+                if end_s < env.peek():
+                    env.advance(end_s)
+                else:
+                    _check_step(seconds)
+                    yield env.timeout(seconds)
+                    if group.stretch is None:
+                        return
+                self.now_s = env.now
+        finally:
+            self._settle(group)
+
+    def _settle(self, group: Group) -> None:
+        """End the stretch of `group`, if it is in one: note its steps and bring the ranks up to date.
+
+        The last of the steps may be under way.
+        """
+        stretch, group.stretch = group.stretch, None
+        if stretch is None:
+            return
+        ranks, steps, interval = group.ranks, len(stretch), self.spec.receive_interval
         contexts = [rank.coming_contexts(steps) for rank in ranks]
         blocks = [rank.coast(steps) for rank in ranks]
         group.unheard = (group.unheard + steps - 1) % interval + 1
-        self.num_steps += steps
         if self.record_steps:
             seqs, waiting = sum([rank.num_decoding for rank in ranks]), sum([len(rank.waiting) for rank in ranks])
-            self.steps.stretch(coast, contexts, blocks, (group.index, 0, seqs, waiting))
-            if self.sharing is not None:
-                self.sharing.record_quiet(steps)
-        if steps > 1:
-            self.env.advance(coast.start_s[-1])
-        return coast.step_s[-1]
+            self.steps.stretch(stretch, contexts, blocks, (group.index, seqs, waiting))
 
     def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
-        prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
+        prompt = seqs = context = blocks = waiting = 0
         for rank in group.ranks:
             work = rank.work
-            prefill_tokens += work.prefill_tokens
-            decode_seqs += work.decode_seqs
-            context_tokens += work.decode_context_tokens
+            prompt += work.prefill_tokens
+            seqs += work.decode_seqs
+            context += work.decode_context_tokens
             blocks += rank.total_blocks - rank.free_blocks
             waiting += len(rank.waiting)
-        alike = (group.index, prefill_tokens, decode_seqs, waiting)
-        self.steps.step(start_s, step_s, context_tokens, blocks, self.timer.draw, alike)
-        if self.sharing is not None:
-            self.sharing.record_step(group.ranks)
+        found = 0 if self.sharing is None else found_tokens(group.ranks)
+        row = (self.num_steps, start_s, step_s, group.index, prompt, seqs, context, blocks, waiting, self.timer.draw)
+        self.steps.step((*row, found))
 
     def _send(self, turn: int | None = None) -> bool:
         """The next request, or that `turn`, enters a queue; False if it is too large for any and was rejected."""
@@ -329,8 +347,12 @@ class _Run:
         """The request reaches the rank that the router chooses."""
         if self.gate is not None and not self.gate(request):
             return
+        if self.balancer.looks_at_ranks:
+            for group in self.groups:
+                self._settle(group)
         chosen = self.balancer.choose(self.in_flight, request, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
+        self._settle(group)
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
             group.mail.append((rank, request))
@@ -393,6 +415,7 @@ class _Run:
     def request_table(self) -> RequestTable:
         """Columns of the requests that were sent."""
         for group in self.groups:
+            self._settle(group)
             for rank in group.ranks:
                 for request in rank.unfinished():
                     self._write(request)
@@ -414,8 +437,7 @@ class _Run:
 
     def step_table(self) -> StepTable:
         """Columns of the recorded steps."""
-        found = self.sharing.step_column if self.sharing else None
-        return self.steps.table(self.spec.block_tokens, found)
+        return self.steps.table(self.spec.block_tokens, has_caches=self.sharing is not None)
 
 
 def _check_step(step_s: float) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.coasting import Batch, Coast
+from planner.coasting import Batch
 from planner.cost import StepCost
 from planner.engine import Limits
 from planner.overlap import compute_share, two_batch_s
@@ -69,7 +69,7 @@ class TacticTimer(CostTimer):
         factors = [self._factor[phase][self._knot[index]][self.draw] for index in (full, half)]
         return seconds - self._hidden.seconds(phase, ranks, padded, (full, half), (factors[0], factors[1]))
 
-    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
         """None: what is overlapped differs from step to step."""
         return None
 

@@ -8,7 +8,7 @@ from math import log2
 import numpy as np
 
 from planner.cost import StepCost
-from planner.coasting import Batch, Coast, walk
+from planner.coasting import Batch
 from planner.engine import Limits, padding
 from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
 from planner.scheduler import RankWork
@@ -81,6 +81,8 @@ class CostTimer:
             for draw in range(NUM_DRAWS if self._stride == 1 else 0)
         ]
         """Everything but attention of a pure decode step, by draw and sequences, where one rank is the whole group."""
+        self._others: dict[int, list[float]] = {}
+        """The same and the host, by sequences and draw, as far as it was needed."""
 
     def _next_draw(self) -> int:
         self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
@@ -149,7 +151,7 @@ class CostTimer:
             + self._moe_s("prefill", tokens)
         )
 
-    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
         """As `planner.coasting.CoastingTimer`, for groups of several ranks without encoder."""
         if self._encoder is not None or len(batches) == 1:
             return None
@@ -164,36 +166,30 @@ class CostTimer:
             self._padded_exchange_s("decode", padded, tokens),
         )
         rows = [(self._decode_row(count), count) for count in seqs if count]
-        contexts = zip(*(contexts for count, contexts in batches if count), strict=False)
-        draws = self._coming_draws(most)
-        return self._taken(walk(self._lockstep_s(rows, zip(contexts, draws), others), draws, start_s, until_s))
+        return self._lockstep_s(rows, zip(*(contexts for count, contexts in batches if count), strict=False), others)
 
     def _lockstep_s(
         self,
         rows: Sequence[tuple[list[float], int]],
-        steps: Iterable[tuple[tuple[int, ...], int]],
+        contexts: Iterable[tuple[int, ...]],
         others: tuple[float, float, list[float], float],
     ) -> Iterator[float]:
-        """Seconds of `steps` (contexts, draw); besides attention there are dense parts, head, experts by draw, padding."""
+        """Seconds of decode steps; besides attention there are dense parts, head, experts by draw, and padding."""
         host_s, (dense_s, head_s, moe_s, padding_s) = self._host_s, others
-        for contexts, draw in steps:
+        last = _ROW_POINTS - 2
+        for tokens_of_ranks in contexts:
+            self.draw = draw = self._next_draw()
             attention_s = 0.0
-            for (row, seqs), tokens in zip(rows, contexts, strict=True):
+            for (row, seqs), tokens in zip(rows, tokens_of_ranks, strict=False):
                 position = log2(tokens / seqs) * _CONTEXT_STEPS
-                index = min(int(position), _ROW_POINTS - 2)
+                index = int(position)
+                if index > last:
+                    index = last
                 low = row[index]
-                attention_s = max(attention_s, low + (row[index + 1] - low) * (position - index))
+                rank_s = low + (row[index + 1] - low) * (position - index)
+                if rank_s > attention_s:
+                    attention_s = rank_s
             yield host_s + attention_s + dense_s + head_s + moe_s[draw] + padding_s
-
-    def _coming_draws(self, most: int) -> list[int]:
-        """Draws of up to `most` steps to come."""
-        first = self._place + 1
-        return self._order[first : first + most] if first < _DRAW_PERIOD else self._order[:most]
-
-    def _taken(self, coast: Coast) -> Coast:
-        """`coast`, whose draws are used up now."""
-        self._place = (self._place + len(coast.draw)) % _DRAW_PERIOD
-        return coast
 
     def _encoder_step_s(
         self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float
@@ -243,23 +239,22 @@ class LoneRankTimer(CostTimer):
         return self._host_s + self._alone[draw][seqs] + low + (row[index + 1] - low) * (position - index)
 
 
-    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
         """As `planner.coasting.CoastingTimer`, for the only rank."""
         ((seqs, contexts),) = batches
-        draws = self._coming_draws(most)
-        others = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
-        return self._taken(walk(_lone_s(self._decode_row(seqs), seqs, contexts, draws, others), draws, start_s, until_s))
+        others = self._others.get(seqs)
+        if others is None:
+            others = self._others[seqs] = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
+        return self._lone_s(self._decode_row(seqs), seqs, contexts, others)
 
-
-def _lone_s(
-    row: list[float], seqs: int, contexts: Iterable[int], draws: Iterable[int], others: list[float]
-) -> Iterator[float]:
-    """Seconds of decode steps of one rank; `others` is everything but attention, by draw."""
-    for tokens, draw in zip(contexts, draws, strict=False):
-        position = log2(tokens / seqs) * _CONTEXT_STEPS
-        index = int(position)
-        low = row[index]
-        yield others[draw] + low + (row[index + 1] - low) * (position - index)
+    def _lone_s(self, row: list[float], seqs: int, contexts: Iterable[int], others: list[float]) -> Iterator[float]:
+        """Seconds of decode steps; `others` is everything but attention, by draw."""
+        for tokens in contexts:
+            self.draw = draw = self._next_draw()
+            position = log2(tokens / seqs) * _CONTEXT_STEPS
+            index = int(position)
+            low = row[index]
+            yield others[draw] + low + (row[index + 1] - low) * (position - index)
 
 
 class OffloadTimer(CostTimer):
@@ -282,7 +277,7 @@ class OffloadTimer(CostTimer):
             self.link_s = self._fetch_s("prefill" if prompt else "decode", prompt + seqs)
         return seconds
 
-    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
         """None: every step asks for the link."""
         return None
 

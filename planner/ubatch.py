@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.coasting import Batch, Coast
+from planner.coasting import Batch
 from planner.scheduler import RankWork
 from planner.timer import CostTimer
 
@@ -32,11 +32,17 @@ class UbatchTimer:
         self.draw = self._timer.draw
         return seconds
 
-    def coast(self, batches: Sequence[Batch], most: int, start_s: float, until_s: float) -> Coast | None:
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
         """As `planner.coasting.CoastingTimer`, where the batch is one pass."""
-        if any(seqs > self._ubatch_tokens for seqs, _ in batches):
-            return None
-        return self._timer.coast(batches, most, start_s, until_s)
+        inner = None
+        if all(seqs <= self._ubatch_tokens for seqs, _ in batches):
+            inner = self._timer.coast(batches)
+        return inner and self._drawn(inner)
+
+    def _drawn(self, step_s: Iterator[float]) -> Iterator[float]:
+        for seconds in step_s:
+            self.draw = self._timer.draw
+            yield seconds
 
 
 def passes(work: RankWork, ubatch_tokens: int) -> Iterator[RankWork]:
