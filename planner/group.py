@@ -42,10 +42,10 @@ def _hold(spec: EngineSpec) -> PrefillHold | PromptHold | None:
 class Group:
     """Ranks that step together, with the `works` of their engine process; `wake` is the event it sleeps on while it has no requests.
 
-    `stretch` is what it is in while its batches stay. Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    `stretch` is what it is in while its batches stay, `last_step_s` how long the last step took outside of one. Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "stretch", "timer", "unheard", "wake", "works")
+    __slots__ = ("hold", "in_flight", "index", "last_step_s", "mail", "process", "ranks", "stretch", "timer", "unheard", "wake", "works")
 
     def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index
@@ -56,6 +56,7 @@ class Group:
         self.works: list[RankWork] = []
         self.hold = _hold(spec)
         self.in_flight = 0
+        self.last_step_s = 0.0
         self.stretch: Stretch | None = None
         self.wake: simpy.Event | None = None
         self.process: simpy.Process | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from planner.balancer import Balancer
 from planner.clock import Clock
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PROGRESS_CALLS = 100
+_FEW_STEPS = 3
+"""A stretch of fewer steps is not worth it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +129,7 @@ def simulate(
     run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
     if disturb is not None:
         disturb(run)
+    run.cut_s = max_simulated_s or math.inf
     run.env.run(until=max_simulated_s)
     return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
 
@@ -159,14 +163,14 @@ class _Run:
         self.coasts = coasts
         self.num_steps = self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
-        self.now_s = 0.0
+        self.now_s, self.cut_s = 0.0, math.inf
         self.is_closed, self.num_requests = workload.arrivals.kind == "closed", workload.num_requests
         self._allocate(sent)
         if self.is_closed:
             for _ in range(workload.arrivals.concurrency):
                 self._send_next()
         else:
-            self.env.process(self._arrivals())
+            self.env.process(self._arrivals() if self.sharing is None else self._conversations())
         for group in self.groups:
             group.process = self.env.process(self._engine(group))
 
@@ -193,15 +197,43 @@ class _Run:
         self.status = array("b", [UNFINISHED]) * count
         self.steps = StepLog()
 
-    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
-        """Open loop: every request at its time, whether or not earlier ones are answered."""
+    def _conversations(self) -> Generator[simpy.Event, Any, None]:
+        """Open loop of requests that share prefixes: each, or each conversation, at its time."""
         env = self.env
-        for arrival_s in self.sharing.starts_s if self.sharing else self.sent.arrival_s.tolist():
+        assert self.sharing is not None
+        for arrival_s in self.sharing.starts_s:
             if arrival_s > env.now:
                 yield env.timeout(arrival_s - env.now)
             if self.num_sent == self.num_requests:
                 return
             self._send()
+
+    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
+        """Open loop: every request at its time, whether or not earlier ones are answered.
+
+        To arrive changes nothing, so there is one event per request, when the front end passes it on.
+        """
+        env, reached_s = self.env, self._reached_s()
+        for index in np.argsort(reached_s, kind="stable").tolist():
+            time_s = float(reached_s[index])
+            if time_s > env.now:
+                yield env.at(time_s)
+            request = Request(index, self.prompts[index], self.outputs[index], self.arrival_s[index])
+            if self._may_come(request):
+                self._accept(request)
+
+    def _reached_s(self) -> NDArray[np.float64]:
+        """When each request of an open loop reaches a queue, or is rejected [s]; fills `arrival_s`."""
+        arrival_s, reached_s, now_s = self.arrival_s, np.empty(self.num_requests), self.env.now
+        holds, request = self.groups[0].ranks[0].can_ever_hold, Request(0, 1, 1, 0.0)
+        for index, time_s in enumerate(self.sent.arrival_s.tolist()):
+            if time_s > now_s:
+                now_s += time_s - now_s
+            arrival_s[index] = now_s
+            request.prompt_tokens, request.output_tokens = self.prompts[index], self.outputs[index]
+            delay_s = self.front_end.delay_s(index, request.prompt_tokens, now_s) if holds(request) else 0.0
+            reached_s[index] = now_s + delay_s
+        return reached_s
 
     def _engine(self, group: Group) -> Generator[simpy.Event, Any, None]:
         """One lockstep group: begin a step, let it pass, complete it; asleep without requests."""
@@ -217,7 +249,7 @@ class _Run:
             if times is not None:
                 yield from self._coast(group, times)
             else:
-                step_s = self._begin_step(group)
+                step_s = group.last_step_s = self._begin_step(group)
                 if env.now + step_s < env.peek():
                     env.advance(env.now + step_s)
                 else:
@@ -260,12 +292,17 @@ class _Run:
         return step_s
 
     def _coming_steps(self, group: Group, timer: CoastingTimer) -> Iterator[float] | None:
-        """Seconds of the steps to come if the batches of `group` stay for some; None where a step must be planned."""
-        ranks = group.ranks
+        """Seconds of the steps to come if the batches of `group` stay for some time, else None.
+
+        It costs as much as planning two or three steps, and what comes next ends it.
+        """
+        ranks, env = group.ranks, self.env
+        if len(self.groups) == 1 and env.now + _FEW_STEPS * group.last_step_s > env.peek():
+            return None
         most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
         if group.mail:
             most = min(most, self.spec.receive_interval - group.unheard)
-        if not 1 < most < sys.maxsize:
+        if not _FEW_STEPS <= most < sys.maxsize:
             return None
         return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
 
@@ -331,9 +368,7 @@ class _Run:
         request = Request(index, self.prompts[row], self.outputs[row], self.env.now)
         request.prefix = prefix
         self.arrival_s[index] = self.env.now
-        if not self.groups[0].ranks[0].can_ever_hold(request):
-            self.status[index] = REJECTED
-            self._count_done()
+        if not self._may_come(request):
             return False
         delay_s = self.front_end.delay_s(index, request.prompt_tokens, self.env.now)
         if delay_s > 0:
@@ -342,6 +377,14 @@ class _Run:
         else:
             self._accept(request)
         return True
+
+    def _may_come(self, request: Request) -> bool:
+        """False if the request is too large for any rank; it is rejected then."""
+        if self.groups[0].ranks[0].can_ever_hold(request):
+            return True
+        self.status[request.index] = REJECTED
+        self._count_done()
+        return False
 
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
@@ -419,6 +462,8 @@ class _Run:
             for rank in group.ranks:
                 for request in rank.unfinished():
                     self._write(request)
+        if not self.is_closed and self.sharing is None:
+            self.num_sent = int(np.searchsorted(np.array(self.arrival_s), self.cut_s))
         sent = slice(0, self.num_sent)
         rows = sent if self.sharing is None else self.sharing.rows
         return RequestTable(
