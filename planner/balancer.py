@@ -147,6 +147,8 @@ class Balancer:
 
     def choose(self, in_flight: list[int], request: Request, now_s: float) -> int:
         """Rank, counted over all groups, for `request` at `now_s`; `in_flight` by rank."""
+        if len(in_flight) == 1:
+            return 0
         if isinstance(self._outer, PrefixAffinity):
             return self._outer.route(request.prefix, in_flight, self.open)
         if not self._scores and not self._inner:

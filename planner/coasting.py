@@ -25,9 +25,6 @@ class Stretch:
         self.step_s: list[float] = []
         self.draw: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.step_s)
-
 
 @runtime_checkable
 class CoastingTimer(Protocol):

@@ -160,7 +160,7 @@ class _Run:
         self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
         self.balancer = Balancer(spec, routing[0], ranks, routing[1])
-        self.coasts = coasts
+        self.coasts, self.is_lone = coasts, spec.num_groups == 1
         self.num_steps = self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
         self.now_s, self.cut_s = 0.0, math.inf
@@ -294,10 +294,10 @@ class _Run:
     def _coming_steps(self, group: Group, timer: CoastingTimer) -> Iterator[float] | None:
         """Seconds of the steps to come if the batches of `group` stay for some time, else None.
 
-        It costs as much as planning two or three steps, and what comes next ends it.
+        To find out costs as much as planning two or three steps, and in a run of one group the next event ends it.
         """
         ranks, env = group.ranks, self.env
-        if len(self.groups) == 1 and env.now + _FEW_STEPS * group.last_step_s > env.peek():
+        if self.is_lone and env.now + _FEW_STEPS * group.last_step_s > env.peek():
             return None
         most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
         if group.mail:
@@ -311,23 +311,24 @@ class _Run:
         env, timer = self.env, group.timer
         stretch = group.stretch = Stretch()
         numbers, starts, taken, draws = stretch.number, stretch.start_s, stretch.step_s, stretch.draw
+        now_s, next_event_s = env.now, env.peek()
         try:
             for seconds in step_s:
-                now_s = env.now
                 numbers.append(self.num_steps)
                 self.num_steps += 1
                 starts.append(now_s)
                 taken.append(seconds)
                 draws.append(timer.draw)
                 end_s = now_s + seconds
-                if end_s < env.peek():
-                    env.advance(end_s)
-                else:
+                if not end_s < next_event_s:
                     _check_step(seconds)
+                    env.advance(now_s)
                     yield env.timeout(seconds)
                     if group.stretch is None:
                         return
-                self.now_s = env.now
+                    next_event_s = env.peek()
+                self.now_s = now_s = end_s
+            env.advance(now_s)
         finally:
             self._settle(group)
 
@@ -339,12 +340,16 @@ class _Run:
         stretch, group.stretch = group.stretch, None
         if stretch is None:
             return
-        ranks, steps, interval = group.ranks, len(stretch), self.spec.receive_interval
+        ranks, steps, interval = group.ranks, len(stretch.step_s), self.spec.receive_interval
         contexts = [rank.coming_contexts(steps) for rank in ranks]
         blocks = [rank.coast(steps) for rank in ranks]
-        group.unheard = (group.unheard + steps - 1) % interval + 1
+        if interval > 1:
+            group.unheard = (group.unheard + steps - 1) % interval + 1
         if self.record_steps:
-            seqs, waiting = sum([rank.num_decoding for rank in ranks]), sum([len(rank.waiting) for rank in ranks])
+            seqs = waiting = 0
+            for rank in ranks:
+                seqs += rank.num_decoding
+                waiting += len(rank.waiting)
             self.steps.stretch(stretch, contexts, blocks, (group.index, seqs, waiting))
 
     def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
@@ -395,7 +400,8 @@ class _Run:
                 self._settle(group)
         chosen = self.balancer.choose(self.in_flight, request, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
-        self._settle(group)
+        if group.stretch is not None:
+            self._settle(group)
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
             group.mail.append((rank, request))
@@ -435,10 +441,10 @@ class _Run:
         self.status[request.index] = status
         self._write(request)
         self._count_done()
-        goes_on = False
         if self.sharing is not None and status == FINISHED:
-            goes_on = self.sharing.goes_on(request.index, self.env, self._turn)
-        if self.is_closed and not goes_on:
+            if self.sharing.goes_on(request.index, self.env, self._turn):
+                return
+        if self.is_closed:
             self._send_next()
 
     def _write(self, request: Request) -> None:

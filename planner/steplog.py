@@ -53,7 +53,7 @@ class StepLog:
         within = (stretch.number, stretch.start_s, stretch.step_s, stretch.draw, _added(contexts), _added(blocks))
         self._stretches.append(within)
         group, decode_seqs, num_waiting = alike
-        self.step((-len(stretch), 0.0, 0.0, group, 0, decode_seqs, 0, 0, num_waiting, 0, 0))
+        self.step((-len(stretch.step_s), 0.0, 0.0, group, 0, decode_seqs, 0, 0, num_waiting, 0, 0))
 
     def _pack(self) -> None:
         for column, values in zip(self._rows, zip(*self._gathered, strict=True), strict=False):

@@ -227,10 +227,11 @@ class LoneRankTimer(CostTimer):
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one step of the only rank."""
-        self.draw = draw = self._next_draw()
+        self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
+        self.draw = draw = self._order[place]
         rank = ranks[0]
-        seqs, prompt = rank.decode_seqs, rank.prefill_tokens
-        if prompt:
+        seqs = rank.decode_seqs
+        if rank.prefill_tokens:
             return self._lone_rank_s(rank)
         row = self._decode_rows.get(seqs) or self._decode_row(seqs)
         position = log2(rank.decode_context_tokens / seqs) * _CONTEXT_STEPS
@@ -249,8 +250,10 @@ class LoneRankTimer(CostTimer):
 
     def _lone_s(self, row: list[float], seqs: int, contexts: Iterable[int], others: list[float]) -> Iterator[float]:
         """Seconds of decode steps; `others` is everything but attention, by draw."""
+        order = self._order
         for tokens in contexts:
-            self.draw = draw = self._next_draw()
+            self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
+            self.draw = draw = order[place]
             position = log2(tokens / seqs) * _CONTEXT_STEPS
             index = int(position)
             low = row[index]
