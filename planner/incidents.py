@@ -315,6 +315,7 @@ class Outages:
         was_busy = False
         for group in replica.groups:
             was_busy = was_busy or group.wake is None
+            self.run._settle(group)
             group.wake = None
             assert group.process is not None and group.process.callbacks is not None
             group.process.callbacks.append(_defuse)

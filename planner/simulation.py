@@ -18,7 +18,7 @@ import simpy
 from numpy.typing import NDArray
 
 from planner.balancer import Balancer
-from planner.clock import Clock
+from planner.clock import Clock, Tick
 from planner.coasting import CoastingTimer, Stretch
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
@@ -247,7 +247,10 @@ class _Run:
                 group.wake = None
             times = None if coaster is None else self._coming_steps(group, coaster)
             if times is not None:
-                yield from self._coast(group, times)
+                again = self._coast(group, times)
+                due_s = again(env.now)
+                if due_s is not None:
+                    yield env.at(due_s, Tick(env, again))
             else:
                 step_s = group.last_step_s = self._begin_step(group)
                 if env.now + step_s < env.peek():
@@ -306,31 +309,37 @@ class _Run:
             return None
         return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
 
-    def _coast(self, group: Group, step_s: Iterator[float]) -> Generator[simpy.Event, Any, None]:
-        """Let the steps of `step_s` pass until they end or `_settle` was called; the last is left to be completed."""
+    def _coast(self, group: Group, step_s: Iterator[float]) -> Callable[[float], float | None]:
+        """Begin a stretch of `group` whose steps take `step_s`; returns what a `Tick` asks at the end of each.
+
+        It begins steps until one does not end before the next event, and says when that one ends; None when there are
+        no more, or `_settle` was called. The last step is left to be completed.
+        """
         env, timer = self.env, group.timer
         stretch = group.stretch = Stretch()
-        numbers, starts, taken, draws = stretch.number, stretch.start_s, stretch.step_s, stretch.draw
-        now_s, next_event_s = env.now, env.peek()
-        try:
+
+        def again(now_s: float) -> float | None:
+            if group.stretch is not stretch:
+                return None
+            if stretch.step_s:
+                self.now_s = now_s
+            next_event_s = env.peek()
             for seconds in step_s:
-                numbers.append(self.num_steps)
+                stretch.number.append(self.num_steps)
                 self.num_steps += 1
-                starts.append(now_s)
-                taken.append(seconds)
-                draws.append(timer.draw)
-                end_s = now_s + seconds
-                if not end_s < next_event_s:
+                stretch.start_s.append(now_s)
+                stretch.step_s.append(seconds)
+                stretch.draw.append(timer.draw)
+                now_s += seconds
+                if not now_s < next_event_s:
                     _check_step(seconds)
-                    env.advance(now_s)
-                    yield env.timeout(seconds)
-                    if group.stretch is None:
-                        return
-                    next_event_s = env.peek()
-                self.now_s = now_s = end_s
+                    return now_s
+                self.now_s = now_s
             env.advance(now_s)
-        finally:
             self._settle(group)
+            return None
+
+        return again
 
     def _settle(self, group: Group) -> None:
         """End the stretch of `group`, if it is in one: note its steps and bring the ranks up to date.
