@@ -40,12 +40,27 @@ def _hold(spec: EngineSpec) -> PrefillHold | PromptHold | None:
 
 
 class Group:
-    """Ranks that step together, with the `works` of their engine process; `wake` is the event it sleeps on while it has no requests.
+    """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
 
-    `stretch` is what it is in while its batches stay, `last_step_s` how long the last step took outside of one. Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    `works` are those of the ranks of its process, `stretch` is what it is in while its batches stay, and `last_step_s`
+    how long the last step took outside of one.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "last_step_s", "mail", "process", "ranks", "stretch", "timer", "unheard", "wake", "works")
+    __slots__ = (
+        "hold",
+        "in_flight",
+        "index",
+        "last_step_s",
+        "mail",
+        "process",
+        "ranks",
+        "stretch",
+        "timer",
+        "unheard",
+        "wake",
+        "works",
+    )
 
     def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index

@@ -1,8 +1,7 @@
 """Continuous batching on one rank: which tokens go into the next step, and which KV blocks they need.
 
 A `Rank` is one attention-data-parallel rank: a queue, a KV pool of blocks, and the requests it runs. A policy of
-`SCHEDULERS` fills its next step. The decode batch is kept as sums and buckets instead of a list that is walked: a
-step in which no request comes or goes costs the same for 2 and for 2,000 running requests.
+`SCHEDULERS` fills its next step.
 
 The rules are those of vLLM 0.33 (`v1/core/sched/scheduler.py`) and SGLang 0.5.23 (`managers/scheduler.py`): whole
 prompts are admitted when their blocks are free, blocks run out later because outputs grow, and then the request
@@ -14,10 +13,10 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heappop, heappush
-from itertools import accumulate, repeat
 
+from planner.decodebatch import DecodeBatch
 from planner.enginespec import EngineSpec
 from planner.prefixcache import Prefix, PrefixCache
 
@@ -93,13 +92,11 @@ class RankWork:
         self.decode_seqs = self.decode_context_tokens = 0
 
 
-class Rank:
+class Rank(DecodeBatch):
     """Queue, KV pool and running requests of one attention-data-parallel rank.
 
-    A step is `plan(now_s)`, which fills `work`, and later `complete(now_s)`. A decoding request that joined when the
-    rank had made d decode steps with `target` tokens in its KV has, at decode step t, a context of target + t - d
-    tokens. So its finish is a known decode step (`_finish_at`), and whether its next token opens a new block depends
-    on (target - d) mod block_tokens alone (`_residues` counts the decoding requests of each remainder).
+    A step is `plan(now_s)`, which fills `work`, and later `complete(now_s)`; when a decoding request joins, its last
+    decode step is known (`_finish_at`). Steps that change nothing but the counts of `DecodeBatch` need no plan.
     """
 
     __slots__ = (
@@ -108,36 +105,26 @@ class Rank:
         "_is_blocked",
         "_policy",
         "_prefilled",
-        "_residues",
         "admission_reserve",
-        "block_tokens",
         "cache",
-        "context_tokens",
-        "decode_steps",
         "final_blocks",
-        "free_blocks",
         "holds_prompts",
         "largest_request_tokens",
         "max_batched_tokens",
         "max_num_seqs",
         "now_s",
-        "num_decoding",
         "num_preemptions",
         "partial",
         "running",
-        "total_blocks",
         "waiting",
         "work",
     )
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.block_tokens = spec.block_tokens
+        super().__init__(spec.kv_blocks_per_rank, spec.block_tokens)
         self.max_num_seqs = spec.max_num_seqs
         self.max_batched_tokens = spec.max_batched_tokens
         self.admission_reserve = spec.admission_reserve
-        self.total_blocks = spec.kv_blocks_per_rank
-        self.free_blocks = self.total_blocks
-        """Blocks no running request holds; those of the prefix cache are among them."""
         self.cache: PrefixCache | None = None
         self.largest_request_tokens = spec.largest_request_tokens
         self.holds_prompts = False
@@ -148,10 +135,6 @@ class Rank:
         """Admitted requests in order of admission."""
         self.partial: Request | None = None
         """The one request whose prompt is cut by the token budget of a step."""
-        self.num_decoding = 0
-        self.context_tokens = 0
-        """KV tokens of the decoding requests."""
-        self.decode_steps = 0
         self.num_preemptions = 0
         self.now_s = 0.0
         self.work = RankWork()
@@ -162,11 +145,6 @@ class Rank:
         """Heap of the keys of `_finish_at`, and of some that are gone."""
         self._is_blocked = False
         """Whether the first waiting request found no room and can find none before the decode batch changes."""
-        self._residues = [0] * spec.block_tokens
-
-    def blocks(self, tokens: int) -> int:
-        """Blocks that hold `tokens` tokens."""
-        return -(-tokens // self.block_tokens)
 
     def can_ever_hold(self, request: Request) -> bool:
         """Whether a rank takes a request as large as `request` at all; its last token is never written to the KV."""
@@ -200,27 +178,13 @@ class Rank:
             return 0
         if not self.num_decoding:
             return sys.maxsize
-        return min(self._next_finish() - self.decode_steps, self._steps_with_blocks())
-
-    def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
-        """`decode_context_tokens` of each of the next `steps` quiet steps."""
-        each = self.num_decoding
-        return range(self.context_tokens + each, self.context_tokens + each * steps + 1, each) if each else repeat(0)
+        return min(self._next_finish() - self.decode_steps, self.steps_with_blocks())
 
     def coast(self, steps: int) -> list[int]:
         """Take `steps` quiet steps at once, the last only planned; returns the blocks in use during each of them."""
-        used = list(accumulate(self._opened_blocks(steps), initial=self.total_blocks - self.free_blocks))
-        self.free_blocks = self.total_blocks - used[-1]
-        self._skip_to_last(steps)
-        return used[1:]
-
-    def _skip_to_last(self, steps: int) -> None:
-        """Count all but the last of `steps` quiet steps, and plan that one."""
         self.work.clear()
-        if self.num_decoding:
-            self.decode_steps += steps - 1
-            self.context_tokens += self.num_decoding * (steps - 1)
-            self.work.decode_seqs = self.num_decoding
+        self.work.decode_seqs = self.num_decoding
+        return self.pass_steps(steps)
 
     def _next_finish(self) -> int:
         """Decode step after which the next request is done."""
@@ -228,19 +192,6 @@ class Rank:
         while steps[0] not in self._finish_at:
             heappop(steps)
         return steps[0]
-
-    def _steps_with_blocks(self) -> int:
-        """A number of steps for which there are blocks: each decoding request opens one every `block_tokens` steps."""
-        return self.free_blocks // self.num_decoding * self.block_tokens
-
-    def _opened_blocks(self, steps: int) -> list[int]:
-        """Blocks that each of the next `steps` steps opens."""
-        last = -self.decode_steps % self.block_tokens
-        first = last + 1 - steps
-        if first >= 0:
-            return self._residues[first : last + 1][::-1]
-        whole = self._residues[last::-1] + self._residues[:last:-1]
-        return (whole * (steps // self.block_tokens + 1))[:steps]
 
     def can_prefill(self) -> bool:
         """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""

@@ -7,10 +7,10 @@ step is one event; what happens inside a step is arithmetic of `planner.schedule
 from __future__ import annotations
 
 import math
-import sys
 from array import array
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,31 +18,27 @@ import simpy
 from numpy.typing import NDArray
 
 from planner.balancer import Balancer
-from planner.clock import Clock, Tick
-from planner.coasting import CoastingTimer, Stretch
+from planner.clock import Clock
+from planner.engineprocess import Engines
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
 from planner.group import Group, StepTimer
-from planner.hostlink import host_links
 from planner.metrics import Summary, summarise
-from planner.pipeline import StageSplit, pipelines
+from planner.pipeline import StageSplit
 from planner.prefixcache import PrefixCache
 from planner.ranks import rank_of
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS
 from planner.scheduler import Rank, Request
-from planner.sharing import Sharing, found_tokens
+from planner.sharing import Sharing
 from planner.speculation import AcceptanceWalk
-from planner.steplog import StepLog
 from planner.workload import RequestArrays, Slo, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _PROGRESS_CALLS = 100
-_FEW_STEPS = 3
-"""A stretch of fewer steps is not worth it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,9 +111,9 @@ def simulate(
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
     `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
-    times. `record_steps` keeps the step table (36 bytes per step). `split` cuts steps into pipeline stages, which
-    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). `coasts` takes stretches of alike
-    steps at once (`planner.coasting`); without it the same records take longer. Raises
+    times. `record_steps` keeps the step table (36 to 60 bytes per step). `split` cuts steps into pipeline stages, which
+    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). `coasts`
+    lets stretches of alike steps pass at once (`planner.coasting`); without it the same records take longer. Raises
     InputError on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
@@ -125,13 +121,18 @@ def simulate(
     if max_simulated_s is not None and not max_simulated_s > 0:
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
-    run = _Run(spec, timer, workload, requests, (router, seed), record_steps, coasts)
-    run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
+    engines = partial(
+        Engines, spec=spec, record=record_steps, has_caches=requests.sharing is not None, split=split, coasts=coasts
+    )
+    run = _Run(spec, timer, workload, requests, (router, seed), engines)
+    run.progress = progress
     if disturb is not None:
         disturb(run)
     run.cut_s = max_simulated_s or math.inf
     run.env.run(until=max_simulated_s)
-    return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
+    table = run.request_table()
+    steps = run.engines.log.table(spec.block_tokens, has_caches=requests.sharing is not None)
+    return Simulation(spec, workload, seed, table, steps, run.engines.num_steps, run.engines.now_s)
 
 
 class _Run:
@@ -144,26 +145,23 @@ class _Run:
         workload: Workload,
         sent: RequestArrays,
         routing: tuple[str, int],
-        record_steps: bool,
-        coasts: bool,
+        engines: Callable[[Clock, Callable[[Group, int, Request], None]], Engines],
     ) -> None:
         self.env = Clock()
         self.spec = spec
         self.timer = timer
-        self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
         self.sharing = Sharing(sent, workload.num_requests) if sent.sharing else None
         self.walk = AcceptanceWalk(spec.acceptance, [routing[1], 2]) if spec.acceptance else None
         ranks = [[self.new_rank() for _ in range(spec.ranks_per_group)] for _ in range(spec.num_groups)]
         self.groups = [Group(i, spec, timer, ranks[i]) for i in range(spec.num_groups)]
-        self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
+        self.engines = engines(self.env, self._finish)
         self.balancer = Balancer(spec, routing[0], ranks, routing[1])
-        self.coasts, self.is_lone = coasts, spec.num_groups == 1
-        self.num_steps = self.num_sent = self.num_done = 0
+        self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
-        self.now_s, self.cut_s = 0.0, math.inf
+        self.cut_s = math.inf
         self.is_closed, self.num_requests = workload.arrivals.kind == "closed", workload.num_requests
         self._allocate(sent)
         if self.is_closed:
@@ -172,7 +170,7 @@ class _Run:
         else:
             self.env.process(self._arrivals() if self.sharing is None else self._conversations())
         for group in self.groups:
-            group.process = self.env.process(self._engine(group))
+            group.process = self.env.process(self.engines.process(group))
 
     def new_rank(self) -> Rank:
         """An empty rank; the ranks of a run draw acceptance from one walk."""
@@ -195,7 +193,6 @@ class _Run:
         self.num_preemptions = array("q", [0]) * count
         self.rank = array("q", [-1]) * count
         self.status = array("b", [UNFINISHED]) * count
-        self.steps = StepLog()
 
     def _conversations(self) -> Generator[simpy.Event, Any, None]:
         """Open loop of requests that share prefixes: each, or each conversation, at its time."""
@@ -235,145 +232,6 @@ class _Run:
             reached_s[index] = now_s + delay_s
         return reached_s
 
-    def _engine(self, group: Group) -> Generator[simpy.Event, Any, None]:
-        """One lockstep group: begin a step, let it pass, complete it; asleep without requests."""
-        env, ranks, first_rank = self.env, group.ranks, group.index * len(group.ranks)
-        group.works = [rank.work for rank in ranks]
-        coaster = self._coaster(group)
-        while True:
-            if not group.in_flight:
-                group.wake = env.event()
-                yield group.wake
-                group.wake = None
-            times = None if coaster is None else self._coming_steps(group, coaster)
-            if times is not None:
-                again = self._coast(group, times)
-                due_s = again(env.now)
-                if due_s is not None:
-                    yield env.at(due_s, Tick(env, again))
-            else:
-                step_s = group.last_step_s = self._begin_step(group)
-                if env.now + step_s < env.peek():
-                    env.advance(env.now + step_s)
-                else:
-                    yield env.timeout(step_s)
-            self.now_s = now_s = env.now
-            for position, rank in enumerate(ranks):
-                for request in rank.complete(now_s):
-                    self._finish(group, first_rank + position, request)
-
-    def _coaster(self, group: Group) -> CoastingTimer | None:
-        """The timer of `group` if its steps depend on nothing but its own batches."""
-        if not self.coasts or group.hold is not None or self.links or self.pipelines:
-            return None
-        return group.timer if isinstance(group.timer, CoastingTimer) else None
-
-    def _begin_step(self, group: Group) -> float:
-        """Plan and record the step that starts now; returns its seconds."""
-        start_s, ranks = self.env.now, group.ranks
-        interval = self.spec.receive_interval
-        if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
-            self._deliver(group)
-        if group.hold is not None:
-            group.hold.decide(ranks)
-        for rank in ranks:
-            rank.plan(start_s)
-        works = group.works
-        step_s = group.timer.step_s(works)
-        if self.links:
-            step_s += self.links[group.index].wait_s(start_s, group.timer.link_s)
-        if self.pipelines:
-            step_s = self.pipelines[group.index].pass_s(start_s, step_s, ranks)
-        _check_step(step_s)
-        if self.record_steps:
-            self._record_step(group, start_s, step_s)
-        self.num_steps += 1
-        if interval > 1:
-            # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
-            busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
-            group.unheard = group.unheard + 1 if busy else interval
-        return step_s
-
-    def _coming_steps(self, group: Group, timer: CoastingTimer) -> Iterator[float] | None:
-        """Seconds of the steps to come if the batches of `group` stay for some time, else None.
-
-        To find out costs as much as planning two or three steps, and in a run of one group the next event ends it.
-        """
-        ranks, env = group.ranks, self.env
-        if self.is_lone and env.now + _FEW_STEPS * group.last_step_s > env.peek():
-            return None
-        most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
-        if group.mail:
-            most = min(most, self.spec.receive_interval - group.unheard)
-        if not _FEW_STEPS <= most < sys.maxsize:
-            return None
-        return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
-
-    def _coast(self, group: Group, step_s: Iterator[float]) -> Callable[[float], float | None]:
-        """Begin a stretch of `group` whose steps take `step_s`; returns what a `Tick` asks at the end of each.
-
-        It begins steps until one does not end before the next event, and says when that one ends; None when there are
-        no more, or `_settle` was called. The last step is left to be completed.
-        """
-        env, timer = self.env, group.timer
-        stretch = group.stretch = Stretch()
-
-        def again(now_s: float) -> float | None:
-            if group.stretch is not stretch:
-                return None
-            if stretch.step_s:
-                self.now_s = now_s
-            next_event_s = env.peek()
-            for seconds in step_s:
-                stretch.number.append(self.num_steps)
-                self.num_steps += 1
-                stretch.start_s.append(now_s)
-                stretch.step_s.append(seconds)
-                stretch.draw.append(timer.draw)
-                now_s += seconds
-                if not now_s < next_event_s:
-                    _check_step(seconds)
-                    return now_s
-                self.now_s = now_s
-            env.advance(now_s)
-            self._settle(group)
-            return None
-
-        return again
-
-    def _settle(self, group: Group) -> None:
-        """End the stretch of `group`, if it is in one: note its steps and bring the ranks up to date.
-
-        The last of the steps may be under way.
-        """
-        stretch, group.stretch = group.stretch, None
-        if stretch is None:
-            return
-        ranks, steps, interval = group.ranks, len(stretch.step_s), self.spec.receive_interval
-        contexts = [rank.coming_contexts(steps) for rank in ranks]
-        blocks = [rank.coast(steps) for rank in ranks]
-        if interval > 1:
-            group.unheard = (group.unheard + steps - 1) % interval + 1
-        if self.record_steps:
-            seqs = waiting = 0
-            for rank in ranks:
-                seqs += rank.num_decoding
-                waiting += len(rank.waiting)
-            self.steps.stretch(stretch, contexts, blocks, (group.index, seqs, waiting))
-
-    def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
-        prompt = seqs = context = blocks = waiting = 0
-        for rank in group.ranks:
-            work = rank.work
-            prompt += work.prefill_tokens
-            seqs += work.decode_seqs
-            context += work.decode_context_tokens
-            blocks += rank.total_blocks - rank.free_blocks
-            waiting += len(rank.waiting)
-        found = 0 if self.sharing is None else found_tokens(group.ranks)
-        row = (self.num_steps, start_s, step_s, group.index, prompt, seqs, context, blocks, waiting, self.timer.draw)
-        self.steps.step((*row, found))
-
     def _send(self, turn: int | None = None) -> bool:
         """The next request, or that `turn`, enters a queue; False if it is too large for any and was rejected."""
         index = self.num_sent
@@ -406,11 +264,11 @@ class _Run:
             return
         if self.balancer.looks_at_ranks:
             for group in self.groups:
-                self._settle(group)
+                self.engines.settle(group)
         chosen = self.balancer.choose(self.in_flight, request, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
         if group.stretch is not None:
-            self._settle(group)
+            self.engines.settle(group)
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
             group.mail.append((rank, request))
@@ -421,12 +279,6 @@ class _Run:
         group.in_flight += 1
         if group.wake is not None and not group.wake.triggered:
             group.wake.succeed()
-
-    def _deliver(self, group: Group) -> None:
-        for rank, request in group.mail:
-            rank.enqueue(request)
-        group.mail.clear()
-        group.unheard = 0
 
     def _send_next(self) -> None:
         """Closed loop: a user sends until one of its requests is accepted or none is left."""
@@ -450,9 +302,9 @@ class _Run:
         self.status[request.index] = status
         self._write(request)
         self._count_done()
-        if self.sharing is not None and status == FINISHED:
-            if self.sharing.goes_on(request.index, self.env, self._turn):
-                return
+        shares = self.sharing if status == FINISHED else None
+        if shares is not None and shares.goes_on(request.index, self.env, self._turn):
+            return
         if self.is_closed:
             self._send_next()
 
@@ -473,7 +325,7 @@ class _Run:
     def request_table(self) -> RequestTable:
         """Columns of the requests that were sent."""
         for group in self.groups:
-            self._settle(group)
+            self.engines.settle(group)
             for rank in group.ranks:
                 for request in rank.unfinished():
                     self._write(request)
@@ -494,12 +346,3 @@ class _Run:
             status=np.array(self.status)[sent],
             **(self.sharing.request_columns() if self.sharing else {}),
         )
-
-    def step_table(self) -> StepTable:
-        """Columns of the recorded steps."""
-        return self.steps.table(self.spec.block_tokens, has_caches=self.sharing is not None)
-
-
-def _check_step(step_s: float) -> None:
-    if not 0 < step_s < math.inf:
-        raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")

@@ -81,29 +81,31 @@ class SpeculativeRank(Rank):
         return super().complete(now_s)
 
     def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
-        """`decode_context_tokens` of each of the next `steps` quiet steps."""
+        """As `DecodeBatch.coming_contexts`."""
         if not self.num_decoding:
             return repeat(0)
-        first = self._growth + self._rate
-        grown = range(first, first + self._rate * steps, self._rate)
-        return [self.context_tokens + (tokens >> _SHIFT) for tokens in grown]
+        return [self.context_tokens + (tokens >> _SHIFT) for tokens in self._coming_growth(steps)]
 
-    def coast(self, steps: int) -> list[int]:
-        """As `Rank.coast`."""
+    def steps_with_blocks(self) -> int:
+        """Steps for which there are blocks."""
+        return ((self._growth_blocks + self.free_blocks) * self._unit - self._growth) // self._rate
+
+    def pass_steps(self, steps: int) -> list[int]:
+        """As `DecodeBatch.pass_steps`."""
         if not self.num_decoding:
-            return super().coast(steps)
-        used = self.total_blocks - self.free_blocks - self._growth_blocks
-        first = self._growth + self._rate
-        grown = [-(-tokens // self._unit) for tokens in range(first, first + self._rate * steps, self._rate)]
+            return super().pass_steps(steps)
+        others = self.total_blocks - self.free_blocks - self._growth_blocks
+        grown = [-(-tokens // self._unit) for tokens in self._coming_growth(steps)]
         self._growth += self._rate * (steps - 1)
         self._growth_blocks = grown[-1]
-        self.free_blocks = self.total_blocks - used - grown[-1]
-        self._skip_to_last(steps)
-        self.context_tokens -= self.num_decoding * (steps - 1)
-        return [used + blocks for blocks in grown]
+        self.free_blocks = self.total_blocks - others - grown[-1]
+        self.decode_steps += steps - 1
+        return [others + blocks for blocks in grown]
 
-    def _steps_with_blocks(self) -> int:
-        return ((self._growth_blocks + self.free_blocks) * self._unit - self._growth) // self._rate
+    def _coming_growth(self, steps: int) -> range:
+        """`_growth` during each of the next `steps` steps in which no request comes or goes."""
+        first = self._growth + self._rate
+        return range(first, first + self._rate * steps, self._rate)
 
     def _has_room(self, request: Request, held: int) -> bool:
         """As `Rank`, but nobody comes back in the step that preempted (vLLM): what it gave up may suffice here."""

@@ -34,7 +34,7 @@ class StepLog:
         self._within = [array(code) for code in _STRETCH_TYPES]
         """Number, start, duration, draw, context tokens and blocks of the steps of stretches."""
         self._gathered: list[Row] = []
-        self._stretches: list[tuple[Sequence[float], ...]] = []
+        self._stretches: list[tuple[Iterable[float], ...]] = []
 
     def step(self, row: Row) -> None:
         """Append one step."""
@@ -97,5 +97,5 @@ class StepLog:
         )
 
 
-def _added(of_ranks: Sequence[Iterable[int]]) -> Sequence[int]:
+def _added(of_ranks: Sequence[Iterable[int]]) -> Iterable[int]:
     return of_ranks[0] if len(of_ranks) == 1 else [*map(sum, zip(*of_ranks, strict=False))]

@@ -7,8 +7,8 @@ from math import log2
 
 import numpy as np
 
-from planner.cost import StepCost
 from planner.coasting import Batch
+from planner.cost import StepCost
 from planner.engine import Limits, padding
 from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
 from planner.scheduler import RankWork
@@ -238,7 +238,6 @@ class LoneRankTimer(CostTimer):
         index = int(position)
         low = row[index]
         return self._host_s + self._alone[draw][seqs] + low + (row[index + 1] - low) * (position - index)
-
 
     def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
         """As `planner.coasting.CoastingTimer`, for the only rank."""
