@@ -119,9 +119,11 @@ class Engines:
         if self._is_lone and env.now + _FEW_STEPS * group.last_step_s > env.peek():
             return None
         most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
+        if most == sys.maxsize:
+            return None
         if group.mail:
             most = min(most, self._spec.receive_interval - group.unheard)
-        if not _FEW_STEPS <= most < sys.maxsize:
+        if most < _FEW_STEPS:
             return None
         return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
 

@@ -93,7 +93,7 @@ def records(spec, workload, coasts, cut_s, fails):
     return columns(run) | {"steps": run.num_steps, "end": run.simulated_s}, timer.num_coasts
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(specs(), workloads(), st.sampled_from([None, None, 1.31]), st.sampled_from(["", "", "retry", "resume", "drop"]))
 def test_coasting_leaves_the_records_of_stepping(spec, workload, cut_s, fails):
     stepped, no_coasts = records(spec, workload, False, cut_s, fails)
