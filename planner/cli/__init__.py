@@ -12,6 +12,7 @@ from planner.cli import (
     afd,
     calibrate,
     commands,
+    compare,
     engines,
     experts_drops,
     experts_inspect,
@@ -19,6 +20,7 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    report,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -36,9 +38,11 @@ for command in (
     commands.fit,
     commands.plan,
     commands.simulate,
+    compare.compare,
     afd.afd,
     validate.validate,
     calibrate.calibrate,
+    report.report,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")

@@ -7,10 +7,13 @@ import numpy as np
 from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
-from planner.economics import gpu_hour
-from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
-from planner.facts.certainty import certainty_facts, meets_chance, past_errors
+from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts, slo_facts
+from planner.facts.certainty import certainty_facts, is_unlike_measured, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.launch import launch_facts
+from planner.facts.outlook import cost_curve, heat_facts, monthly_usd, sensitivity_facts
+from planner.facts.prices import price_assumptions
+from planner.facts.series import cdf_facts, timeline_facts
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
@@ -21,13 +24,10 @@ from planner.steptime import StepTime
 from planner.tactics import PLAIN
 from planner.units import format_chance, format_seconds, format_usd, significant
 
-_MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
 _SURE = 0.9
 """Chance below which a surer layout is pointed out."""
 _UNLIKE = "None of those servers was like this one."
 _PLAIN_ONLY = "None of them drafted tokens or overlapped the exchange."
-_CDF_POINTS = 101
-_TIMELINE_POINTS = 200
 _TOP = 5
 _FEW_REQUESTS = 100
 
@@ -50,7 +50,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "simulated": len(rec.runs),
         "rejected": dict(sorted(rejected.items(), key=lambda item: -item[1])),
         "nearest_miss": nearest,
-        "slo": [{"metric": o.metric, "statistic": o.statistic, "limit_s": o.limit_s} for o in rec.slo.objectives],
+        "slo": slo_facts(rec.slo),
         "command": command,
         "versions": {"moeplan": __version__, "engine": f"{rec.engine.name} {rec.engine.version}"},
         "assumptions": _assumptions(rec),
@@ -76,6 +76,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
     decode, prefill, prefill_time_share = operating_point(winner, candidate.cost())
     share = _mixed_share(decode, prefill, prefill_time_share)
     experts, balance = expert_facts(winner), balance_facts(winner)
+    steps = {"decode": _scalars(decode), "prefill": _scalars(prefill)}
     return {
         "headline": headline(rec, winner),
         "cluster": candidate.cluster.name,
@@ -98,19 +99,31 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "sustained_factor": rec.sustained_factor,
         **run_tactic_facts(winner),
         "memory": memory_facts(candidate.memory),
-        "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
+        "step": steps,
         "origin_share": share,
         "certainty": certainty_facts(winner, share, rec.sustained_factor),
-        "past_error": _past_error(rec, winner),
+        "past_error": _past_error(winner),
         "experts": experts,
         "balance": balance,
         "top": [_run_row(run) | {"chance": _chance(run, winner, share)} for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
-        "cdf": _cdf(winner),
-        "timeline": _timeline(winner),
+        **_outlook(rec, winner, steps, share, balance),
         "warnings": _warnings(rec, winner, share),
     } | sharing_facts(winner)
+
+
+def _outlook(rec: Recommendation, winner: Run, steps: Facts, share: Facts, balance: Facts | None) -> Facts:
+    """What charts rest on, the bill, and how to start the servers."""
+    return {
+        "usd_per_month": monthly_usd(winner, winner.num_gpus),
+        "cost_curve": cost_curve(winner, rec.sustained_factor),
+        "sensitivity": sensitivity_facts(winner, steps, share),
+        "heat": heat_facts(winner, balance),
+        "launch": [launch_facts(winner.deployment)],
+        "cdf": cdf_facts(winner),
+        "timeline": timeline_facts(winner),
+    }
 
 
 def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, float]:
@@ -126,6 +139,11 @@ def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, fl
     context = winner.workload.mean_prompt_tokens + winner.workload.mean_output_tokens / 2
     share = float(step_s[prefilling].sum() / step_s.sum()) if step_s.sum() else 0.0
     return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0), share
+
+
+def origin_share_of(run: Run) -> Facts:
+    """Share of the simulated time by origin of its prediction."""
+    return _mixed_share(*operating_point(run, run.deployment.cost()))
 
 
 def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float) -> Facts:
@@ -196,8 +214,7 @@ def _run_row(run: Run) -> Facts:
 def _chance(run: Run, winner: Run, share: Facts) -> float | None:
     """Chance that `run` meets the SLO; runs on the winner's kind of GPU rest on what the winner rests on."""
     if run.deployment.cluster.system != winner.deployment.cluster.system:
-        decode, prefill, prefill_time_share = operating_point(run, run.deployment.cost())
-        share = _mixed_share(decode, prefill, prefill_time_share)
+        share = origin_share_of(run)
     return meets_chance(run, share)
 
 
@@ -232,22 +249,13 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
     ]
     rows += tactic_assumptions(rec.tactics)
     for cluster in rec.clusters:
-        system, price = cluster.system, gpu_hour(cluster.system)
+        system = cluster.system
         for path, value in (
             ("gpu.hbm_bytes", f"{system.gpu.hbm_bytes / 1e9:.1f} GB"),
             ("gpu.hbm_bytes_per_s", f"{system.gpu.hbm_bytes_per_s / 1e12:.2f} TB/s"),
         ):
             rows.append({"name": f"{system.name} {path}", "value": value, "source": system.source(path) or "unknown"})
-        rows.append(
-            {
-                "name": f"{system.name} rental price",
-                "value": f"{format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}"
-                if price
-                else "unknown",
-                "source": price.source if price else "no dated rental price in the profile",
-            }
-        )
-    return rows
+    return rows + price_assumptions((cluster.system for cluster in rec.clusters), rec.terms)
 
 
 def _formats(model: ModelConfig) -> str:
@@ -315,14 +323,12 @@ def _surer(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     return [f"{head} to be {format_chance(chance)} sure take {run.deployment.name} on {run.num_gpus} GPUs."]
 
 
-def _past_error(rec: Recommendation, winner: Run) -> str:
+def _past_error(winner: Run) -> str:
     """How far this version was off on measured servers, and whether any of them was of the same kind."""
-    layout, system = winner.deployment.layout, winner.deployment.cluster.system
     if winner.deployment.offload is not None:
         return PAST_ERROR
     error = past_errors(winner)
-    encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
-    if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
+    if is_unlike_measured(winner.deployment):
         return f"{error} {_UNLIKE}"
     return error if winner.deployment.tactics == PLAIN else f"{error} {_PLAIN_ONLY}"
 
@@ -368,29 +374,3 @@ def _support_warnings(winner: Run) -> list[str]:
             f"{gpu.name} has no FP8 arithmetic: FP8 weights are read in 8 bits and multiplied in {computed}."
         )
     return warnings
-
-
-def _cdf(run: Run) -> Facts:
-    """Quantiles of the measured requests, warm-up and cool-down removed as in the percentiles."""
-    requests, summary = run.simulation.requests, run.summary
-    measured = slice(summary.num_warmup, len(requests) - summary.num_cooldown)
-    quantiles = np.linspace(0, 1, _CDF_POINTS)
-    columns = {"ttft_s": requests.ttft_s[measured], "tpot_s": requests.tpot_s[measured]}
-    return {
-        name: np.quantile(values[np.isfinite(values)], quantiles).tolist()
-        for name, values in columns.items()
-        if np.isfinite(values).any()
-    }
-
-
-def _timeline(run: Run) -> Facts:
-    steps = run.simulation.steps
-    start = np.asarray(steps.start_s)
-    pick = np.unique(np.linspace(0, len(start) - 1, _TIMELINE_POINTS).astype(int))
-    pool = run.deployment.memory.kv_tokens * run.deployment.layout.attention_dp
-    return {
-        "time_s": start[pick].tolist(),
-        "queue": np.asarray(steps.num_waiting)[pick].tolist(),
-        "batch": np.asarray(steps.decode_seqs)[pick].tolist(),
-        "kv_share": (np.asarray(steps.kv_tokens_used)[pick] / max(pool, 1)).tolist(),
-    }

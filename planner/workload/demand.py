@@ -29,6 +29,8 @@ class RequestArrays:
 
 
 MAX_REQUESTS = 5_000_000
+MIN_REQUESTS = 1000
+"""Requests below which a p95 means little."""
 _SAMPLED_CONVERSATIONS = 4096
 """Conversations over which the lengths of turns are averaged."""
 
@@ -67,6 +69,10 @@ class Workload:
     def with_concurrency(self, concurrency: int) -> Workload:
         """The same requests from `concurrency` users in a closed loop."""
         return replace(self, arrivals=Arrivals.closed(concurrency))
+
+    def with_lengths(self, prompt: float = 1.0, output: float = 1.0) -> Workload:
+        """The same traffic with prompts (what is new in them) and outputs times a factor each."""
+        return replace(self, prompt=self.prompt.scaled(prompt), output=self.output.scaled(output))
 
     def with_num_requests(self, num_requests: int) -> Workload:
         """The same mix with another number of requests."""
