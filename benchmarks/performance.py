@@ -48,7 +48,10 @@ RUNS: dict[str, tuple[tuple[str, str, str, str], float, int]] = {
 PEERS = """| Vidur | 95 to 285 |
 | BLIS (Go) | 650 to 950; 330 to 375 with attention-DP 4 and EP |
 | AISimulate (Rust) | 3,100; 3,400 to 6,200 with attention-DP 4 and EP; 4,500 with 16 replicas |"""
-_MILLION = "simulate mixtral-8x7b --cluster h100-sxm:1x8 --layout tp=8,ep=8 --workload fixed:1024/256 --rate 20 --num-requests 1000000 --json"
+_MILLION = (
+    "simulate mixtral-8x7b --cluster h100-sxm:1x8 --layout tp=8,ep=8 --workload fixed:1024/256 --rate 20 "
+    "--num-requests 1000000 --json"
+)
 _REPEATS = 3
 
 
@@ -180,7 +183,7 @@ def page(facts: dict[str, Any]) -> str:
         "Wanted: 20,000 requests/s on one replica, 6,200 with attention-DP 4 and with 16 replicas, 0.3 x timeouts."
     ]
     lines += [
-        "A request is Python work of its own (arrival, prompt, finish), so the last is reached only where steps are many per request.",
+        "A request is work of its own (arrival, prompt, finish), so the last needs many steps per request.",
         "",
     ]
     lines += [
@@ -210,9 +213,8 @@ def page(facts: dict[str, Any]) -> str:
         lines += [f"| {what} | {', '.join(f'{n:,}' for n in sizes)} | {times} | {slope:.2f} |"]
     for row in facts["plans"]:
         if "slope_in_layouts" in row:
-            lines += [
-                f"| layouts ({row['what']}) | {', '.join(map(str, row['layouts']))} | as above | {row['slope_in_layouts']:.2f} |"
-            ]
+            sizes = ", ".join(map(str, row["layouts"]))
+            lines += [f"| layouts ({row['what']}) | {sizes} | as above | {row['slope_in_layouts']:.2f} |"]
     return "\n".join(lines) + "\n"
 
 
