@@ -55,7 +55,7 @@ FLOORS = [
     {"experttext", "failuretext", "afdtext"},
     {"report", "options", "text"},
     {"pooltext"},
-    {"runfolder"},
+    {"runfolder", "sweep"},
     {"cli", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(FLOORS) for module in modules}

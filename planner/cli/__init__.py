@@ -19,6 +19,7 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    sweep,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -39,6 +40,7 @@ for command in (
     afd.afd,
     validate.validate,
     calibrate.calibrate,
+    sweep.sweep,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")
