@@ -72,12 +72,12 @@ def sweep(
     from planner import __version__
     from planner.cli.captured import answer
     from planner.cli.sweep_text import sweep_text
-    from planner.hardware import PROFILES_VARIABLE
+    from planner.hardware.catalogue import PROFILES_VARIABLE
     from planner.sweep import SweepFolder, run_sweep, seed_groups, units
     from planner.sweep import executor as chosen_executor
 
-    axes = dict(model=model, cluster=cluster, workload=workload, rate=rate, concurrency=concurrency)
-    axes |= dict(layout=layout, engine=engine, slo=slo, seed=seed)
+    axes = {"model": model, "cluster": cluster, "workload": workload, "rate": rate, "concurrency": concurrency}
+    axes |= {"layout": layout, "engine": engine, "slo": slo, "seed": seed}
     asked, folder = _described(description, {k: v for k, v in axes.items() if v is not None}, option)
     start = time.perf_counter()
     _check(asked, folder)

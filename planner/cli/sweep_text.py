@@ -9,6 +9,7 @@ from planner.units import format_seconds, format_usd, significant
 
 Facts = dict[str, Any]
 _MOST_ROWS = 40
+_MOST_REASONS = 10
 _SHOWN = ("model", "cluster", "workload", "rate", "concurrency", "layout", "engine", "slo")
 
 
@@ -30,12 +31,16 @@ def sweep_text(facts: Facts) -> str:
         lines.append(f"  and {len(groups) - _MOST_ROWS:,} more in {facts['folder']}/results.csv")
     if seeded:
         lines.append("  Numbers are means over the seeds; results.csv has each.")
-    unanswered = [row for row in rows if row["status"] in ("infeasible", "refused", "failed")]
-    if unanswered:
+    reasons: dict[str, int] = {}
+    for row in rows:
+        if row["status"] in ("infeasible", "refused", "failed"):
+            reason = row["message"].splitlines()[0] if row["message"] else row["status"]
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
         lines += ["", "Without an answer"]
-        lines += [f"  unit {row['number']}: {row['message'].splitlines()[0]}" for row in unanswered[:10]]
-        more = len(unanswered) - 10
-        lines += [f"  and {more:,} more in {facts['folder']}/results.csv"] if more > 0 else []
+        lines += [f"  {count} x {reason}" for reason, count in list(reasons.items())[:_MOST_REASONS]]
+        more = len(reasons) - _MOST_REASONS
+        lines += [f"  and {more:,} more reasons in {facts['folder']}/results.csv"] if more > 0 else []
     return "\n".join([*lines, "", f"Written to {facts['folder']}"])
 
 

@@ -37,8 +37,8 @@ class Description:
     def __post_init__(self) -> None:
         for axis in (f.name for f in fields(self) if f.name != "options"):
             values = getattr(self, axis)
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
                 raise ValueError(f"{axis} {twice} is given twice: give each once")
             if not values and axis not in ("rate", "concurrency"):
                 raise ValueError(f"{axis}: the list is empty, give at least one")

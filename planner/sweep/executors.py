@@ -138,13 +138,13 @@ class Processes:
         busy = {worker.pipe: worker for worker in self._workers if worker.number is not None}
         for pipe in wait(list(busy)):
             assert isinstance(pipe, Connection)
-            worker = busy[pipe]
-            assert worker.number is not None
+            worker, number = busy[pipe], busy[pipe].number
+            assert number is not None
             try:
-                done.append((worker.number, pipe.recv()))
+                done.append((number, pipe.recv()))
                 worker.number = None
             except (EOFError, OSError):
-                done.append((worker.number, None))
+                done.append((number, None))
                 self._workers.remove(worker)
                 worker.process.join()
         return done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from typing import Any
 
 from planner import __version__
@@ -19,14 +21,16 @@ class RayCluster:
 
     def __init__(self, work: Any, address: str, num_workers: int | None = None) -> None:
         try:
-            import ray
+            ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise InputError("--executor ray: ray is not installed. pip install 'moeplan[cluster]'") from error
         self._ray = ray
         self._owned = not ray.is_initialized()
         if self._owned:
             try:
-                ray.init(address=address or None, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+                ray.init(
+                    address=address or None, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False
+                )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(
                     f"--executor ray://{address}: no Ray cluster answers there ({error}). Give host:port of its head "

@@ -59,19 +59,30 @@ def units(description: Description, folder: Path = Path()) -> tuple[Unit, ...]:
     options, option_files = _options(description.options, folder)
     carried = {text: _carried(text, folder) for axis in (of.model, of.cluster, of.workload, of.engine) for text in axis}
     found = []
-    for number, (model, cluster, workload, load, layout, engine, slo, seed) in enumerate(itertools.product(*axes)):
-        texts = [carried[text] for text in (model, cluster, workload, engine)]
-        names, files = [name for name, _ in texts], sorted({f for _, held in texts for f in held} | set(option_files))
-        given = dict(cluster=names[1], workload=names[2], engine=names[3], slo=slo, seed=str(seed))
-        given |= {load[0]: f"{load[1]:g}" if load[0] == "rate" else str(load[1])} if load[0] else {}
-        given |= {} if layout == AUTO else {"layout": layout}
-        arguments = ["plan" if layout == AUTO else "simulate", names[0]]
-        arguments += [part for name, value in given.items() for part in (f"--{name}", value)]
-        point = dict(model=model, cluster=cluster, workload=workload, rate=None, concurrency=None)
-        point |= {load[0]: load[1]} if load[0] else {}
-        point |= dict(layout=layout, engine=engine, slo=slo, seed=seed)
-        found.append(Unit(number, tuple(point.items()), (*arguments, *options), tuple(files)))
+    for number, (model, cluster, workload, (load, amount), layout, engine, slo, seed) in enumerate(
+        itertools.product(*axes)
+    ):
+        point: dict[str, Value] = {"model": model, "cluster": cluster, "workload": workload}
+        point |= {"rate": None, "concurrency": None}
+        point |= {load: amount} if load else {}
+        point |= {"layout": layout, "engine": engine, "slo": slo, "seed": seed}
+        files = {file for text in (model, cluster, workload, engine) for file in carried[text][1]}
+        names = {text: name for text, (name, _) in carried.items()}
+        arguments = (*_arguments(point, names), *options)
+        found.append(Unit(number, tuple(point.items()), arguments, tuple(sorted(files | set(option_files)))))
     return tuple(found)
+
+
+def _arguments(point: dict[str, Value], names: dict[str, str]) -> tuple[str, ...]:
+    """The command at `point`; `names` are where carried files will lie."""
+    layout = point["layout"]
+    arguments = ["plan" if layout == AUTO else "simulate", names[str(point["model"])]]
+    for name, value in point.items():
+        if name == "model" or value is None or value == layout == AUTO:
+            continue
+        text = str(value)
+        arguments += [f"--{name}", names[text] if name in ("cluster", "workload", "engine") else text]
+    return tuple(arguments)
 
 
 def _options(options: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], Files]:
