@@ -128,6 +128,11 @@ def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, fl
     return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0), share
 
 
+def origin_share_of(run: Run) -> Facts:
+    """Share of the simulated time by origin of its prediction."""
+    return _mixed_share(*operating_point(run, run.deployment.cost()))
+
+
 def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float) -> Facts:
     of_decode, of_prefill = decode.origin_share(), prefill.origin_share()
     return {
@@ -196,8 +201,7 @@ def _run_row(run: Run) -> Facts:
 def _chance(run: Run, winner: Run, share: Facts) -> float | None:
     """Chance that `run` meets the SLO; runs on the winner's kind of GPU rest on what the winner rests on."""
     if run.deployment.cluster.system != winner.deployment.cluster.system:
-        decode, prefill, prefill_time_share = operating_point(run, run.deployment.cost())
-        share = _mixed_share(decode, prefill, prefill_time_share)
+        share = origin_share_of(run)
     return meets_chance(run, share)
 
 
