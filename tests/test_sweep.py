@@ -268,14 +268,15 @@ def test_a_unit_is_what_its_command_prints(
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.toml").write_text(
-        'model = ["mixtral-8x7b", "deepseek-v3"]\ncluster = "h100-sxm:1x1"\nworkload = ["w.csv", "fixed:64/8"]\n'
-        'layout = ["tp=1", "auto"]\noptions = {weights = "int4_g128", num_requests = 40}\n'
+        'model = "mixtral-8x7b"\ncluster = "h100-sxm:1x1"\nworkload = "w.csv"\n'
+        'layout = ["tp=1", "auto", "tp=2"]\noptions = {weights = "int4_g128", num_requests = 40}\n'
     )
     code, out, err = cli(monkeypatch, capsys, "sweep", "s.toml", "--out", "s", "--executor", "serial", "--json")
     assert (code, err) == (0, "")
     rows = json.loads(out)["rows"]
-    assert {line["model"]: line["status"] for line in rows} == {"mixtral-8x7b": "meets", "deepseek-v3": "infeasible"}
-    held = json.loads((tmp_path / "s/units/00000.json").read_text())
+    assert [line["status"] for line in rows] == ["meets", "meets", "refused"]
+    assert "has 1" in rows[2]["message"]
+    held = json.loads((tmp_path / "s/units/00001.json").read_text())
     monkeypatch.chdir(tmp_path / "s")
     code, out, _ = cli(monkeypatch, capsys, *held["arguments"], "--json")
     assert code == held["exit_code"]
