@@ -45,6 +45,7 @@ FLOORS = [
     {"economics"},
     {"deployment", "variants"},
     {"balance", "outside", "reliability", "validation"},
+    {"fleet"},
     {"search"},
     {"fit"},
     {"sizing"},

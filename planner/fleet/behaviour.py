@@ -1,0 +1,206 @@
+"""What one replica of a large fleet does at each load, from the simulation of a few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.deployment import Deployment, Run, run, with_replicas
+from planner.errors import DoesNotFit, InputError
+from planner.reliability import load_of
+from planner.workload import Objective, Slo, Workload
+
+Floats = NDArray[np.float64]
+METRICS = ("ttft", "tpot", "e2e")
+CELL_REPLICAS = 4
+"""Replicas simulated together. A router that knows the load of all evens it out: one alone sees more waiting than one
+of many, four are as good as sixteen (docs/scale.md)."""
+
+_SHARES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.86, 0.91, 0.95)
+"""Loads that are simulated, as shares of the capacity; between them distributions are interpolated."""
+_FULL = 1.4
+"""Multiple of the closed-form capacity at which the real one is read off: more than that never comes out."""
+_GENERATIONS = 8
+"""Requests of a run per request in flight, so that a queue that grows shows."""
+_FEWEST_PER_REPLICA, _MOST = 400, 40_000
+QUANTILES = (np.arange(200) + 0.5) / 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behaviour:
+    """One replica at ascending `loads_per_s` [requests/s] `[loads]`.
+
+    `quantiles_s` are the TTFT, TPOT and end-to-end latencies at `QUANTILES`, `[loads, metrics, 200]` [s], `means_s`
+    `[loads, metrics]`; `attained` `[loads]` is the share of the requests that keep every limit. `capacity_per_s` is
+    what a full replica answers. `reference` is the run at the highest load, `num_requests` how many were simulated.
+    """
+
+    slo: Slo
+    loads_per_s: Floats
+    quantiles_s: Floats
+    means_s: Floats
+    attained: Floats
+    capacity_per_s: float
+    reference: Run
+    num_requests: int
+
+    @property
+    def top_per_s(self) -> float:
+        """The highest load at which no queue grows."""
+        return float(self.loads_per_s[-1])
+
+    def at(self, load_per_s: float) -> tuple[Floats, float]:
+        """Quantiles `[metrics, 200]` and share attained at a load; those of the nearest simulated one outside."""
+        below, weight = self._place(load_per_s)
+        mixed = (1 - weight) * self.quantiles_s[below] + weight * self.quantiles_s[below + 1]
+        return mixed, float((1 - weight) * self.attained[below] + weight * self.attained[below + 1])
+
+    def mean_s(self, metric: str, load_per_s: float) -> float:
+        """Mean latency at a load [s]."""
+        below, weight = self._place(load_per_s)
+        column = self.means_s[:, METRICS.index(metric)]
+        return float((1 - weight) * column[below] + weight * column[below + 1])
+
+    def _place(self, load_per_s: float) -> tuple[int, float]:
+        loads = self.loads_per_s
+        inside = min(max(load_per_s, float(loads[0])), float(loads[-1]))
+        below = min(int(np.searchsorted(loads, inside, side="right")) - 1, len(loads) - 2)
+        return below, float((inside - loads[below]) / (loads[below + 1] - loads[below]))
+
+    def waiting(self, wait_s: float) -> tuple[Floats, float]:
+        """Quantiles and share attained at the top load when requests wait `wait_s` more before they begin.
+
+        The wait and the rest of a latency are taken as independent of the other limits.
+        """
+        quantiles, attained = self.at(self.top_per_s)
+        moved = quantiles.copy()
+        moved[METRICS.index("ttft")] += wait_s
+        moved[METRICS.index("e2e")] += wait_s
+        for metric, limit_s in self.slo.limits_s().items():
+            row = METRICS.index(metric)
+            before = float((quantiles[row] <= limit_s).mean())
+            attained *= float((moved[row] <= limit_s).mean()) / before if before else 0.0
+        return moved, attained
+
+    def most_per_s(self, ratios: Mapping[str, float] | None = None, throughput: float = 1.0) -> float:
+        """The highest load at which every objective holds; 0 when one never does.
+
+        `ratios` multiply latencies by metric and `throughput` the highest load: what a real server may take and carry
+        where this was predicted.
+        """
+        most = self.top_per_s * throughput
+        for objective in self.slo.objectives:
+            values = self.statistic(objective) * (ratios or {}).get(objective.metric, 1.0)
+            over = np.flatnonzero(values > objective.limit_s)
+            if not len(over):
+                continue
+            first = int(over[0])
+            if first == 0:
+                return 0.0
+            share = (objective.limit_s - values[first - 1]) / (values[first] - values[first - 1])
+            loads = self.loads_per_s
+            most = min(most, float(loads[first - 1] + share * (loads[first] - loads[first - 1])))
+        return most
+
+    def statistic(self, objective: Objective) -> Floats:
+        """The statistic that `objective` limits, at each load [s]."""
+        row = METRICS.index(objective.metric)
+        if objective.statistic == "mean":
+            return self.means_s[:, row]
+        rank = float(objective.statistic.removeprefix("p")) / 100
+        return np.asarray([np.interp(rank, QUANTILES, values) for values in self.quantiles_s[:, row]])
+
+
+def measure(
+    deployment: Deployment,
+    workload: Workload,
+    slo: Slo,
+    *,
+    seed: int = 0,
+    cell: int = CELL_REPLICAS,
+    progress: Callable[[float], None] | None = None,
+) -> Behaviour:
+    """Behaviour of the replicas of `deployment` under requests of `workload`, judged by `slo`.
+
+    `cell` replicas are simulated behind the router of the deployment. Raises InputError for a closed loop and for
+    conversations, whose load is not a rate, and DoesNotFit where requests are larger than the KV pool.
+    """
+    if workload.arrivals.concurrency or workload.turns is not None:
+        raise InputError(f"{workload.name}: a fleet needs a rate of independent requests. Use another workload.")
+    cell = min(cell, deployment.cluster.num_gpus // deployment.layout.replica_gpus)
+    group = replace(deployment, layout=with_replicas(deployment.layout, cell))
+    trial = _Trial(group, workload, slo, seed, cell)
+    capacity = trial.capacity_per_s(load_of(group, workload).capacity_per_s)
+    found: list[tuple[float, Run]] = []
+    for number, share in enumerate(_SHARES):
+        result = trial.at(share * capacity)
+        if result.summary.saturation == "overloaded" and len(found) >= 2:
+            break
+        found.append((share * capacity, result))
+        if progress:
+            progress((number + 1) / len(_SHARES))
+    rows = [_latencies(result) for _, result in found]
+    return Behaviour(
+        slo,
+        np.array([load for load, _ in found]),
+        np.array([quantiles for quantiles, _ in rows]),
+        np.array([means for _, means in rows]),
+        np.array([result.summary.slo_attainment for _, result in found]),
+        max(capacity, found[-1][0]),
+        found[-1][1],
+        trial.num_requests,
+    )
+
+
+class _Trial:
+    """Runs of the cell at different loads."""
+
+    def __init__(self, group: Deployment, workload: Workload, slo: Slo, seed: int, cell: int) -> None:
+        self._group, self._workload, self._slo, self._seed, self._cell = group, workload, slo, seed, cell
+        self._sojourn_s = 0.0
+        self.num_requests = 0
+
+    def at(self, load_per_s: float) -> Run:
+        """The cell at `load_per_s` per replica."""
+        flying = load_per_s * self._sojourn_s
+        count = self._cell * max(_FEWEST_PER_REPLICA, math.ceil(_GENERATIONS * flying))
+        return self._run(load_per_s, min(count, _MOST))
+
+    def _run(self, load_per_s: float, count: int) -> Run:
+        asked = self._workload.with_rate(load_per_s * self._cell).with_num_requests(count)
+        result = run(self._group, asked, self._slo, seed=self._seed, max_replicas=self._cell)
+        if result.summary.num_rejected:
+            raise DoesNotFit(
+                f"{result.simulation.rejection_reason}", ["more GPUs per replica", "a shorter --workload", "--kv fp8"]
+            )
+        self.num_requests += count
+        return result
+
+    def capacity_per_s(self, guess_per_s: float) -> float:
+        """Requests per second of a replica that always has more to do: the middle half of a run that is too much."""
+        flying = load_of(self._group, self._workload).sequences
+        count = self._cell * max(_FEWEST_PER_REPLICA, math.ceil(_GENERATIONS * flying))
+        requests = self._run(_FULL * guess_per_s, min(count, _MOST)).simulation.requests
+        finish_s = np.sort(requests.finish_s)
+        first, last = len(finish_s) // 4, 3 * len(finish_s) // 4
+        capacity = (last - first) / (finish_s[last] - finish_s[first]) / self._cell
+        service_s = requests.finish_s - requests.admitted_s
+        self._sojourn_s = float(service_s.mean())
+        return float(min(capacity, _FULL * guess_per_s))
+
+
+def _latencies(result: Run) -> tuple[Floats, Floats]:
+    """Quantiles `[metrics, 200]` and means `[metrics]` of the measured requests [s]; 0 for a latency that none has."""
+    requests, summary = result.simulation.requests, result.summary
+    measured = slice(summary.num_warmup, len(requests) - summary.num_cooldown)
+    quantiles, means = np.zeros((len(METRICS), len(QUANTILES))), np.zeros(len(METRICS))
+    for row, metric in enumerate(METRICS):
+        values = getattr(requests, f"{metric}_s")[measured]
+        values = values[np.isfinite(values)]
+        if len(values):
+            quantiles[row], means[row] = np.quantile(values, QUANTILES), values.mean()
+    return quantiles, means
