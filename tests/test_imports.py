@@ -54,7 +54,7 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures", "compare"},
     {"tables"},
-    {"experttext", "failuretext", "afdtext"},
+    {"experttext", "failuretext", "fleettext", "afdtext"},
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder", "sweep"},

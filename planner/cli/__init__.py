@@ -19,6 +19,7 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    fleet,
     sweep,
     validate,
 )
@@ -45,6 +46,7 @@ for command in (
     app.command(command)
 app.command(failures.show_failures, name="failures")
 app.command(failures.show_scale_out, name="scale-out")
+app.command(fleet.show_fleet, name="fleet")
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")
 _experts.command(experts_inspect.inspect_records, name="inspect")

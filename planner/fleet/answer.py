@@ -1,4 +1,4 @@
-"""The flow: behaviour of a replica, replicas wanted, the day with and without autoscaling, with and without failures."""
+"""The flow: behaviour of a replica, replicas wanted, the day with and without autoscaler and failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from planner.deployment import Deployment, with_replicas
+from planner.deployment import Deployment
 from planner.economics import GpuHour, Terms, billed_gpus, gpu_hour
 from planner.errors import InputError, MissesSlo
 from planner.failures.readiness import Readiness
@@ -95,14 +95,16 @@ class Fleet:
         return math.fsum(hour.replica_hours for hour in hours) * self.replica_gpus
 
     def usd_per_day(self, hours: tuple[Hour, ...]) -> float | None:
-        """$ of a day: rented by the hour what the hours hold; own hardware costs its peak all day."""
+        """$ of a day: GPUs rented by the hour cost what the hours hold, at the list price; reserved and own ones cost
+        their peak all day, at the price of the terms."""
         if self.price is None:
             return None
-        if self.price.basis == "rental" and not self.question.terms.renting.reserved:
-            return self.gpu_hours(hours) * self.price.usd
+        system, terms = self.question.deployment.cluster.system, self.question.terms
+        if hours is not self.fixed and self.price.basis == "rental":
+            listed = gpu_hour(system, replace(terms, renting=replace(terms.renting, commit_discount=0.0)))
+            return self.gpu_hours(hours) * (listed or self.price).usd
         most = max(hour.most_replicas for hour in hours) * self.replica_gpus
-        system = self.question.deployment.cluster.system
-        return billed_gpus(system, most, self.question.terms, self.price.basis) * 24 * self.price.usd
+        return billed_gpus(system, most, terms, self.price.basis) * 24 * self.price.usd
 
 
 def plan_fleet(question: FleetQuestion, progress: Callable[[float], None] | None = None) -> Fleet:
@@ -184,7 +186,7 @@ def _check(question: FleetQuestion) -> None:
     layout, cluster = question.deployment.layout, question.deployment.cluster
     if layout.replicas > 1:
         raise InputError(
-            f"--layout {layout}: the fleet decides how many replicas there are. Give one of them: {with_replicas(layout, 1)}"
+            f"--layout {layout}: the load decides how many replicas there are. Leave out replicas={layout.replicas}."
         )
     if not 1 <= question.num_days <= _MOST_DAYS:
         raise InputError(f"--days {question.num_days}: from 1 to {_MOST_DAYS}")

@@ -27,23 +27,22 @@ _FULL = 1.4
 _GENERATIONS = 8
 """Requests of a run per request in flight, so that a queue that grows shows."""
 _FEWEST_PER_REPLICA, _MOST = 400, 40_000
-QUANTILES = (np.arange(200) + 0.5) / 200
+QUANTILES = (np.arange(400) + 0.5) / 400
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Behaviour:
     """One replica at ascending `loads_per_s` [requests/s] `[loads]`.
 
-    `quantiles_s` are the TTFT, TPOT and end-to-end latencies at `QUANTILES`, `[loads, metrics, 200]` [s], `means_s`
-    `[loads, metrics]`; `attained` `[loads]` is the share of the requests that keep every limit. `capacity_per_s` is
-    what a full replica answers. `reference` is the run at the highest load, `num_requests` how many were simulated.
+    `quantiles_s` are the TTFT, TPOT and end-to-end latencies at `QUANTILES`, `[loads, metrics, 400]` [s], `means_s`
+    `[loads, metrics]`. `capacity_per_s` is what a full replica answers. `reference` is the run at the highest load,
+    `num_requests` how many were simulated.
     """
 
     slo: Slo
     loads_per_s: Floats
     quantiles_s: Floats
     means_s: Floats
-    attained: Floats
     capacity_per_s: float
     reference: Run
     num_requests: int
@@ -53,11 +52,21 @@ class Behaviour:
         """The highest load at which no queue grows."""
         return float(self.loads_per_s[-1])
 
-    def at(self, load_per_s: float) -> tuple[Floats, float]:
-        """Quantiles `[metrics, 200]` and share attained at a load; those of the nearest simulated one outside."""
+    def at(self, load_per_s: float) -> Floats:
+        """Quantiles `[metrics, 400]` at a load [s]; those of the nearest simulated one outside."""
         below, weight = self._place(load_per_s)
-        mixed = (1 - weight) * self.quantiles_s[below] + weight * self.quantiles_s[below + 1]
-        return mixed, float((1 - weight) * self.attained[below] + weight * self.attained[below + 1])
+        return np.asarray((1 - weight) * self.quantiles_s[below] + weight * self.quantiles_s[below + 1])
+
+    def attained(self, quantiles_s: Floats) -> float:
+        """Share of the requests with these latencies `[metrics, 400]` that keep every limit.
+
+        Who misses two limits is counted twice, so the true share is this or higher.
+        """
+        missed = 0.0
+        for metric, limit_s in self.slo.limits_s().items():
+            values = quantiles_s[METRICS.index(metric)]
+            missed += 1.0 - float(np.interp(limit_s, values, QUANTILES, left=0.0, right=1.0))
+        return max(0.0, 1.0 - missed)
 
     def mean_s(self, metric: str, load_per_s: float) -> float:
         """Mean latency at a load [s]."""
@@ -71,20 +80,12 @@ class Behaviour:
         below = min(int(np.searchsorted(loads, inside, side="right")) - 1, len(loads) - 2)
         return below, float((inside - loads[below]) / (loads[below + 1] - loads[below]))
 
-    def waiting(self, wait_s: float) -> tuple[Floats, float]:
-        """Quantiles and share attained at the top load when requests wait `wait_s` more before they begin.
-
-        The wait and the rest of a latency are taken as independent of the other limits.
-        """
-        quantiles, attained = self.at(self.top_per_s)
-        moved = quantiles.copy()
+    def waiting(self, wait_s: float) -> Floats:
+        """Quantiles `[metrics, 400]` at the top load of requests that wait `wait_s` more before they begin [s]."""
+        moved = self.at(self.top_per_s)
         moved[METRICS.index("ttft")] += wait_s
         moved[METRICS.index("e2e")] += wait_s
-        for metric, limit_s in self.slo.limits_s().items():
-            row = METRICS.index(metric)
-            before = float((quantiles[row] <= limit_s).mean())
-            attained *= float((moved[row] <= limit_s).mean()) / before if before else 0.0
-        return moved, attained
+        return moved
 
     def most_per_s(self, ratios: Mapping[str, float] | None = None, throughput: float = 1.0) -> float:
         """The highest load at which every objective holds; 0 when one never does.
@@ -149,7 +150,6 @@ def measure(
         np.array([load for load, _ in found]),
         np.array([quantiles for quantiles, _ in rows]),
         np.array([means for _, means in rows]),
-        np.array([result.summary.slo_attainment for _, result in found]),
         max(capacity, found[-1][0]),
         found[-1][1],
         trial.num_requests,
@@ -194,7 +194,7 @@ class _Trial:
 
 
 def _latencies(result: Run) -> tuple[Floats, Floats]:
-    """Quantiles `[metrics, 200]` and means `[metrics]` of the measured requests [s]; 0 for a latency that none has."""
+    """Quantiles `[metrics, 400]` and means `[metrics]` of the measured requests [s]; 0 for a latency that none has."""
     requests, summary = result.simulation.requests, result.summary
     measured = slice(summary.num_warmup, len(requests) - summary.num_cooldown)
     quantiles, means = np.zeros((len(METRICS), len(QUANTILES))), np.zeros(len(METRICS))

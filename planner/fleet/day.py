@@ -137,8 +137,8 @@ class _Sums:
         self._loads = np.linspace(behaviour.loads_per_s[0], behaviour.top_per_s, _LEVELS)
         self._waits = np.geomspace(_SHORTEST_WAIT_S, _LONGEST_WAIT_S, _WAITS)
         rows = [behaviour.at(load) for load in self._loads] + [behaviour.waiting(wait) for wait in self._waits]
-        self._quantiles = np.array([quantiles for quantiles, _ in rows])
-        self._attained = np.array([attained for _, attained in rows])
+        self._quantiles = np.array(rows)
+        self._attained = np.array([behaviour.attained(row) for row in rows])
         self._requests = np.zeros((HOURS_PER_DAY, len(rows)))
         self._plain = {
             name: np.zeros(HOURS_PER_DAY) for name in ("rate", "held", "load", "hit", "failures", "down", "steps")
@@ -184,7 +184,7 @@ class _Sums:
         if wait_s > 0:
             return _LEVELS + min(int(np.searchsorted(self._waits, wait_s)), _WAITS - 1)
         place = (load_per_s - self._loads[0]) / (self._loads[-1] - self._loads[0])
-        return min(max(round(place * (_LEVELS - 1)), 0), _LEVELS - 1)
+        return int(min(max(place * (_LEVELS - 1) + 0.5, 0), _LEVELS - 1))
 
     def hours(self, num_days: int, step_s: float) -> tuple[Hour, ...]:
         """The hours so far."""
@@ -230,7 +230,7 @@ def _poisson(mean: float, most: int) -> Sequence[tuple[int, float]]:
 
 
 def _mixed(quantiles: Floats, weights: Floats) -> Floats:
-    """Quantiles `[metrics, 200]` of a mixture of rows `[rows, metrics, 200]` with `weights` `[rows]`."""
+    """Quantiles `[metrics, 400]` of a mixture of rows `[rows, metrics, 400]` with `weights` `[rows]`."""
     used = np.flatnonzero(weights)
     if not len(used):
         return np.zeros(quantiles.shape[1:])
