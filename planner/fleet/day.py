@@ -164,8 +164,7 @@ class _Sums:
             self._requests[hour, level] += chance * requests
         if outage is not None:
             failures = serving * (1 - outage.share_down) * step_s / outage.mttf_s
-            behaviour = self._behaviour
-            hit = each * behaviour.mean_s("e2e", each) + (each * outage.detect_s if outage.blind else 0.0)
+            hit = self._hit(rate_per_s, max(serving - away, 1e-9), outage)
             plain["failures"][hour] += failures
             plain["hit"][hour] += min(failures * hit, requests)
         plain["rate"][hour] += rate_per_s
@@ -174,6 +173,16 @@ class _Sums:
         plain["down"][hour] += away
         plain["steps"][hour] += 1
         self._most[hour], self._fewest[hour] = max(self._most[hour], held), min(self._fewest[hour], held)
+
+    def _hit(self, rate_per_s: float, working: float, outage: Outage) -> float:
+        """Requests on a replica that fails: those in flight (Little's law).
+
+        A router that counts them keeps the dead replica as full as the others, which get its load. A blind one sends
+        it its share until the failure is noticed.
+        """
+        each = rate_per_s / (working if outage.blind else max(working - 1, 1.0))
+        each = min(each, self._behaviour.top_per_s)
+        return each * (self._behaviour.mean_s("e2e", each) + (outage.detect_s if outage.blind else 0.0))
 
     def _level(self, load_per_s: float, wait_s: float, outage: Outage | None) -> int:
         """Row of a replica at `load_per_s` in a fleet whose backlog takes `wait_s`."""
