@@ -23,6 +23,7 @@ from planner.failures.recovery import Sourced
 from planner.failures.settings import FailureSettings, RecoverySettings
 from planner.fit import limits_for
 from planner.fleet import Behaviour, Day, Hour, Outage, Policy, live, measure
+from planner.fleet.behaviour import QUANTILES
 from planner.layout import parse_layout
 from planner.records import RequestTable
 from planner.reliability import ready_by_source
@@ -103,14 +104,13 @@ def print_errors(title: str, found: dict[str, np.ndarray]) -> None:
         print(f"| {name} | {np.median(size):.1%} | {worst:+.1%} | {values.mean():+.1%} |")
 
 
-def scaled_day(
-    behaviour: Behaviour, one: Deployment, demand: Workload, replicas: int, hour_s: float, seed: int
-) -> None:
-    slo, hourly = behaviour.slo, DemandProfile(shape="office").hourly[:24]
-    day = Day(hourly, replicas * behaviour.most_per_s(), hour_s)
-    ready_s, most = 90.0, 10 * replicas
+def scaled_day(behaviour: Behaviour, one: Deployment, demand: Workload, shape: str, chosen: argparse.Namespace) -> None:
+    """A day with an autoscaler whose delays are as short against its hours as real ones are."""
+    hourly, seed = DemandProfile(shape=shape).hourly[:24], chosen.seed
+    day = Day(hourly, chosen.replicas * behaviour.most_per_s(), chosen.hour)
+    ready_s, most = STEP_S, 10 * chosen.replicas
     headroom = day.steepest(ready_s + 2 * STEP_S, STEP_S)
-    policy = Policy(behaviour.most_per_s(), headroom, 0, most, ready_s, 30.0, STEP_S, hold_s=60.0)
+    policy = Policy(behaviour.most_per_s(), headroom, 0, most, ready_s, 30.0, STEP_S, hold_s=2 * STEP_S)
     schedule: list[tuple[float, int]] = []
     begun = time.process_time()
     hours = live(behaviour, day, policy, step_s=STEP_S, watch=lambda t, n: schedule.append((t, n)))
@@ -123,53 +123,48 @@ def scaled_day(
     print_errors(
         f"{one.model.name}, {one.layout}, day {shape}: {min(counts)} to {max(counts)} replicas, autoscaled; "
         f"{len(requests):,} requests in {theirs:.0f} CPU s, aggregated in {ours:.1f} s",
-        errors(hours, requests, day, slo),
+        errors(hours, requests, day, behaviour.slo),
     )
 
 
-def failing_day(
-    behaviour: Behaviour, one: Deployment, demand: Workload, replicas: int, hour_s: float, seed: int
-) -> None:
+def failing_day(behaviour: Behaviour, one: Deployment, demand: Workload, chosen: argparse.Namespace) -> None:
     """A flat day below capacity with many failures: what they hit and what that costs."""
-    slo = behaviour.slo
-    day = Day((1.0,) * 24, 0.8 * replicas * behaviour.most_per_s(), hour_s)
+    slo, replicas, day_s = behaviour.slo, chosen.replicas, 24 * chosen.hour
+    day = Day((1.0,) * 24, 0.8 * replicas * behaviour.most_per_s(), chosen.hour)
     recovery = RecoverySettings(Sourced(30.0, "benchmark"), "dram", None, 0.0)
-    mttf_s = 24 * hour_s * replicas / 30
+    mttf_s = day_s * replicas / 30
     ready_s = ready_by_source(one, recovery)["dram"].total_s
     outage = Outage(mttf_s, 30.0 + ready_s, 30.0, False)
     policy = Policy(behaviour.most_per_s(), 1.0, 0, replicas, 0.0, 0.0, 0.0)
     hours = live(behaviour, day, policy, fixed=replicas, outage=outage, step_s=STEP_S)
-    count = int(day.peak_per_s * 24 * hour_s)
-    asked = demand.with_rate(day.peak_per_s).with_num_requests(count)
+    asked = demand.with_rate(day.peak_per_s).with_num_requests(int(day.peak_per_s * day_s))
     failing = FailureSettings(recovery, (), mttf_s * one.layout.replica_gpus, "retry", False)
     fleet = replace(one, layout=with_replicas(one.layout, replicas))
-    result = run(fleet, asked, slo, seed=seed, max_replicas=replicas, failures=failing)
+    result = run(fleet, asked, slo, seed=chosen.seed, max_replicas=replicas, failures=failing)
     assert result.failures is not None
     incidents = [i for i in result.failures.incidents if np.isfinite(i.detected_s)]
-    hit = sum(i.num_requests for i in incidents) / len(incidents)
     requests, limits = result.simulation.requests, slo.limits_s()
     good = (requests.ttft_s <= limits["ttft"]) & ((requests.tpot_s <= limits["tpot"]) | np.isnan(requests.tpot_s))
     failures = sum(h.failures for h in hours)
+    hit = sum(i.num_requests for i in incidents) / len(incidents)
+    print(f"\n{one.model.name}, {one.layout}, {replicas} replicas\n\n| | aggregated | simulated |\n|---|---|---|")
+    print(f"| failures | {failures:.0f} | {len(incidents)} |")
+    print(f"| requests hit per failure | {sum(h.hit for h in hours) / failures:.0f} | {hit:.0f} |")
+    print(f"| SLO missed | {1 - np.mean([h.attained for h in hours]):.2%} | {1 - good.mean():.2%} |")
     print(
-        f"\n{one.model.name}, {one.layout}, {replicas} replicas: {len(incidents)} failures simulated, {failures:.0f} "
-        f"expected; requests hit per failure {sum(h.hit for h in hours) / failures:.0f} aggregated, {hit:.0f} "
-        f"simulated; SLO missed {1 - np.mean([h.attained for h in hours]):.2%} aggregated, {1 - good.mean():.2%} simulated; "
-        f"replica-seconds down {sum(h.down_hours for h in hours) * 3600:.0f} expected, "
-        f"{result.failures.downtime_s:.0f} simulated"
+        f"| replica-seconds down | {sum(h.down_hours for h in hours) * 3600:.0f} | {result.failures.downtime_s:.0f} |"
     )
 
 
 def cells(one: Deployment, demand: Workload, slo: Slo) -> None:
     """How many replicas must be simulated together."""
-    print(
-        f"\n{one.model.name}, {one.layout}\n\n| replicas simulated | load that keeps the SLO | TTFT p95 at 80 % of capacity | TPOT p95 |"
-    )
+    print(f"\n{one.model.name}, {one.layout}\n")
+    print("| replicas simulated | load that keeps the SLO | TTFT p95 at 70 % of capacity | TPOT p95 |")
     print("|---|---|---|---|")
     capacity = measure(one, demand, slo).capacity_per_s
     for cell in (1, 2, 4, 8, 16):
         found = measure(one, demand, slo, cell=cell)
-        at = found.at(0.8 * capacity)
-        ttft, tpot = (float(np.interp(0.95, np.linspace(0, 1, at.shape[1]), row)) for row in at[:2])
+        ttft, tpot = (float(np.interp(0.95, QUANTILES, row)) for row in found.at(0.7 * capacity)[:2])
         print(f"| {cell} | {found.most_per_s():.2f} /s | {ttft * 1e3:.0f} ms | {tpot * 1e3:.1f} ms |", flush=True)
 
 
