@@ -109,7 +109,7 @@ def scaled_day(behaviour: Behaviour, one: Deployment, demand: Workload, shape: s
     hourly, seed = DemandProfile(shape=shape).hourly[:24], chosen.seed
     day = Day(hourly, chosen.replicas * behaviour.most_per_s(), chosen.hour)
     ready_s, most = STEP_S, 10 * chosen.replicas
-    headroom = day.steepest(ready_s + 2 * STEP_S, STEP_S)
+    headroom = day.steepest(ready_s + 2 * STEP_S, STEP_S, behaviour.most_per_s())
     policy = Policy(behaviour.most_per_s(), headroom, 0, most, ready_s, 30.0, STEP_S, hold_s=2 * STEP_S)
     schedule: list[tuple[float, int]] = []
     begun = time.process_time()

@@ -136,11 +136,12 @@ def _day(text: str | None, days: int | None, terms: Terms, rate_per_s: float) ->
     profile = terms.demand
     if text is not None and "," in text:
         try:
-            profile = DemandProfile(shape=tuple(float(part) for part in text.split(",")), source="--day")
+            numbers = tuple(float(part) for part in text.split(","))
         except ValueError:
             raise InputError(f"--day {text}: give flat, office, consumer or 24 numbers") from None
+        profile = DemandProfile(shape=numbers, source="--day")
     elif text is not None or profile == DemandProfile():
         profile = DemandProfile(shape=text or "consumer")
     week = profile.hourly
     is_one = week[:HOURS_PER_DAY] == week[-HOURS_PER_DAY:]
-    return Day(week[:HOURS_PER_DAY] if is_one else week, rate_per_s), days or (1 if is_one else 7)
+    return Day(week[:HOURS_PER_DAY] if is_one else week, rate_per_s), (1 if is_one else 7) if days is None else days

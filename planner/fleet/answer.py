@@ -158,7 +158,7 @@ def policy_of(question: FleetQuestion, behaviour: Behaviour, ready_s: float, out
     """
     most_per_s = behaviour.most_per_s()
     available = question.deployment.cluster.num_gpus // question.deployment.layout.replica_gpus
-    headroom = question.day.steepest(ready_s + 2 * STEP_S, STEP_S)
+    headroom = question.day.steepest(ready_s + 2 * STEP_S, STEP_S, most_per_s)
     busy = min(available, math.ceil(question.day.peak_per_s / most_per_s))
     drain = recovery(question.deployment.engine).drain
     e2e_p99_s = float(behaviour.quantiles_s[-1, 2, -2])

@@ -24,9 +24,12 @@ _SHARES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.86, 0.91, 0.95)
 """Loads that are simulated, as shares of the capacity; between them distributions are interpolated."""
 _FULL = 1.4
 """Multiple of the closed-form capacity at which the real one is read off: more than that never comes out."""
-_GENERATIONS = 8
-"""Requests of a run per request in flight, so that a queue that grows shows."""
-_FEWEST_PER_REPLICA, _MOST = 400, 40_000
+_FILL, _MEASURED = 4, 12
+"""Mean times in the system that a run takes to fill, and that are measured. Requests in flight are the long ones: with
+log-normal lengths they fill the system several times more slowly than the mean request passes it."""
+_SLOWER = 1.25
+"""How much longer requests may take at the next load; decides only how many are simulated."""
+_FEWEST_PER_REPLICA, _MOST = 400, 60_000
 QUANTILES = (np.arange(400) + 0.5) / 400
 
 
@@ -135,16 +138,18 @@ def measure(
     cell = min(cell, deployment.cluster.num_gpus // deployment.layout.replica_gpus)
     group = replace(deployment, layout=with_replicas(deployment.layout, cell))
     trial = _Trial(group, workload, slo, seed, cell)
-    capacity = trial.capacity_per_s(load_of(group, workload).capacity_per_s)
+    capacity = trial.capacity_per_s()
     found: list[tuple[float, Run]] = []
+    rows: list[tuple[Floats, Floats]] = []
     for number, share in enumerate(_SHARES):
-        result = trial.at(share * capacity)
-        if result.summary.saturation == "overloaded" and len(found) >= 2:
+        result, measured = trial.at(share * capacity)
+        is_growing = result.simulation.summary(warmup=measured.start / measured.stop).saturation == "overloaded"
+        if is_growing and len(found) >= 2:
             break
         found.append((share * capacity, result))
+        rows.append(_latencies(result, measured))
         if progress:
             progress((number + 1) / len(_SHARES))
-    rows = [_latencies(result) for _, result in found]
     return Behaviour(
         slo,
         np.array([load for load, _ in found]),
@@ -164,39 +169,45 @@ class _Trial:
         self._sojourn_s = 0.0
         self.num_requests = 0
 
-    def at(self, load_per_s: float) -> Run:
-        """The cell at `load_per_s` per replica."""
-        flying = load_per_s * self._sojourn_s
-        count = self._cell * max(_FEWEST_PER_REPLICA, math.ceil(_GENERATIONS * flying))
-        return self._run(load_per_s, min(count, _MOST))
+    def at(self, load_per_s: float) -> tuple[Run, slice]:
+        """The cell at `load_per_s` per replica, and the requests that see it full; loads come in ascending order."""
+        flying = load_per_s * self._sojourn_s * _SLOWER
+        result = self._run(load_per_s * self._cell, self._cell, self._cell * _enough(flying))
+        requests = result.simulation.requests
+        self._sojourn_s = float(np.nanmean(requests.e2e_s))
+        filled_s = requests.arrival_s[0] + _FILL * self._sojourn_s
+        first = min(int(np.searchsorted(requests.arrival_s, filled_s)), len(requests) // 2)
+        last = int(np.searchsorted(requests.arrival_s, requests.arrival_s[-1] - self._sojourn_s))
+        return result, slice(first, max(last, 3 * len(requests) // 4))
 
-    def _run(self, load_per_s: float, count: int) -> Run:
-        asked = self._workload.with_rate(load_per_s * self._cell).with_num_requests(count)
-        result = run(self._group, asked, self._slo, seed=self._seed, max_replicas=self._cell)
+    def _run(self, rate_per_s: float, replicas: int, count: int) -> Run:
+        asked = self._workload.with_rate(rate_per_s).with_num_requests(min(count, _MOST))
+        group = replace(self._group, layout=with_replicas(self._group.layout, replicas))
+        result = run(group, asked, self._slo, seed=self._seed, max_replicas=replicas)
         if result.summary.num_rejected:
             raise DoesNotFit(
                 f"{result.simulation.rejection_reason}", ["more GPUs per replica", "a shorter --workload", "--kv fp8"]
             )
-        self.num_requests += count
+        self.num_requests += asked.num_requests
         return result
 
-    def capacity_per_s(self, guess_per_s: float) -> float:
+    def capacity_per_s(self) -> float:
         """Requests per second of a replica that always has more to do: the middle half of a run that is too much."""
-        flying = load_of(self._group, self._workload).sequences
-        count = self._cell * max(_FEWEST_PER_REPLICA, math.ceil(_GENERATIONS * flying))
-        requests = self._run(_FULL * guess_per_s, min(count, _MOST)).simulation.requests
-        finish_s = np.sort(requests.finish_s)
+        guess = load_of(self._group, self._workload)
+        most_per_s = _FULL * guess.capacity_per_s
+        finish_s = np.sort(self._run(most_per_s, 1, _enough(guess.sequences)).simulation.requests.finish_s)
         first, last = len(finish_s) // 4, 3 * len(finish_s) // 4
-        capacity = (last - first) / (finish_s[last] - finish_s[first]) / self._cell
-        service_s = requests.finish_s - requests.admitted_s
-        self._sojourn_s = float(service_s.mean())
-        return float(min(capacity, _FULL * guess_per_s))
+        return float(min((last - first) / (finish_s[last] - finish_s[first]), most_per_s))
 
 
-def _latencies(result: Run) -> tuple[Floats, Floats]:
+def _enough(flying: float) -> int:
+    """Requests per replica of which `flying` are in flight at once."""
+    return max(_FEWEST_PER_REPLICA, math.ceil((_FILL + _MEASURED + 1) * flying))
+
+
+def _latencies(result: Run, measured: slice) -> tuple[Floats, Floats]:
     """Quantiles `[metrics, 400]` and means `[metrics]` of the measured requests [s]; 0 for a latency that none has."""
-    requests, summary = result.simulation.requests, result.summary
-    measured = slice(summary.num_warmup, len(requests) - summary.num_cooldown)
+    requests = result.simulation.requests
     quantiles, means = np.zeros((len(METRICS), len(QUANTILES))), np.zeros(len(METRICS))
     for row, metric in enumerate(METRICS):
         values = getattr(requests, f"{metric}_s")[measured]

@@ -55,10 +55,13 @@ class Day:
         first, second = (self.hourly[i % len(self.hourly)] for i in (below, below + 1))
         return self.peak_per_s * (first + (place - below) * (second - first))
 
-    def steepest(self, lead_s: float, step_s: float) -> float:
-        """The largest growth of the load within `lead_s`, as a factor of 1 or more."""
+    def steepest(self, lead_s: float, step_s: float, least_per_s: float) -> float:
+        """The largest growth of the load within `lead_s`, as a factor of 1 or more.
+
+        A load below `least_per_s` counts as that much: one replica is always there.
+        """
         times = np.arange(0.0, len(self.hourly) * self.hour_s, step_s)
-        return max((self.rate_per_s(t + lead_s) / max(self.rate_per_s(t), 1e-12) for t in times), default=1.0)
+        return max(1.0, *(self.rate_per_s(t + lead_s) / max(self.rate_per_s(t), least_per_s) for t in times))
 
 
 @dataclass(frozen=True, slots=True)
