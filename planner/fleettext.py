@@ -114,8 +114,8 @@ def _failure_lines(facts: Facts) -> list[str]:
         f"          spare replicas take {failed['gpu_hours_more_per_day']:,.0f} GPU-hours a day"
         + (f", {format_usd(usd)}" if usd is not None else "")
         + f"; {failed['gpu_hours_down_per_day']:,.1f} GPU-hours a day do nothing",
-        f"          SLO attained {failed['slo_attainment_without']:.3%} if nothing failed, "
-        f"{scaled['slo_attainment']:.3%} with failures",
+        f"          SLO attained {failed['slo_attainment_without']:.3%} if nothing failed and nothing was spare, "
+        f"{scaled['slo_attainment']:.3%} with both",
     ]
 
 

@@ -165,7 +165,7 @@ def test_memory_and_answer_do_not_depend_on_the_days() -> None:
     found, peaks, answers = behaviour(), [], []
     for days in (1, 6):
         tracemalloc.start()
-        answers.append(live(found, CONSUMER, policy(), num_days=days, step_s=300.0))
+        answers.append(live(found, CONSUMER, policy(), num_days=days, step_s=900.0))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.05 * peaks[0]
@@ -226,6 +226,7 @@ def test_the_command_says_gpus_cost_and_slo_by_hour(
         (["--rate", "9", "--day", "offce"], 2, "office"),
         (["--rate", "9", "--layout", "tp=2,replicas=4"], 2, "Leave out replicas=4"),
         (["--rate", "9", "--workload", "multi-turn"], 2, "independent requests"),
+        (["--rate", "9", "--router", "prefix_affinity"], 2, "prefix_affinity"),
         (["--rate", "9", "--mtbf-gpu", "1s"], 2, "--mtbf-gpu"),
         (["--rate", "9", "--availability", "2"], 2, "--availability 2"),
     ],

@@ -10,6 +10,7 @@ from planner.facts.basic import layout_facts
 from planner.facts.certainty import past_errors, ratios_of
 from planner.facts.failures import readiness_facts
 from planner.facts.plan import origin_share_of
+from planner.fleet.behaviour import CELL_REPLICAS
 from planner.reliability import MONTH_S
 from planner.units import DAY_S
 
@@ -28,7 +29,7 @@ def fleet_facts(fleet: Fleet, command: str) -> Facts:
         "question": {
             "model": deployment.model.name,
             "cluster": deployment.cluster.name,
-            "workload": str(question.workload),
+            "workload": f"{question.workload.name}: {question.workload.prompt} tokens in, {question.workload.output} out",
             "slo": [str(objective) for objective in objectives],
             "engine": f"{deployment.engine.name} {deployment.engine.version}",
             "router": deployment.router,
@@ -177,6 +178,12 @@ def _warnings(fleet: Fleet) -> list[str]:
         warnings.append(
             f"{fleet.wanted} replicas are few for averages: failures and fluctuations of single ones decide. Simulate "
             "them all (`moeplan simulate ... replicas=N --mtbf-gpu 50000h`)."
+        )
+    fewest = min(hour.fewest_replicas for hour in fleet.scaled)
+    if _FEW_REPLICAS <= fleet.wanted and fewest < CELL_REPLICAS:
+        warnings.append(
+            f"at night the autoscaler keeps {fewest} of the replicas: with fewer than {CELL_REPLICAS} the TTFT of those "
+            "hours is underestimated, by up to a quarter (docs/scale.md)"
         )
     if fleet.price is not None and fleet.price.basis == "owned":
         warnings.append("own hardware costs its peak all day: autoscaling frees GPUs for other work, it saves no money")

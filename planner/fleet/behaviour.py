@@ -131,10 +131,13 @@ def measure(
     """Behaviour of the replicas of `deployment` under requests of `workload`, judged by `slo`.
 
     `cell` replicas are simulated behind the router of the deployment. Raises InputError for a closed loop and for
-    conversations, whose load is not a rate, and DoesNotFit where requests are larger than the KV pool.
+    conversations, whose load is not a rate, and for a router whose effect depends on the size of the fleet; DoesNotFit
+    where requests are larger than the KV pool.
     """
     if workload.arrivals.concurrency or workload.turns is not None:
         raise InputError(f"{workload.name}: a fleet needs a rate of independent requests. Use another workload.")
+    if deployment.router == "prefix_affinity":
+        raise InputError("--router prefix_affinity: its hits depend on how many replicas there are. Use another one.")
     cell = min(cell, deployment.cluster.num_gpus // deployment.layout.replica_gpus)
     group = replace(deployment, layout=with_replicas(deployment.layout, cell))
     trial = _Trial(group, workload, slo, seed, cell)
