@@ -20,6 +20,7 @@ import numpy as np
 from planner import __version__
 from planner.deployment import Run
 from planner.disaggregation.deployment import PoolsRun
+from planner.economics import terms_tables
 from planner.errors import InputError
 from planner.facts import model_facts
 from planner.facts.experts import settings_facts
@@ -63,6 +64,7 @@ def _inputs(answer: Recommendation) -> dict[str, Any]:
         "slo": [asdict(objective) for objective in answer.slo.objectives],
         "experts": settings_facts(answer.experts),
         **tactic_facts(answer.tactics),
+        "terms": terms_tables(answer.terms),
         "seed": answer.seed,
     }
 
@@ -75,6 +77,11 @@ def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
         "steps.csv": _table(run.simulation.steps, run.expert_steps.columns() if run.expert_steps else {}),
     }
     _write(folder, files, facts)
+
+
+def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
+    """Write a comparison: `comparison.json`."""
+    _write(folder, {"comparison.json": _json(facts)}, facts)
 
 
 def write_pools(folder: Path, run: PoolsRun, facts: dict[str, Any]) -> None:

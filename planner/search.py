@@ -15,6 +15,7 @@ import numpy as np
 
 from planner.cost import StepCost
 from planner.deployment import Deployment, with_replicas
+from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine, Limits
 from planner.errors import InputError
 from planner.experts import AS_SERVED, ExpertSettings
@@ -156,9 +157,10 @@ class Search:
         experts: ExpertSettings = AS_SERVED,
         tactics: Tactics = PLAIN,
         router: str = "least_requests",
+        terms: Terms = DEFAULT_TERMS,
     ) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
-        self.tactics, self.router = tactics, router
+        self.tactics, self.router, self.terms = tactics, router, terms
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
@@ -292,7 +294,7 @@ class Search:
             for i in np.flatnonzero(alive):
                 placed = with_replicas(layout, int(replicas[i]))
                 fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
-                deployment = Deployment(*fixed, None, tactics, self.router)
+                deployment = Deployment(*fixed, None, tactics, self.router, self.terms)
                 estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
                 score = self._score(estimates, int(i), float(capacity[i]))
                 found = None if steady.hit_rate is None else float(np.interp(batch[i], steady.batch, steady.hit_rate))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.deployment import Run
+from planner.deployment import Run, with_replicas
 from planner.engine import Engine, Limits
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.fit import limits_for
@@ -66,14 +66,15 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Simulated over estimated capacity of one replica, and smaller ratios of kinds that missed in simulation."""
+    """Simulated over estimated capacity of one replica, and smaller ratios of kinds known to carry less."""
 
     ratio: float
     capped: tuple[tuple[tuple[Layout, str, str], float], ...] = ()
 
-    def of(self, replica: Replica) -> float:
-        """Factor on the estimate of `replica`."""
-        return min(self.ratio, dict(self.capped).get(replica.key, self.ratio))
+    def of(self, found: Sequence[Replica]) -> Floats:
+        """Factors on the estimates of replicas, `[kinds]`."""
+        capped = dict(self.capped)
+        return np.array([min(self.ratio, capped.get(replica.key, self.ratio)) for replica in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,7 @@ def replicas(
     only: Callable[[Layout], bool] = lambda layout: True,
 ) -> list[Replica]:
     """Every replica of `variants` that fits a part of `cluster`, with the engine's default token budget."""
-    return [
-        replica
-        for model in variants
-        for replica in _replicas_of(model, cluster, engine, workload, experts, only)
-    ]
+    return [replica for model in variants for replica in _replicas_of(model, cluster, engine, workload, experts, only)]
 
 
 def _replicas_of(
@@ -163,9 +160,7 @@ def _replica(
     lengths = workload.requests(seed=0).prompt_tokens
     ttft_s = steady.ttft_at(batch, float(lengths.var() / lengths.mean() ** 2))
     tok_per_s = rate * workload.mean_output_tokens
-    return Replica(
-        layout, backend, kv_format, limits, batch, steady.tpot_at(batch), ttft_s, carried, tok_per_s
-    )
+    return Replica(layout, backend, kv_format, limits, batch, steady.tpot_at(batch), ttft_s, carried, tok_per_s)
 
 
 def capacity(replica: Replica, slo: Slo, output_tokens: float, shift: Shift | None = None) -> Floats:
@@ -198,26 +193,30 @@ def _batch_within(replica: Replica, slo: Slo, output_tokens: float, shift: Shift
 
 
 def anchored(found: Sequence[Replica], runs: Sequence[Run], winner: Run, carries: float, slo: Slo) -> Anchor:
-    """Anchor of replicas to simulations of the same system: `winner` carries `carries` times its demand."""
+    """Anchor of replicas to simulations of the same system: `winner` carries `carries` times its demand.
+
+    Kinds that missed in simulation carry less than what they missed, and no kind carries the demand on fewer GPUs than
+    a winner that meets the SLO, because the search looked for those.
+    """
     output, demand = winner.workload.mean_output_tokens, demand_of(winner.workload)
     estimated = {replica.key: float(capacity(replica, slo, output)) for replica in found}
     own = key_of(winner)
     ratio = 1.0
     if estimated.get(own, 0.0) > 0.0 and carries > 0.0:
         ratio = carries * demand / winner.deployment.layout.replicas / estimated[own]
+    too_few = [(key_of(run), run.deployment.layout.replicas) for run in runs if not run.meets_slo]
+    if winner.meets_slo:
+        too_few += [(replica.key, (winner.num_gpus - 1) // replica.num_gpus) for replica in found]
     capped: dict[tuple[Layout, str, str], float] = {}
-    for missed in (run for run in runs if not run.meets_slo):
-        key = key_of(missed)
-        if key != own and estimated.get(key, 0.0) > 0.0:
-            limit = _MISSED * demand / missed.deployment.layout.replicas / estimated[key]
-            capped[key] = min(limit, capped.get(key, limit))
+    for key, count in too_few:
+        if count > 0 and estimated.get(key, 0.0) > 0.0:
+            limit = _MISSED * demand / count / estimated[key]
+            capped[key] = min(limit, capped.get(key, ratio))
     return Anchor(ratio, tuple(capped.items()))
 
 
 def key_of(run: Run) -> tuple[Layout, str, str]:
     """Key of the replica that `run` simulated."""
-    from planner.deployment import with_replicas
-
     deployment = run.deployment
     return with_replicas(deployment.layout, 1), deployment.backend, deployment.model.kv_format
 
@@ -227,7 +226,8 @@ def gpus_needed(
 ) -> tuple[NDArray[np.int64], Floats]:
     """GPUs that each replica kind takes for `demand`, `[kinds, ...draws]`, -1 where it cannot; and what one carries."""
     shift = shift or Shift()
-    carried = np.array([capacity(r, slo, output_tokens, shift) * anchor.of(r) for r in found])
+    estimated = np.array([capacity(replica, slo, output_tokens, shift) for replica in found])
+    carried = estimated * anchor.of(found).reshape(-1, *[1] * (estimated.ndim - 1))
     wanted = demand * np.asarray(shift.demand)
     with np.errstate(divide="ignore"):
         count = np.ceil(np.where(carried > 0, wanted / np.maximum(carried, 1e-12), 0.0) - 1e-9)

@@ -54,7 +54,7 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures", "compare"},
     {"tables"},
-    {"experttext", "failuretext", "fleettext", "afdtext"},
+    {"experttext", "failuretext", "fleettext", "afdtext", "comparetext"},
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder", "sweep"},

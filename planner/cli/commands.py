@@ -113,6 +113,7 @@ def plan(
     no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
+    terms: str | None = None,
     disaggregate: bool = False,
     seed: int = 0,
     out: Path | None = None,
@@ -160,6 +161,8 @@ def plan(
         How experts are picked, placed and limited.
     tactics
         What the engine does beyond plain batching.
+    terms
+        Prices and commercial terms, a TOML (docs/economics.md); rental list prices otherwise.
     disaggregate
         Also search prefill and decode in two pools, and say whether that is worth it.
     seed
@@ -171,6 +174,7 @@ def plan(
     """
     from planner import options
     from planner.disaggregation.plan import check_question, plan_pools
+    from planner.economics import load_terms
     from planner.facts.disaggregation import plan_pools_facts
     from planner.facts.plan import plan_facts
     from planner.pooltext import plan_pools_text
@@ -188,7 +192,7 @@ def plan(
     profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
-    settings = options.experts(chosen, experts)
+    settings, agreed = options.experts(chosen, experts), load_terms(terms)
     if disaggregate:
         check_question(chosen, demand, settings, drafts, router)
     with progress_bar() as progress:
@@ -202,6 +206,7 @@ def plan(
             router=router,
             experts=settings,
             tactics=drafts,
+            terms=agreed,
             seed=seed,
             progress=progress,
         )
@@ -242,6 +247,7 @@ def simulate(
     tactics: Chosen = NONE,
     failures: Failures = NO_FAILURES,
     pools: Pools = ONE_POOL,
+    terms: str | None = None,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -298,6 +304,8 @@ def simulate(
         Ranks that die during the run.
     pools
         Prefill and decode in two pools.
+    terms
+        As in `plan`.
     seed
         Seed of arrivals and lengths.
     out
@@ -308,6 +316,7 @@ def simulate(
     from planner import options
     from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
+    from planner.economics import load_terms
     from planner.facts import simulation_facts
     from planner.failures.settings import failure_settings
     from planner.fit import limits_for
@@ -324,7 +333,7 @@ def simulate(
     chosen = options.precision(model, weights, kv)
     profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
-    failing = failure_settings(profile, failures)
+    failing, agreed = failure_settings(profile, failures), load_terms(terms)
     if pools != ONE_POOL or layout is None:
         from planner.cli.pools import simulate_two
         from planner.disaggregation.deployment import check_combination
@@ -334,7 +343,8 @@ def simulate(
         offered = options.clusters([cluster], oversubscription, not no_rails)[0]
         given = (max_num_seqs, max_batched_tokens)
         judged = parse_slo(slo) if slo else None
-        simulate_two(chosen, offered, layout, pools, asked, judged, profile, given, backend, experts, seed, out, json)
+        settings = (profile, given, backend, experts, agreed, seed, out, json)
+        simulate_two(chosen, offered, layout, pools, asked, judged, *settings)
         return
     cut = parse_layout(layout)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
@@ -354,6 +364,7 @@ def simulate(
             experts=options.experts(chosen, experts, cut),
             tactics=drafts,
             router=router,
+            terms=agreed,
             seed=seed,
             progress=lambda share: progress("simulate", share),
             failures=failing,

@@ -10,6 +10,7 @@ from planner.choices import ExpertChoices, PoolChoices
 from planner.cli.terminal import command_line, progress_bar, show
 from planner.disaggregation.deployment import pools, run_pools
 from planner.disaggregation.handover import Handover, handover
+from planner.economics import Terms
 from planner.engine import Engine, Limits
 from planner.errors import InputError
 from planner.facts.disaggregation import pools_facts
@@ -37,6 +38,7 @@ def simulate_two(
     limits: _Limits,
     backend: str,
     experts: ExpertChoices,
+    terms: Terms,
     seed: int,
     out: Path | None,
     json: bool,
@@ -52,7 +54,17 @@ def simulate_two(
     bounds = _limits(chosen, limits, backends, profile, clusters, layouts)
     settings = expert_settings(model, experts)
     deployment = pools(
-        model, clusters, layouts, bounds, backends, profile, rules, workload, shared=shared, experts=settings
+        model,
+        clusters,
+        layouts,
+        bounds,
+        backends,
+        profile,
+        rules,
+        workload,
+        shared=shared,
+        experts=settings,
+        terms=terms,
     )
     with progress_bar() as progress:
         run = run_pools(

@@ -70,7 +70,7 @@ class Entrant:
 
 def evaluate(question: Question, index: int, offer: Offer) -> Entrant:
     """Plan the demand `index` of `question` on `offer`, and sample what its replicas carry, now and under changes."""
-    estimator = Estimator(question, question.demands[index], question.experts[index], offer.cluster)
+    estimator = Estimator(question, question.demands[index], question.experts[index], offer)
     found = estimator.replicas()
     cluster = _sized(estimator, found) if offer.is_open else offer.cluster
     answer = _plan(estimator, cluster)
@@ -118,7 +118,8 @@ def _entrant(estimator: Estimator, answer: Recommendation, cluster: Cluster, fou
     carries = _carries(answer, winner) if is_resident else answer.sustained_factor
     anchor = anchored(found, answer.runs, winner, carries, slo) if is_resident else Anchor(1.0)
     kept = _kept(estimator, found, anchor, winner) if is_resident else []
-    curves, whatifs = Curves(), ()
+    curves = Curves()
+    whatifs: tuple[WhatIf, ...] = ()
     if kept:
         curves = Curves(tuple(found), tuple(kept), tuple(_changed(estimator, kept).items()))
         whatifs = (*fabric(estimator, found, anchor), *doubles(estimator, found, anchor))

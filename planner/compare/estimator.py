@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from planner.compare.question import Demand, Question
+from planner.compare.question import Demand, Offer, Question
 from planner.errors import PlannerError
 from planner.experts import ExpertSettings
-from planner.hardware import Cluster, System
+from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.model import ModelConfig
 from planner.model.precision import override
@@ -21,19 +21,22 @@ _FEW_NODES = 4
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """`system` is a cluster of any size; replicas are looked for on `most_nodes` of its nodes."""
+    """Replicas of `demand` on what `offer` offers."""
 
     question: Question
     demand: Demand
     experts: ExpertSettings
-    system: Cluster
+    offer: Offer
 
     @property
     def widest(self) -> Cluster:
         """As many nodes as the largest replica may take: a scale-up domain, or a few nodes beyond it."""
-        per_node = self.system.system.gpus_per_node
-        domain = -(-self.system.system.scale_up.size // per_node)
-        return replace(self.system, nodes=max(_FEW_NODES, domain), gpus_per_node=per_node)
+        offered = self.offer.cluster
+        per_node = offered.system.gpus_per_node if self.offer.is_open else offered.gpus_per_node
+        nodes = max(_FEW_NODES, -(-offered.system.scale_up.size // per_node))
+        return replace(
+            offered, nodes=nodes if self.offer.is_open else min(nodes, offered.nodes), gpus_per_node=per_node
+        )
 
     def replicas(
         self,
@@ -64,25 +67,7 @@ class Estimator:
         if not found:
             return None
         workload = self.demand.workload
-        gpus, carried = gpus_needed(
-            found, demand_of(workload), self.demand.slo, workload.mean_output_tokens, anchor
-        )
+        gpus, carried = gpus_needed(found, demand_of(workload), self.demand.slo, workload.mean_output_tokens, anchor)
         least = int(fewest(gpus))
         best = max((i for i in range(len(found)) if gpus[i] == least), key=lambda i: carried[i] / found[i].num_gpus)
         return None if least < 0 else (least, found[best])
-
-    def with_domain(self, size: int) -> Cluster:
-        """`widest` with scale-up domains of `size` GPUs."""
-        system = self.system.system
-        return self._on(replace(system, scale_up=replace(system.scale_up, size=size)))
-
-    def with_network(self, factor: float) -> Cluster:
-        """`widest` with `factor` times the bytes per second of each network card."""
-        system = self.system.system
-        card = system.scale_out
-        return self._on(
-            system if card is None else replace(system, scale_out=replace(card, bytes_per_s=factor * card.bytes_per_s))
-        )
-
-    def _on(self, system: System) -> Cluster:
-        return replace(self.widest, system=system)

@@ -18,7 +18,9 @@ from planner.sizing import capacity, demand_of
 from planner.units import DAY_S
 
 Resource = Literal["budget", "monthly_budget", "power", "racks"]
-_BUDGET = re.compile(r"\$?\s*(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<scale>[kKmM]?)(?P<month>\s*/\s*month)?")
+_BUDGET = re.compile(
+    r"\$?\s*(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<scale>[kKmM]?)(?P<month>\s*/\s*month)?"
+)
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6}
 _MOST_GPUS = 1_000_000
 _UNIT = {"budget": "$", "monthly_budget": "$ a month", "power": "MW", "racks": "racks"}
@@ -67,7 +69,8 @@ class Ceiling:
 
 def parse_limit(budget: str | None, power_mw: float | None, racks: int | None) -> Limit | None:
     """The limit of `--budget 5M | 200k/month`, `--power MW` or `--racks N`; InputError when more than one is given."""
-    given = [name for name, value in (("--budget", budget), ("--power", power_mw), ("--racks", racks)) if value is not None]
+    options = {"--budget": budget, "--power": power_mw, "--racks": racks}
+    given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are both given: ask about one limit at a time")
     if budget is not None:
@@ -84,7 +87,9 @@ def parse_limit(budget: str | None, power_mw: float | None, racks: int | None) -
 def _budget(text: str) -> Limit:
     match = _BUDGET.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"--budget {text!r}: write dollars of capital such as 5000000 or 5M, or dollars a month: 200k/month")
+        raise InputError(
+            f"--budget {text!r}: write dollars of capital such as 5M, or dollars a month such as 200k/month"
+        )
     amount = float(match["number"].replace(",", "").replace("_", "")) * _SCALE[match["scale"].lower()]
     _check_amount("--budget", amount, "dollars, such as --budget 5M")
     return Limit("monthly_budget" if match["month"] else "budget", amount)
@@ -99,7 +104,7 @@ def bought(standings: Sequence[Standing], limit: Limit) -> tuple[Bought, ...]:
     """What `limit` buys of every offer. InputError when it does not buy one node of any."""
     rows = [_bought(one, limit) for one in standings if len(one.entrants) == 1]
     if rows and not any(row.nodes for row in rows):
-        reasons = "; ".join(row.note for row in rows)
+        reasons = "; ".join(f"{row.name}: {row.note}" for row in rows)
         raise InputError(f"{limit} does not buy one node of any offer: {reasons}")
     return tuple(rows)
 
@@ -112,15 +117,14 @@ def _bought(one: Standing, limit: Limit) -> Bought:
         nothing = note or "experts outside HBM have no curves to scale"
         return Bought(one.name, 0, nodes, 0.0, 0.0, 0.0, None, "", nothing)
     gpus, anchor = nodes * unit, entrant.anchor
-    carried = [
-        gpus // replica.num_gpus * float(capacity(replica, demand.slo, demand.workload.mean_output_tokens)) * anchor.of(replica)
-        for replica in entrant.curves.every
-    ]
+    every, output_tokens = entrant.curves.every, demand.workload.mean_output_tokens
+    counts = np.array([gpus // replica.num_gpus for replica in every])
+    carried = counts * anchor.of(every) * [float(capacity(r, demand.slo, output_tokens)) for r in every]
     index = int(np.argmax(carried))
     if carried[index] <= 0:
         return Bought(one.name, gpus, nodes, 0.0, 0.0, 0.0, None, "", f"no layout of {gpus} GPUs meets the SLO")
-    replica = entrant.curves.every[index]
-    rate, users = _rate_and_users(demand, entrant.plan, carried[index])
+    replica = every[index]
+    rate, users = _rate_and_users(demand, entrant.plan, float(carried[index]))
     return Bought(
         one.name,
         gpus,
@@ -148,10 +152,10 @@ def _nodes(one: Standing, limit: Limit) -> tuple[int, str]:
     first = _taken(bill(one.system, unit, one.terms, _basis(limit)), limit)
     if first is None:
         missing = {"power": "power of a node", "racks": "power of a node"}.get(limit.resource, "price")
-        return 0, f"{one.name}: no {missing} on record"
+        return 0, f"no {missing} on record"
     if first > limit.amount:
         text = f"${first:,.0f}" if "budget" in limit.resource else f"{first:g} {_UNIT[limit.resource]}"
-        return 0, f"{one.name}: one node takes {text}"
+        return 0, f"one node takes {text}"
     if not one.offer.is_open:
         high = one.offer.cluster.nodes + 1
     while high - low > 1:

@@ -31,6 +31,7 @@ LIMIT_STEP = 0.2
 _SHARED = 0.2
 _TIME_WITH_TTFT = 0.33
 _Z_80 = 1.2815515655446004
+_SURE = 0.9
 _MOST_INPUTS = 10
 
 
@@ -39,8 +40,9 @@ class Odds:
     """One offer over all worlds. Money and GPUs are 80 % intervals over the worlds it can serve.
 
     `best` is the share of worlds in which no offer is cheaper, None without a price; `enough` the share in which the
-    GPUs of the plan suffice; `cannot` the share in which no number of GPUs does. `regret_usd_per_month` is what it
-    costs beyond the cheapest offer of the same world: mean and 90th percentile.
+    GPUs of the plan suffice; `cannot` the share in which no number of GPUs does. `sure_gpus` suffice in 90 % of the
+    worlds, None where no number does. `regret_usd_per_month` is what it costs beyond the cheapest offer of the same
+    world: mean and 90th percentile.
     """
 
     best: float | None
@@ -48,6 +50,7 @@ class Odds:
     cannot: float
     usd_per_month: tuple[float, float] | None
     num_gpus: tuple[int, int] | None
+    sure_gpus: int | None
     regret_usd_per_month: tuple[float, float] | None
 
 
@@ -83,9 +86,11 @@ def _odds(one: Standing, gpus: NDArray[np.int64], usd: Floats | None, cheapest: 
     served = gpus > 0
     enough, cannot = float((served & (gpus <= one.num_gpus)).mean()), float((~served).mean())
     counts = tuple(int(n) for n in np.quantile(gpus[served], (0.1, 0.9), method="nearest")) if served.any() else None
+    most = np.quantile(np.where(served, gpus, np.iinfo(np.int64).max), _SURE, method="inverted_cdf")
+    sure = int(most) if most < np.iinfo(np.int64).max else None
     if usd is None or not served.any():
         best = None if usd is None else 0.0
-        return Odds(best, enough, cannot, None, counts, None)  # type: ignore[arg-type]
+        return Odds(best, enough, cannot, None, counts, sure, None)  # type: ignore[arg-type]
     regret = usd[served] - cheapest[served]
     low, high = (float(value) for value in np.quantile(usd[served], (0.1, 0.9)))
     return Odds(
@@ -94,6 +99,7 @@ def _odds(one: Standing, gpus: NDArray[np.int64], usd: Floats | None, cheapest: 
         cannot,
         (low, high),
         counts,  # type: ignore[arg-type]
+        sure,
         (float(regret.mean()), float(np.quantile(regret, 0.9))),
     )
 
@@ -105,8 +111,9 @@ def _drawn(standings: Sequence[Standing], errors: DemandError, seed: int, draws:
     price: dict[str, Floats] = {}
     terms = _drawn_terms(standings, seed, draws)
     for one in standings:
-        rng = np.random.default_rng([seed, zlib.crc32(one.name.encode())])
-        own, own_ttft, uniform = rng.standard_normal(draws), rng.standard_normal(draws), rng.uniform(size=draws)
+        # Errors are those of the GPU, whoever pays for it and how many are offered.
+        own, own_ttft = _generator(seed, one.system.name).standard_normal((2, draws))
+        uniform = _generator(seed, f"price of {one.name}").uniform(size=draws)
         slow = _mixed(common, own)
         late = _TIME_WITH_TTFT * slow + (1 - _TIME_WITH_TTFT**2) ** 0.5 * _mixed(common_ttft, own_ttft)
         time[one.name], ttft[one.name] = _factor(_widest(one, "time"), slow), _factor(_widest(one, "ttft"), late)
@@ -121,8 +128,13 @@ def _drawn(standings: Sequence[Standing], errors: DemandError, seed: int, draws:
     )
 
 
+def _generator(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
 def _mixed(common: Floats, own: Floats) -> Floats:
-    return _SHARED**0.5 * common + (1 - _SHARED) ** 0.5 * own
+    mixed: Floats = _SHARED**0.5 * common + (1 - _SHARED) ** 0.5 * own
+    return mixed
 
 
 def _widest(one: Standing, metric: str) -> Ratios | None:
@@ -135,7 +147,8 @@ def _factor(ratios: Ratios | None, z: Floats) -> Floats:
     if ratios is None:
         return np.ones_like(z)
     middle, spread = (log(ratios.high) + log(ratios.low)) / 2, (log(ratios.high) - log(ratios.low)) / (2 * _Z_80)
-    return np.exp(middle + spread * z)
+    factors: Floats = np.exp(middle + spread * z)
+    return factors
 
 
 def _price_factor(one: Standing, uniform: Floats, terms: Sequence[Terms]) -> Floats:
@@ -161,12 +174,12 @@ def price_bounds(one: Standing) -> tuple[float, float, float] | None:
     """Low, used and high quote of the basis of the bill; one quote alone is given `SINGLE_QUOTE` either side."""
     if one.bill is None or one.bill.price is None:
         return None
-    found = price_range(one.system, "rental" if one.bill.basis == "rental" else "purchase", one.terms)
+    found = price_range(one.system, one.terms, "rental" if one.bill.basis == "rental" else "purchase")
     if found is None:
         return None
     if found.low == found.high:
-        return found.base * (1 - SINGLE_QUOTE), found.base, found.base * (1 + SINGLE_QUOTE)
-    return found.low, found.base, found.high
+        return found.mode * (1 - SINGLE_QUOTE), found.mode, found.mode * (1 + SINGLE_QUOTE)
+    return found.low, found.mode, found.high
 
 
 def _drawn_terms(standings: Sequence[Standing], seed: int, draws: int) -> list[Terms]:
@@ -176,7 +189,7 @@ def _drawn_terms(standings: Sequence[Standing], seed: int, draws: int) -> list[T
         return []
     terms, rng = owners[0].terms, np.random.default_rng([seed, len(RANGES)])
     ranges = {name: r for name, r in ranges_around(terms).items() if not name.startswith("renting")}
-    drawn = {name: triangular(rng.uniform(size=draws), r.low, r.base, r.high) for name, r in ranges.items()}
+    drawn = {name: triangular(rng.uniform(size=draws), r.low, r.mode, r.high) for name, r in ranges.items()}
     return [terms.varied({name: float(values[i]) for name, values in drawn.items()}) for i in range(draws)]
 
 
@@ -252,9 +265,16 @@ def _term_moves(winner: Standing) -> Iterator[_Move]:
     for name, spread in ranges_around(winner.terms).items():
         if name.startswith("renting") == is_owned or spread.low == spread.high:
             continue
-        ends = [float(triangular(np.array(share), spread.low, spread.base, spread.high)) for share in (0.1, 0.9)]
+        ends = [float(triangular(np.array(share), spread.low, spread.mode, spread.high)) for share in (0.1, 0.9)]
         worlds = [World(terms=winner.terms.varied({name: end})) for end in ends]
-        yield name, f"{ends[0]:.3g} {spread.unit}".strip(), f"{ends[1]:.3g} {spread.unit}".strip(), worlds[0], worlds[1]
+        label = name.split(".")[-1].replace("_", " ")
+        yield (
+            label,
+            f"{ends[0]:.3g} {spread.unit}".strip(),
+            f"{ends[1]:.3g} {spread.unit}".strip(),
+            worlds[0],
+            worlds[1],
+        )
 
 
 def _swing(
@@ -273,4 +293,3 @@ def _swing(
 
 def _usd(one: Standing, world: World) -> Floats | None:
     return None if one.bill is None else one.usd_in(world)
-

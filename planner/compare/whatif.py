@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from planner.compare.estimator import Estimator
 from planner.errors import PlannerError
 from planner.hardware import Cluster
+from planner.layout import Layout
 from planner.sizing import Anchor, Replica
 from planner.variants.pruning import with_experts
 
@@ -34,13 +36,18 @@ def fabric(estimator: Estimator, found: list[Replica], anchor: Anchor) -> Iterat
     for change, cluster in _fabrics(estimator):
         inside = min(cluster.scale_up_gpus, estimator.widest.scale_up_gpus)
         # Kinds that stay inside the smaller domain are as before, so only the others are computed anew.
-        crossing = estimator.replicas(cluster=cluster, only=lambda layout: layout.replica_gpus > inside)
+        crossing = estimator.replicas(cluster=cluster, only=partial(_is_wider, inside))
         changed = [replica for replica in found if replica.num_gpus <= inside] + crossing
         yield _whatif(estimator, "fabric", change, found, changed, anchor)
 
 
+def _is_wider(num_gpus: int, layout: Layout) -> bool:
+    return layout.replica_gpus > num_gpus
+
+
 def _fabrics(estimator: Estimator) -> Iterator[tuple[str, Cluster]]:
-    system, base = estimator.system.system, estimator.widest
+    base = estimator.widest
+    system = base.system
     pcie = 0.0 if system.pcie is None else system.pcie.bytes_per_s
     if system.scale_up.bytes_per_s > 2 * pcie:
         domain = system.scale_up.size or system.gpus_per_node

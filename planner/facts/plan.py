@@ -7,10 +7,10 @@ import numpy as np
 from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
-from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
-from planner.facts.certainty import certainty_facts, meets_chance, past_errors
+from planner.facts.certainty import certainty_facts, is_unlike_measured, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.prices import price_assumptions
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
@@ -21,7 +21,6 @@ from planner.steptime import StepTime
 from planner.tactics import PLAIN
 from planner.units import format_chance, format_seconds, format_usd, significant
 
-_MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
 _SURE = 0.9
 """Chance below which a surer layout is pointed out."""
 _UNLIKE = "None of those servers was like this one."
@@ -101,7 +100,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
         "certainty": certainty_facts(winner, share, rec.sustained_factor),
-        "past_error": _past_error(rec, winner),
+        "past_error": _past_error(winner),
         "experts": experts,
         "balance": balance,
         "top": [_run_row(run) | {"chance": _chance(run, winner, share)} for run in rec.runs[:_TOP]],
@@ -236,22 +235,13 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
     ]
     rows += tactic_assumptions(rec.tactics)
     for cluster in rec.clusters:
-        system, price = cluster.system, gpu_hour(cluster.system)
+        system = cluster.system
         for path, value in (
             ("gpu.hbm_bytes", f"{system.gpu.hbm_bytes / 1e9:.1f} GB"),
             ("gpu.hbm_bytes_per_s", f"{system.gpu.hbm_bytes_per_s / 1e12:.2f} TB/s"),
         ):
             rows.append({"name": f"{system.name} {path}", "value": value, "source": system.source(path) or "unknown"})
-        rows.append(
-            {
-                "name": f"{system.name} rental price",
-                "value": f"{format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}"
-                if price
-                else "unknown",
-                "source": price.source if price else "no dated rental price in the profile",
-            }
-        )
-    return rows
+    return rows + price_assumptions((cluster.system for cluster in rec.clusters), rec.terms)
 
 
 def _formats(model: ModelConfig) -> str:
@@ -319,14 +309,12 @@ def _surer(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     return [f"{head} to be {format_chance(chance)} sure take {run.deployment.name} on {run.num_gpus} GPUs."]
 
 
-def _past_error(rec: Recommendation, winner: Run) -> str:
+def _past_error(winner: Run) -> str:
     """How far this version was off on measured servers, and whether any of them was of the same kind."""
-    layout, system = winner.deployment.layout, winner.deployment.cluster.system
     if winner.deployment.offload is not None:
         return PAST_ERROR
     error = past_errors(winner)
-    encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
-    if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
+    if is_unlike_measured(winner.deployment):
         return f"{error} {_UNLIKE}"
     return error if winner.deployment.tactics == PLAIN else f"{error} {_PLAIN_ONLY}"
 
