@@ -252,3 +252,30 @@ def test_impossible_promises_and_short_clusters_exit_3(
     facts = json.loads(out)
     assert "the cluster holds 800" in facts["warnings"][0]
     assert not facts["hours"][21]["meets_slo"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [0.4, 0.9])
+def test_a_flat_day_agrees_with_simulating_all_replicas(load: float) -> None:
+    from dataclasses import replace
+
+    from planner import options
+    from planner.deployment import deploy, run, with_replicas
+    from planner.fit import limits_for
+    from planner.fleet import measure
+    from planner.layout import parse_layout
+
+    num, slo = 12, parse_slo("ttft_p95=300ms,tpot_p95=50ms")
+    demand, engine = options.demand("lognormal:512~0.7/96~0.7", 1.0, None, None), options.engine("vllm")
+    cluster, cut = options.clusters(["h100-sxm:8x8"])[0], parse_layout("tp=2")
+    limits = limits_for(engine, cluster.system, None, None, 1)
+    one = deploy(options.precision("mixtral-8x7b", None, None), cluster, cut, engine, limits, "all_reduce", 600)
+    found = measure(one, demand, slo)
+    each = load * found.most_per_s()
+    (hour, *_) = live(found, Day((1.0,) * 24, num * each), policy(per_replica_per_s=each), fixed=num, step_s=600.0)
+    fleet = replace(one, layout=with_replicas(cut, num))
+    whole = run(fleet, demand.with_rate(num * each).with_num_requests(30_000), slo, seed=5, max_replicas=num).summary
+    assert hour.percentile_s("tpot", 0.95) == pytest.approx(whole.tpot_s.p95, rel=0.05)
+    assert hour.means_s[METRICS.index("tpot")] == pytest.approx(whole.tpot_s.mean, rel=0.05)
+    assert hour.percentile_s("ttft", 0.95) == pytest.approx(whole.ttft_s.p95, rel=0.1)
+    assert hour.attained == pytest.approx(whole.slo_attainment, abs=0.03)

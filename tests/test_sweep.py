@@ -337,3 +337,23 @@ def test_ray_retries_the_units_of_a_killed_worker(tmp_path: Path, log: Path) -> 
         ray.shutdown()
     assert sorted(found) == [0, 1, 2, 3, 4, 6, 7]
     assert log.read_text().split().count("3") == 2
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_real_commands_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*ASKED, "--layout", "tp=2", "--layout", "tp=4", "--layout", "tp=8"]
+    asked += [part for seed in range(6) for part in ("--seed", str(seed))]
+    assert cli(monkeypatch, capsys, *asked, "--executor", "serial", "--out", str(tmp_path / "whole"))[0] == 0
+    killed, draw = tmp_path / "killed", random.Random(3)
+    command = [sys.executable, "-m", "planner", *asked, "--workers", "2", "--out", str(killed)]
+    for _ in range(4):
+        before = len(list(killed.glob("units/*.json")))
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+            while len(list(killed.glob("units/*.json"))) < before + 2 and running.poll() is None:
+                time.sleep(0.005)
+            time.sleep(draw.random() * 0.1)
+            running.kill()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert tree(killed) == tree(tmp_path / "whole")

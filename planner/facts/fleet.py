@@ -24,12 +24,13 @@ def fleet_facts(fleet: Fleet, command: str) -> Facts:
     """What `fleet --json` prints."""
     question, behaviour, policy = fleet.question, fleet.behaviour, fleet.policy
     deployment, objectives = question.deployment, question.slo.objectives
+    sent = question.workload
     low, high = certain_replicas(fleet)
     return {
         "question": {
             "model": deployment.model.name,
             "cluster": deployment.cluster.name,
-            "workload": f"{question.workload.name}: {question.workload.prompt} tokens in, {question.workload.output} out",
+            "workload": f"{sent.name}: {sent.prompt} tokens in, {sent.output} out",
             "slo": [str(objective) for objective in objectives],
             "engine": f"{deployment.engine.name} {deployment.engine.version}",
             "router": deployment.router,
@@ -180,10 +181,10 @@ def _warnings(fleet: Fleet) -> list[str]:
             "them all (`moeplan simulate ... replicas=N --mtbf-gpu 50000h`)."
         )
     fewest = min(hour.fewest_replicas for hour in fleet.scaled)
-    if _FEW_REPLICAS <= fleet.wanted and fewest < CELL_REPLICAS:
+    if fleet.wanted >= _FEW_REPLICAS and fewest < CELL_REPLICAS:
         warnings.append(
-            f"at night the autoscaler keeps {fewest} of the replicas: with fewer than {CELL_REPLICAS} the TTFT of those "
-            "hours is underestimated, by up to a quarter (docs/scale.md)"
+            f"at the least load {fewest} replicas are left: with fewer than {CELL_REPLICAS} the TTFT of those hours is "
+            "underestimated, by up to a quarter (docs/scale.md)"
         )
     if fleet.price is not None and fleet.price.basis == "owned":
         warnings.append("own hardware costs its peak all day: autoscaling frees GPUs for other work, it saves no money")
