@@ -34,6 +34,7 @@ from planner.timer import CostTimer
 from planner.ubatch import UbatchTimer
 from planner.units import format_bytes
 from planner.workload import Slo, Workload
+from planner.workload.demand import MIN_REQUESTS
 
 MAX_SIMULATED_REPLICAS = 2
 MAX_SIMULATED_RANKS = 16
@@ -41,8 +42,6 @@ MAX_SIMULATED_RANKS = 16
 
 
 MAX_LIMIT = 131_072
-MIN_REQUESTS = 1000
-"""Requests below which a p95 means little."""
 UNSUSTAINED = "stability (the queue grows)"
 _UNSTABLE_RATIO = 1.01
 """Reported where a run fails without missing a numeric objective."""

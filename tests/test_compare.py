@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from planner import options
 from planner.compare.comparison import Comparison, compare
-from planner.compare.inverse import Limit, bought, parse_limit
+from planner.compare.inverse import Limit, bought, check_limit, parse_limit
 from planner.compare.question import Demand, DemandError, Offer, Question, parse_demand_error, parse_offers
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import odds, triangular
@@ -163,7 +163,7 @@ def _e2e(one: Standing) -> float:
 
 def test_a_limit_below_one_node_is_refused_with_the_price_of_one(answer: Comparison) -> None:
     with pytest.raises(InputError, match="does not buy one node.*one node takes"):
-        bought(answer.standings, Limit("monthly_budget", 10.0))
+        check_limit([one.offer for one in answer.standings], DEFAULT_TERMS, Limit("monthly_budget", 10.0))
 
 
 @pytest.mark.parametrize(
@@ -250,6 +250,7 @@ def test_command_refuses_bad_input_and_writes_a_folder(tmp_path: Path, moeplan: 
     for arguments, message in (
         (["--cluster", "h100-sxm:1x1", "--cluster", "h100-sxm:1x1"], "given twice"),
         (["--cluster", "h100-sxm:1x1", "--budget", "5M", "--racks", "2"], "one limit at a time"),
+        (["--cluster", "h100-sxm:1x1", "--power", "0.0001"], "one node takes 0.00153 MW"),
         (["--cluster", "h100-sxm:1x1", "--out", str(Path(__file__))], "is a file"),
         (["--cluster", "h100-sxm:1x1", "--terms", str(tmp_path / "none.toml")], "none.toml"),
     ):

@@ -80,7 +80,6 @@ def fit(
     from planner.facts import fit_facts
     from planner.hardware import Cluster
     from planner.hardware import system as load_system
-    from planner.remedies import memory_remedies
     from planner.text import fit_text
 
     options.check_positive(context=context, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
@@ -88,7 +87,11 @@ def fit(
     system = load_system(gpu)
     limits = fitting.limits_for(profile, system, max_num_seqs, max_batched_tokens)
     answer = fitting.fit(chosen, system, profile, context_tokens=context, num_gpus=num_gpus, limits=limits)
-    remedies = () if answer.fits else memory_remedies(chosen, [Cluster(system, 1, 1)], profile, context)
+    remedies: tuple[str, ...] = ()
+    if not answer.fits:
+        from planner.remedies import memory_remedies
+
+        remedies = memory_remedies(chosen, [Cluster(system, 1, 1)], profile, context)
     show(fit_facts(chosen, system, profile, answer) | {"next": list(remedies)}, json, fit_text)
     if not answer.fits:
         sys.exit(3)
@@ -173,18 +176,17 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
-    from planner.disaggregation.plan import check_question, plan_pools
     from planner.economics import load_terms
-    from planner.facts.disaggregation import plan_pools_facts
     from planner.facts.plan import plan_facts
     from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
-    from planner.runfolder import check_folder, write_run
     from planner.tactics import parse_tactics
     from planner.text import plan_text
     from planner.workload import parse_slo
 
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
@@ -194,6 +196,8 @@ def plan(
     clusters = options.clusters(cluster, oversubscription, not no_rails)
     settings, agreed = options.experts(chosen, experts), load_terms(terms)
     if disaggregate:
+        from planner.disaggregation.plan import check_question
+
         check_question(chosen, demand, settings, drafts, router)
     with progress_bar() as progress:
         answer = recommend(
@@ -210,11 +214,19 @@ def plan(
             seed=seed,
             progress=progress,
         )
-        pools = plan_pools(answer, progress) if disaggregate else None
+        pools = None
+        if disaggregate:
+            from planner.disaggregation.plan import plan_pools
+
+            pools = plan_pools(answer, progress)
     facts = plan_facts(answer, command_line())
     if pools is not None:
+        from planner.facts.disaggregation import plan_pools_facts
+
         facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
+        from planner.runfolder import write_run
+
         write_run(out, answer, facts)
     wall_s = answer.wall_s + (pools.wall_s if pools else 0.0)
     show(facts, json, plan_pools_text if pools else plan_text, wall_s=wall_s)
@@ -321,13 +333,14 @@ def simulate(
     from planner.failures.settings import failure_settings
     from planner.fit import limits_for
     from planner.layout import parse_layout
-    from planner.runfolder import check_folder, write_simulation
     from planner.tactics import parse_tactics
     from planner.text import simulation_text
     from planner.workload import parse_slo
 
     options.check_positive(max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     start = time.perf_counter()
     chosen = options.precision(model, weights, kv)
@@ -372,5 +385,7 @@ def simulate(
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())
     if out is not None:
+        from planner.runfolder import write_simulation
+
         write_simulation(out, run, facts)
     show(facts, json, simulation_text, wall_s=wall_s)

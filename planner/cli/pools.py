@@ -21,7 +21,6 @@ from planner.model import ModelConfig
 from planner.options import check_positive
 from planner.options import experts as expert_settings
 from planner.pooltext import pools_text
-from planner.runfolder import check_folder, write_pools
 from planner.workload import Slo, Workload
 
 _Limits = tuple[int | None, int | None]
@@ -46,6 +45,8 @@ def simulate_two(
     """Simulate the pools of `chosen`; `limits` and `backend` are those of a pool that has none of its own."""
     layouts = _layouts(layout, chosen)
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     start = time.perf_counter()
     clusters, shared = _clusters(cluster, chosen)
@@ -72,6 +73,8 @@ def simulate_two(
         )
     facts = pools_facts(run, command_line())
     if out is not None:
+        from planner.runfolder import write_pools
+
         write_pools(out, run, facts)
     show(facts, json, pools_text, wall_s=time.perf_counter() - start)
 

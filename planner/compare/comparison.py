@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.compare.bands import Band, FrontPoint, bands, front
 from planner.compare.entrant import Entrant, evaluate
-from planner.compare.inverse import Bought, Ceiling, Limit, bought, ceilings
+from planner.compare.inverse import Bought, Ceiling, Limit, bought, ceilings, check_limit
 from planner.compare.question import Offer, Question
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import Odds, Swing, odds, swings
@@ -87,6 +87,8 @@ def compare(
     """
     start = time.perf_counter()
     reference = _baseline(offers, baseline)
+    if limit is not None:
+        check_limit(offers, terms, limit)
     for demand in question.demands:
         check_context(demand.model, demand.workload)
     entrants = _evaluated(question, offers, jobs, progress)

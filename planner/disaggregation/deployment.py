@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.deployment import (
-    MIN_REQUESTS,
     Deployment,
     check_context,
     deploy,
@@ -32,6 +31,7 @@ from planner.pipeline import stage_split
 from planner.tactics import PLAIN, Tactics
 from planner.timer import step_timer
 from planner.workload import Slo, Workload
+from planner.workload.demand import MIN_REQUESTS
 
 MAX_SIMULATED_RANKS = 32
 """Ranks of both pools that a plan simulates at least where a whole share of both pools has fewer."""

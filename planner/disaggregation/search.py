@@ -26,12 +26,13 @@ from planner.disaggregation.rates import (
 from planner.disaggregation.transfer import kv_route
 from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine, Limits
+from planner.enumeration import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, backends, layouts
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
-from planner.search import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, TAIL, backends, layouts
+from planner.search import TAIL
 from planner.workload import Slo, Workload
 
 HOPELESS_SCORE = 1.25

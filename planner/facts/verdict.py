@@ -95,6 +95,9 @@ def next_steps(answer: Comparison) -> list[str]:
     winner = answer.winner
     if winner is None:
         best = answer.standings[0]
+        if best.problem and best.bill is not None:
+            name = best.system.name
+            return [f"Offer at least {format_gpus(best.num_gpus)} of {name}, or {name} without a size."]
         return [text for entrant in best.entrants for text in entrant.plan.get("next", [])]
     steps = []
     share = winner.entrants[0].plan.get("origin_share") or {}
@@ -118,8 +121,9 @@ def headline(answer: Comparison) -> str:
         return f"No offer meets the SLO. Nearest: {best.name}: {best.problem or best.entrants[0].plan['headline']}"
     odds = answer.odds.get(winner.name)
     usd = winner.usd_per_month
-    text = f"{winner.name}: {format_gpus(winner.num_gpus)} ({_layouts(winner)}) meet the SLO"
-    text += f" for {format_usd(usd)} a month" if usd is not None else ", price unknown"
+    text = f"{winner.name}: {format_gpus(winner.num_gpus)} ({_layouts(winner)}) "
+    text += f"for {format_usd(usd)} a month" if usd is not None else "at an unknown price"
+    text += " within the SLO"
     if odds is not None and odds.best is not None and len(answer.odds) > 1:
         text += f"; cheapest in {format_chance(odds.best)} of {DRAWS:,} draws"
     runner = next((one for one in answer.standings[1:] if one.meets_slo and one.usd_per_month is not None), None)
