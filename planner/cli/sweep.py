@@ -72,10 +72,10 @@ def sweep(
     from planner import __version__
     from planner.cli.captured import answer
     from planner.cli.sweep_text import sweep_text
-    from planner.hardware.catalogue import PROFILES_VARIABLE
-    from planner.sweep import SweepFolder, run_sweep, seed_groups, units
+    from planner.sweep import SweepFolder, check_executor, run_sweep, seed_groups, units
     from planner.sweep import executor as chosen_executor
 
+    check_executor(executor, workers)
     axes = {"model": model, "cluster": cluster, "workload": workload, "rate": rate, "concurrency": concurrency}
     axes |= {"layout": layout, "engine": engine, "slo": slo, "seed": seed}
     asked, folder = _described(description, {k: v for k, v in axes.items() if v is not None}, option)
@@ -83,10 +83,8 @@ def sweep(
     _check(asked, folder)
     todo = units(asked, folder)
     _check_options(todo)
-    if os.environ.get(PROFILES_VARIABLE):
-        listed = os.environ[PROFILES_VARIABLE].split(os.pathsep)
-        os.environ[PROFILES_VARIABLE] = os.pathsep.join(str(Path(part).absolute()) for part in listed if part)
-    with SweepFolder(out, _identity(asked, todo, __version__)) as held, progress_bar() as progress:
+    profiles = _own_profiles()
+    with SweepFolder(out, _identity(asked, todo, __version__, profiles)) as held, progress_bar() as progress:
         rows = run_sweep(
             held,
             todo,
@@ -168,9 +166,26 @@ def _check_options(todo: tuple[Unit, ...]) -> None:
         app.parse_args(command.arguments, exit_on_error=False, print_error=False)
 
 
-def _identity(asked: Description, todo: tuple[Unit, ...], version: str) -> dict[str, Any]:
+def _own_profiles() -> str | None:
+    """Hash of all files in the user's profile directories, which workers find by their absolute paths from now on."""
+    import hashlib
+
+    from planner.hardware.catalogue import PROFILES_VARIABLE
+
+    listed = [Path(part).absolute() for part in os.environ.get(PROFILES_VARIABLE, "").split(os.pathsep) if part]
+    if not listed:
+        return None
+    os.environ[PROFILES_VARIABLE] = os.pathsep.join(map(str, listed))
+    digest = hashlib.sha256()
+    for folder in listed:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _identity(asked: Description, todo: tuple[Unit, ...], version: str, profiles: str | None) -> dict[str, Any]:
     """What makes it the same sweep: version, axes, and the content of every file."""
     from dataclasses import asdict
 
     files = sorted({name for unit in todo for name, _ in unit.files})
-    return {"moeplan": version, "units": len(todo), "inputs": files} | asdict(asked)
+    return {"moeplan": version, "units": len(todo), "inputs": files, "profiles": profiles} | asdict(asked)

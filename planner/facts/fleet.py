@@ -22,35 +22,13 @@ Facts = dict[str, Any]
 
 def fleet_facts(fleet: Fleet, command: str) -> Facts:
     """What `fleet --json` prints."""
-    question, behaviour, policy = fleet.question, fleet.behaviour, fleet.policy
-    deployment, objectives = question.deployment, question.slo.objectives
-    sent = question.workload
+    deployment, policy = fleet.question.deployment, fleet.policy
     low, high = certain_replicas(fleet)
     return {
-        "question": {
-            "model": deployment.model.name,
-            "cluster": deployment.cluster.name,
-            "workload": f"{sent.name}: {sent.prompt} tokens in, {sent.output} out",
-            "slo": [str(objective) for objective in objectives],
-            "engine": f"{deployment.engine.name} {deployment.engine.version}",
-            "router": deployment.router,
-            "peak_requests_per_s": question.day.peak_per_s,
-            "hourly": list(question.day.hourly),
-            "num_days": question.num_days,
-            "availability": question.availability,
-            "seed": question.seed,
-        },
+        "question": _question_facts(fleet),
         "layout": layout_facts(deployment.layout),
         "meets_slo": fleet.meets_slo,
-        "replica": {
-            "gpus": fleet.replica_gpus,
-            "capacity_requests_per_s": behaviour.capacity_per_s,
-            "planned_requests_per_s": policy.per_replica_per_s,
-            "loads_requests_per_s": behaviour.loads_per_s.tolist(),
-            "attained": [behaviour.attained(row) for row in behaviour.quantiles_s],
-            **{str(o.name) + "_s": behaviour.statistic(o).tolist() for o in objectives},
-            "num_requests_simulated": behaviour.num_requests,
-        },
+        "replica": _replica_facts(fleet),
         "peak": {
             "replicas": fleet.wanted,
             "gpus": fleet.wanted * fleet.replica_gpus,
@@ -72,10 +50,40 @@ def fleet_facts(fleet: Fleet, command: str) -> Facts:
         "fixed": _fleet_facts(fleet, fleet.fixed) | {"gpus": fleet.num_fixed * fleet.replica_gpus},
         "failures": _failure_facts(fleet),
         "price": _price_facts(fleet),
-        "past_error": past_errors(behaviour.reference),
+        "past_error": past_errors(fleet.behaviour.reference),
         "warnings": _warnings(fleet),
         "command": command,
         "versions": {"moeplan": __version__},
+    }
+
+
+def _question_facts(fleet: Fleet) -> Facts:
+    question, deployment, sent = fleet.question, fleet.question.deployment, fleet.question.workload
+    return {
+        "model": deployment.model.name,
+        "cluster": deployment.cluster.name,
+        "workload": f"{sent.name}: {sent.prompt} tokens in, {sent.output} out",
+        "slo": [str(objective) for objective in question.slo.objectives],
+        "engine": f"{deployment.engine.name} {deployment.engine.version}",
+        "router": deployment.router,
+        "peak_requests_per_s": question.day.peak_per_s,
+        "hourly": list(question.day.hourly),
+        "num_days": question.num_days,
+        "availability": question.availability,
+        "seed": question.seed,
+    }
+
+
+def _replica_facts(fleet: Fleet) -> Facts:
+    behaviour = fleet.behaviour
+    return {
+        "gpus": fleet.replica_gpus,
+        "capacity_requests_per_s": behaviour.capacity_per_s,
+        "planned_requests_per_s": fleet.policy.per_replica_per_s,
+        "loads_requests_per_s": behaviour.loads_per_s.tolist(),
+        "attained": [behaviour.attained(row) for row in behaviour.quantiles_s],
+        **{str(o.name) + "_s": behaviour.statistic(o).tolist() for o in fleet.question.slo.objectives},
+        "num_requests_simulated": behaviour.num_requests,
     }
 
 

@@ -17,7 +17,7 @@ from planner.fleet.behaviour import Behaviour, measure
 from planner.fleet.day import Day, Hour, Outage, live
 from planner.fleet.scaling import Policy
 from planner.reliability import ready_by_source
-from planner.units import HOUR_S
+from planner.units import HOUR_S, format_seconds
 from planner.workload import Slo, Workload
 
 STEP_S = 60.0
@@ -115,15 +115,7 @@ def plan_fleet(question: FleetQuestion, progress: Callable[[float], None] | None
     _check(question)
     deployment = question.deployment
     behaviour = measure(deployment, question.workload, question.slo, seed=question.seed, progress=progress)
-    most_per_s = behaviour.most_per_s()
-    if not most_per_s:
-        values = {o: float(behaviour.statistic(o)[0]) for o in question.slo.objectives}
-        worst = max(values, key=lambda o: values[o] / o.limit_s)
-        raise MissesSlo(
-            f"{deployment.layout}: {worst.name} is {values[worst]:.3g} s at {behaviour.loads_per_s[0]:.3g} requests/s "
-            f"per replica already, the limit is {worst.limit_s:g} s",
-            ["a layout with more GPUs per replica (`moeplan plan` finds one)", "a looser --slo"],
-        )
+    most_per_s = _most_per_s(question, behaviour)
     ready = ready_by_source(deployment, question.recovery)[question.recovery.load_from]
     mttf_s = group_mttf_s(question.mtbf_gpu.value, deployment.layout.replica_gpus)
     detect_s = question.recovery.detect.value
@@ -148,6 +140,20 @@ def plan_fleet(question: FleetQuestion, progress: Callable[[float], None] | None
         lived(policy, fixed, outage),
         lived(replace(policy, spare=0), None, None),
         gpu_hour(deployment.cluster.system, question.terms),
+    )
+
+
+def _most_per_s(question: FleetQuestion, behaviour: Behaviour) -> float:
+    """Load of a replica that keeps the promise [requests/s]; MissesSlo when there is none."""
+    most_per_s = behaviour.most_per_s()
+    if most_per_s:
+        return most_per_s
+    values = {o: float(behaviour.statistic(o)[0]) for o in question.slo.objectives}
+    worst = max(values, key=lambda o: values[o] / o.limit_s)
+    raise MissesSlo(
+        f"{question.deployment.layout}: {worst.name} is {format_seconds(values[worst])} at "
+        f"{behaviour.loads_per_s[0]:.3g} requests/s per replica already, the limit is {format_seconds(worst.limit_s)}",
+        ["a layout with more GPUs per replica (`moeplan plan` finds one)", "a looser --slo"],
     )
 
 

@@ -134,10 +134,7 @@ def measure(
     conversations, whose load is not a rate, and for a router whose effect depends on the size of the fleet; DoesNotFit
     where requests are larger than the KV pool.
     """
-    if workload.arrivals.concurrency or workload.turns is not None:
-        raise InputError(f"{workload.name}: a fleet needs a rate of independent requests. Use another workload.")
-    if deployment.router == "prefix_affinity":
-        raise InputError("--router prefix_affinity: its hits depend on how many replicas there are. Use another one.")
+    _check(deployment, workload)
     cell = min(cell, deployment.cluster.num_gpus // deployment.layout.replica_gpus)
     group = replace(deployment, layout=with_replicas(deployment.layout, cell))
     trial = _Trial(group, workload, slo, seed, cell)
@@ -162,6 +159,13 @@ def measure(
         found[-1][1],
         trial.num_requests,
     )
+
+
+def _check(deployment: Deployment, workload: Workload) -> None:
+    if workload.arrivals.concurrency or workload.turns is not None:
+        raise InputError(f"{workload.name}: a fleet needs a rate of independent requests. Use another workload.")
+    if deployment.router == "prefix_affinity":
+        raise InputError("--router prefix_affinity: its hits depend on how many replicas there are. Use another one.")
 
 
 class _Trial:

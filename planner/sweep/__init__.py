@@ -5,7 +5,7 @@ What a unit is and how it is answered is the caller's: the command line gives it
 """
 
 from planner.sweep.description import Description, read_description
-from planner.sweep.executors import Executor, Processes, Serial, executor, stream
+from planner.sweep.executors import Executor, Processes, Serial, check_executor, executor, stream
 from planner.sweep.folder import SweepFolder
 from planner.sweep.results import results_csv, row, seed_groups
 from planner.sweep.running import run_sweep
@@ -19,6 +19,7 @@ __all__ = [
     "Serial",
     "SweepFolder",
     "Unit",
+    "check_executor",
     "executor",
     "read_description",
     "results_csv",

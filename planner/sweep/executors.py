@@ -34,19 +34,24 @@ class Executor(Protocol):
         """Stop all workers; what is under way is given up."""
 
 
-def executor(name: str, work: Work, num_workers: int | None = None) -> Executor:
-    """Executor called `processes`, `serial`, `ray` or `ray://host:port`. InputError on another name."""
+def check_executor(name: str, num_workers: int | None) -> None:
+    """InputError on an unknown name, or fewer workers than one."""
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers {num_workers}: at least one worker is needed")
+    if name not in EXECUTORS and not name.startswith("ray://"):
+        raise InputError(f"--executor {name}: {nearest(name, EXECUTORS)}")
+
+
+def executor(name: str, work: Work, num_workers: int | None = None) -> Executor:
+    """Executor called `processes`, `serial`, `ray` or `ray://host:port`. InputError on another name."""
+    check_executor(name, num_workers)
     if name == "serial":
         return Serial(work)
     if name == "processes":
         return Processes(work, num_workers)
-    if name == "ray" or name.startswith("ray://"):
-        from planner.sweep.raycluster import RayCluster
+    from planner.sweep.raycluster import RayCluster
 
-        return RayCluster(work, name.removeprefix("ray").removeprefix("://"), num_workers)
-    raise InputError(f"--executor {name}: {nearest(name, EXECUTORS)}")
+    return RayCluster(work, name.removeprefix("ray").removeprefix("://"), num_workers)
 
 
 def stream(executor: Executor, todo: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
