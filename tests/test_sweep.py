@@ -246,6 +246,13 @@ def test_unknown_executors_are_refused() -> None:
         executor("processes", work, 0)
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_that_is_not_there_is_said_at_once() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=r"ray://127.0.0.1:1: no Ray cluster answers there"):
+        executor("ray://127.0.0.1:1", work)
+
+
 ASKED = ["sweep", "--model", "mixtral-8x7b", "--cluster", "h100-sxm:1x8", "--rate", "2", "--option", "num_requests=40"]
 
 

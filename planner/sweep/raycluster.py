@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import socket
 from typing import Any
 
 from planner import __version__
 from planner.errors import InputError
 from planner.sweep.units import Result, Unit
+
+_REACH_S = 5.0
 
 
 class RayCluster:
@@ -28,13 +31,15 @@ class RayCluster:
         self._owned = not ray.is_initialized()
         if self._owned:
             try:
+                _reach(address)
                 ray.init(
                     address=address or None, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(
                     f"--executor ray://{address}: no Ray cluster answers there ({error}). Give host:port of its head "
-                    "(6379 by default) on a machine of the cluster, or use --executor processes."
+                    "(6379 by default) on a machine of the cluster, with the token of the cluster in RAY_AUTH_TOKEN "
+                    "if it wants one, or use --executor processes."
                 ) from error
         self.num_workers = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         # Losses are counted by the caller, the same for all executors.
@@ -71,6 +76,13 @@ class RayCluster:
             self._ray.cancel(reference, force=True)
         if self._owned:
             self._ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """OSError when nothing listens at host:port, which ray itself takes a minute to say."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
 
 
 def _answer(work: Any, unit: Unit) -> tuple[str, Result]:
