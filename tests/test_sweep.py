@@ -18,6 +18,7 @@ import sweep_work
 from sweep_work import LOG, cheap_units, work
 
 from planner.cli import main
+from planner.cli.sweep_text import sweep_text
 from planner.errors import InputError, PlannerError
 from planner.sweep import (
     Processes,
@@ -280,7 +281,10 @@ def test_a_unit_is_what_its_command_prints(
     )
     code, out, err = cli(monkeypatch, capsys, "sweep", "s.toml", "--out", "s", "--executor", "serial", "--json")
     assert (code, err) == (0, "")
-    rows = json.loads(out)["rows"]
+    facts = json.loads(out)
+    rows, text = facts["rows"], sweep_text(facts)
+    assert "3 units: 2 meets, 1 refused" in text
+    assert "1 x tp2 needs 2 GPUs" in text
     assert [line["status"] for line in rows] == ["meets", "meets", "refused"]
     assert "has 1" in rows[2]["message"]
     held = json.loads((tmp_path / "s/units/00001.json").read_text())
