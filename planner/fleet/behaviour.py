@@ -29,7 +29,11 @@ _FILL, _MEASURED = 4, 12
 log-normal lengths they fill the system several times more slowly than the mean request passes it."""
 _SLOWER = 1.25
 """How much longer requests may take at the next load; decides only how many are simulated."""
+_SHORT = 0.7
+"""A run with a smaller share of the requests that turn out to be needed is done again."""
 _FEWEST_PER_REPLICA, _MOST = 400, 60_000
+_REFINEMENTS, _CLOSE = 3, 0.1
+"""Further loads about the highest that keeps the SLO, until its neighbours are this close."""
 QUANTILES = (np.arange(400) + 0.5) / 400
 
 
@@ -139,26 +143,31 @@ def measure(
     group = replace(deployment, layout=with_replicas(deployment.layout, cell))
     trial = _Trial(group, workload, slo, seed, cell)
     capacity = trial.capacity_per_s()
-    found: list[tuple[float, Run]] = []
-    rows: list[tuple[Floats, Floats]] = []
     for number, share in enumerate(_SHARES):
-        result, measured = trial.at(share * capacity)
-        is_growing = result.simulation.summary(warmup=measured.start / measured.stop).saturation == "overloaded"
-        if is_growing and len(found) >= 2:
+        if trial.measure(share * capacity) and len(trial.points) > 2:
+            trial.points.pop()
             break
-        found.append((share * capacity, result))
-        rows.append(_latencies(result, measured))
         if progress:
-            progress((number + 1) / len(_SHARES))
-    return Behaviour(
-        slo,
-        np.array([load for load, _ in found]),
-        np.array([quantiles for quantiles, _ in rows]),
-        np.array([means for _, means in rows]),
-        max(capacity, found[-1][0]),
-        found[-1][1],
-        trial.num_requests,
-    )
+            progress((number + 1) / (len(_SHARES) + 1))
+    found = trial.behaviour(capacity)
+    for _ in range(_REFINEMENTS):
+        load = _gap(found)
+        if load is None:
+            break
+        trial.measure(load)
+        found = trial.behaviour(capacity)
+    return found
+
+
+def _gap(found: Behaviour) -> float | None:
+    """A load between the neighbours of the highest that keeps the promise, None where these are close enough."""
+    most, loads = found.most_per_s(), found.loads_per_s
+    above = int(np.searchsorted(loads, most))
+    if not most or above >= len(loads) or loads[above - 1] > (1 - _CLOSE) * loads[above]:
+        return None
+    low, high = float(loads[above - 1]), float(loads[above])
+    # Not too near an end, where a point would tell nothing new.
+    return min(max(most, low + 0.25 * (high - low)), high - 0.25 * (high - low))
 
 
 def _check(deployment: Deployment, workload: Workload) -> None:
@@ -168,24 +177,55 @@ def _check(deployment: Deployment, workload: Workload) -> None:
         raise InputError("--router prefix_affinity: its hits depend on how many replicas there are. Use another one.")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Point:
+    """One simulated load: its run, quantiles `[metrics, 400]` and means `[metrics]` [s]."""
+
+    load_per_s: float
+    run: Run
+    quantiles_s: Floats
+    means_s: Floats
+
+
 class _Trial:
-    """Runs of the cell at different loads."""
+    """Runs of the cell at different loads; `points` in the order they were measured."""
 
     def __init__(self, group: Deployment, workload: Workload, slo: Slo, seed: int, cell: int) -> None:
         self._group, self._workload, self._slo, self._seed, self._cell = group, workload, slo, seed, cell
         self._sojourn_s = 0.0
         self.num_requests = 0
+        self.points: list[_Point] = []
 
-    def at(self, load_per_s: float) -> tuple[Run, slice]:
-        """The cell at `load_per_s` per replica, and the requests that see it full; loads come in ascending order."""
-        flying = load_per_s * self._sojourn_s * _SLOWER
-        result = self._run(load_per_s * self._cell, self._cell, self._cell * _enough(flying))
+    def behaviour(self, capacity_per_s: float) -> Behaviour:
+        """What the points say."""
+        points = sorted(self.points, key=lambda point: point.load_per_s)
+        return Behaviour(
+            self._slo,
+            np.array([point.load_per_s for point in points]),
+            np.array([point.quantiles_s for point in points]),
+            np.array([point.means_s for point in points]),
+            max(capacity_per_s, points[-1].load_per_s),
+            points[-1].run,
+            self.num_requests,
+        )
+
+    def measure(self, load_per_s: float) -> bool:
+        """Add the point of a cell at `load_per_s` per replica; True when its queue grows."""
+        result = self._run(load_per_s * self._cell, self._cell, self._enough(load_per_s))
+        self._sojourn_s = float(np.nanmean(result.simulation.requests.e2e_s))
+        if len(result.simulation.requests) < _SHORT * min(self._enough(load_per_s), _MOST):
+            result = self._run(load_per_s * self._cell, self._cell, self._enough(load_per_s))
         requests = result.simulation.requests
-        self._sojourn_s = float(np.nanmean(requests.e2e_s))
         filled_s = requests.arrival_s[0] + _FILL * self._sojourn_s
         first = min(int(np.searchsorted(requests.arrival_s, filled_s)), len(requests) // 2)
         last = int(np.searchsorted(requests.arrival_s, requests.arrival_s[-1] - self._sojourn_s))
-        return result, slice(first, max(last, 3 * len(requests) // 4))
+        measured = slice(first, max(last, 3 * len(requests) // 4))
+        self.points.append(_Point(load_per_s, result, *_latencies(result, measured)))
+        return result.simulation.summary(warmup=first / len(requests)).saturation == "overloaded"
+
+    def _enough(self, load_per_s: float) -> int:
+        """Requests of a run, after the time that requests took at the last load."""
+        return self._cell * _enough(load_per_s * self._sojourn_s * _SLOWER)
 
     def _run(self, rate_per_s: float, replicas: int, count: int) -> Run:
         asked = self._workload.with_rate(rate_per_s).with_num_requests(min(count, _MOST))
