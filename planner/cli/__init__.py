@@ -21,6 +21,7 @@ from planner.cli import (
     experts_variants,
     failures,
     fleet,
+    report,
     sweep,
     validate,
 )
@@ -43,6 +44,7 @@ for command in (
     afd.afd,
     validate.validate,
     calibrate.calibrate,
+    report.report,
     sweep.sweep,
 ):
     app.command(command)
