@@ -45,6 +45,7 @@ FLOORS = [
     {"economics"},
     {"deployment", "variants"},
     {"balance", "outside", "reliability", "validation", "launch", "sensitivity"},
+    {"fleet"},
     {"search"},
     {"fit"},
     {"sizing"},
@@ -53,10 +54,10 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures", "decisionfigures", "compare"},
     {"tables"},
-    {"experttext", "failuretext", "afdtext", "comparetext"},
+    {"experttext", "failuretext", "fleettext", "afdtext", "comparetext"},
     {"report", "options", "text"},
     {"pooltext"},
-    {"runfolder"},
+    {"runfolder", "sweep"},
     {"cli", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(FLOORS) for module in modules}

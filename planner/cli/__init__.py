@@ -20,7 +20,9 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    fleet,
     report,
+    sweep,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -43,10 +45,12 @@ for command in (
     validate.validate,
     calibrate.calibrate,
     report.report,
+    sweep.sweep,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")
 app.command(failures.show_scale_out, name="scale-out")
+app.command(fleet.show_fleet, name="fleet")
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")
 _experts.command(experts_inspect.inspect_records, name="inspect")
