@@ -182,6 +182,32 @@ class Search:
         self.result.survivors.sort(key=lambda c: (c.num_gpus, c.score))
         return self.result
 
+    def state(self, deployment: Deployment) -> SteadyState:
+        """Steady state of one rank of `deployment` under the workload."""
+        layout, budget = deployment.layout, deployment.limits.max_batched_tokens
+        return self._steady(deployment.cost(), budget, deployment.memory.kv_tokens // layout.pp)
+
+    def running(self, layout: Layout, max_seqs: int, use: MemoryUse, steady: SteadyState) -> float:
+        """Sequences that one rank can run at once."""
+        return min(max_seqs // layout.pp, steady.batch_within(use.kv_tokens / layout.pp, self._context))
+
+    def loaded(self, deployment: Deployment, steady: SteadyState, replicas: np.ndarray) -> list[Candidate]:
+        """Estimates of each number of `replicas` of `deployment`, also where it cannot keep up or misses the SLO."""
+        layout = deployment.layout
+        limit = self.running(layout, deployment.limits.max_num_seqs, deployment.memory, steady)
+        batch, capacity = self._load(steady, replicas * layout.pp * layout.attention_dp, limit)
+        times = self.means(steady, batch)
+        placed = [replace(deployment, layout=with_replicas(layout, int(n))) for n in replicas]
+        return [self._candidate(each, steady, i, batch, times, capacity) for i, each in enumerate(placed)]
+
+    def _candidate(
+        self, deployment: Deployment, steady: SteadyState, i: int, batch: Floats, times: dict[str, Floats], rate: Floats
+    ) -> Candidate:
+        """Number `i` of the estimates; `rate` is what can be carried."""
+        found = None if steady.hit_rate is None else float(np.interp(batch[i], steady.batch, steady.hit_rate))
+        means = float(batch[i]), float(times["ttft"][i]), float(times["tpot"][i])
+        return Candidate(deployment, *means, float(rate[i]), self._score(times, i, float(rate[i])), found)
+
     def _layouts(self, model: ModelConfig) -> list[Layout]:
         found = list(layouts(model, self.cluster, self.engine))
         speculation = self.tactics.speculation
@@ -281,9 +307,9 @@ class Search:
         """Load `replicas` copies with the demand and keep what even optimistic bounds cannot exclude."""
         ranks = replicas * layout.pp * layout.attention_dp
         for max_seqs, use in fitting:
-            limit = min(max_seqs // layout.pp, steady.batch_within(use.kv_tokens / layout.pp, self._context))
+            limit = self.running(layout, max_seqs, use, steady)
             batch, capacity = self._load(steady, ranks, limit)
-            estimates = self._estimates(steady, batch)
+            estimates = self.means(steady, batch)
             name = f"{max_seqs} seqs, {budget} tok/step on {self.cluster.system.name}"
             alive = self._within(layout, name, capacity / ranks, batch, ranks, limit)
             alive = self._bounded(steady, batch, layout, name, alive)
@@ -293,10 +319,8 @@ class Search:
                 placed = with_replicas(layout, int(replicas[i]))
                 fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
                 deployment = Deployment(*fixed, None, tactics, self.router)
-                estimate = (float(batch[i]), float(estimates["ttft"][i]), float(estimates["tpot"][i]))
-                score = self._score(estimates, int(i), float(capacity[i]))
-                found = None if steady.hit_rate is None else float(np.interp(batch[i], steady.batch, steady.hit_rate))
-                self.result.survivors.append(Candidate(deployment, *estimate, float(capacity[i]), score, found))
+                found = self._candidate(deployment, steady, int(i), batch, estimates, capacity)
+                self.result.survivors.append(found)
 
     def _load(self, steady: SteadyState, ranks: np.ndarray, limit: float) -> tuple[Floats, Floats]:
         """Running batch per rank under the demand, and the request rate all ranks can sustain."""
@@ -351,7 +375,8 @@ class Search:
             placed = with_replicas(layout, replicas + 1)
             self.result.reject(reason, int(lost.sum()), best, f"{placed}, {name}: {text.format(best)}")
 
-    def _estimates(self, steady: SteadyState, batch: Floats) -> dict[str, Floats]:
+    def means(self, steady: SteadyState, batch: Floats) -> dict[str, Floats]:
+        """Mean latencies [s] by metric with `batch` running sequences per rank."""
         ttft_s, tpot_s = steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)
         return {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
 

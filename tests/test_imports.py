@@ -56,6 +56,7 @@ FLOORS = [
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder"},
+    {"whatif"},
     {"cli", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(FLOORS) for module in modules}
