@@ -26,6 +26,10 @@ random layouts (`python benchmarks/estimates.py`, docs/architecture.md, 2026-11-
 _Z_80 = 1.2816
 BORDERLINE = 1.25
 """Estimates of up to this much over a limit may hold in the simulation."""
+FRONT_CAPTION = (
+    "A point is the most that a layout carries within the SLO, per GPU; where none is within, one request at a time. The "
+    "line is the chosen layout from idle to full, the diamond where your demand puts it. Click a point for its details."
+)
 _METRIC_OF = {"ttft": "ttft", "tpot": "tpot", "e2e": "tpot"}
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "End to end"}
 
@@ -98,6 +102,31 @@ def operating_point(question: Question, chosen: Estimate) -> tuple[StepTime, Ste
     return cost.decode(np.array(batch), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0)
 
 
+def with_layout(found: Answer, layout: str, backend: str, kv: str) -> Scenario:
+    """The question with the layout of one replica `layout`, in as few replicas as its demand takes, else in all."""
+    bare = replace(found.question.scenario, layout="", backend=backend if backend != "all_reduce" else "", kv=kv)
+    of_kind = [e for e in found.found if e.kind.key == layout and e.kind.deployment.backend == backend]
+    of_kind = [e for e in of_kind if e.kind.deployment.model.kv_format == kv]
+    chosen = best(of_kind)
+    text = layout_text(chosen.candidate.deployment.layout) if chosen else layout
+    return replace(bare, layout=text)
+
+
+def command(found: Answer) -> str:
+    """The command that simulates the chosen layout, or plans where there is none."""
+    if found.chosen is None:
+        return found.question.scenario.command()
+    deployment = found.chosen.candidate.deployment
+    limits = deployment.limits.max_num_seqs, deployment.limits.max_batched_tokens
+    scenario = replace(found.question.scenario, kv=deployment.model.kv_format)
+    return scenario.command(layout=layout_text(deployment.layout), backend=deployment.backend, limits=limits)
+
+
+def plan_command(found: Answer) -> str:
+    """The command that searches every layout."""
+    return replace(found.question.scenario, layout="", backend="", seqs=0, tokens=0).command()
+
+
 def headline(found: Answer) -> str:
     """Verdict in one line."""
     question, chosen = found.question, found.chosen
@@ -134,7 +163,9 @@ def tiles(found: Answer) -> list[Tile]:
     rate = chosen.output_tok_per_s / question.workload.mean_output_tokens
     load = f"at {significant(rate)} requests/s, demand / capacity = {chosen.ratios[LOAD]:.0%}"
     tiles.append(
-        Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", f"output tokens, {chosen.num_gpus} GPUs, {load}", "", "")
+        Tile(
+            "Throughput", f"{significant(per_gpu)} tok/s/GPU", f"output tokens, {chosen.num_gpus} GPUs, {load}", "", ""
+        )
     )
     price = gpu_hour(question.cluster.system)
     source = f"{price.basis} {format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else ""
@@ -183,6 +214,14 @@ def borderline(found: Answer) -> list[Estimate]:
     return sorted(near.values(), key=lambda e: e.num_gpus)
 
 
+def borderline_sentence(near: Estimate) -> str:
+    """What to do about a layout that is too close to its limit for an estimate."""
+    return (
+        f"{near.num_gpus} GPUs may do: {near.candidate.name} is estimated at {near.worst[1]:.2f} x its tightest limit, too "
+        "close to call. Simulate the whole plan to know."
+    )
+
+
 def bottleneck(found: Answer) -> str:
     """What a decode step waits for, and what a larger batch would bring until what runs out."""
     chosen, step = found.chosen, found.decode
@@ -226,7 +265,9 @@ def _expert_cause(found: Answer, seconds: float) -> str:
     table = load_table(cost.routed.question(cost.experts.router(moe), "decode"))
     active = float(table.active(max(1.0, found.chosen.candidate.batch) * layout.attention_dp))
     gpu = deployment.cluster.system.gpu
-    read_s = active * expert_bytes_per_index(deployment.model) / layout.moe_tp / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
+    read_s = (
+        active * expert_bytes_per_index(deployment.model) / layout.moe_tp / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
+    )
     held = (moe.num_experts + layout.redundant_experts) // layout.ep
     what = f"{active:.0f} of {held} experts of a rank active"
     return f"reading expert weights ({what})" if read_s > seconds / 2 else f"expert kernels ({what})"
@@ -359,6 +400,4 @@ def _widened(found: Answer, metric: str) -> Ratios:
     known = interval_table().ratios(metric, basis_of(found.origin_share), has_experts, kernels)
     middle = (log(known.low) + log(known.high)) / 2
     spread = sqrt(((log(known.high) - log(known.low)) / (2 * _Z_80)) ** 2 + _ESTIMATE_SPREAD**2)
-    return Ratios(
-        exp(middle - _Z_80 * spread), exp(middle + _Z_80 * spread), known.num_points, known.num_combinations
-    )
+    return Ratios(exp(middle - _Z_80 * spread), exp(middle + _Z_80 * spread), known.num_points, known.num_combinations)

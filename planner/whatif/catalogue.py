@@ -310,9 +310,7 @@ def _limits(
     return miss
 
 
-def _outside_hbm(
-    question: Question, model: ModelConfig, misfits: list[tuple[float, str]]
-) -> Iterator[Deployment]:
+def _outside_hbm(question: Question, model: ModelConfig, misfits: list[tuple[float, str]]) -> Iterator[Deployment]:
     """A replica per node that keeps experts outside HBM; every GPU of it holds a slice of each expert."""
     gpus = question.cluster.gpus_per_node
     layout = Layout(tp=gpus, moe_tp=gpus) if question.layout is None else replace(question.layout, replicas=1)
@@ -326,4 +324,3 @@ def _outside_hbm(
 
 def _context(question: Question) -> int:
     return int(question.workload.mean_prompt_tokens + question.workload.mean_output_tokens / 2)
-

@@ -195,7 +195,12 @@ def tornado(base: float, found: Sequence[Bar]) -> Spec:
     ]
     ends = list(dict.fromkeys(str(v["end"]) for v in values))
     x = {"field": "to", "type": "quantitative", "title": "requests/s carried within the SLO", "scale": {"zero": False}}
-    colour = {"field": "end", "type": "nominal", "scale": {"domain": ends, "range": ["#8cc2a8", ACCENT]}, "title": "input"}
+    colour = {
+        "field": "end",
+        "type": "nominal",
+        "scale": {"domain": ends, "range": ["#8cc2a8", ACCENT]},
+        "title": "input",
+    }
     tips = [_tip("input", "input", ""), _tip("end", "change", ""), _tip("to", "requests/s", ".3g")]
     y = {"field": "input", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 240}}
     return _spec(

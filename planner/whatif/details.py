@@ -88,7 +88,9 @@ def sources(found: Answer) -> list[Mapping[str, str]]:
         "gpu.hbm_bytes": format_bytes(system.gpu.hbm_bytes),
         "gpu.hbm_bytes_per_s": f"{format_bytes(system.gpu.hbm_bytes_per_s)}/s",
     }
-    rows = [{"fact": f"{system.name} {p}", "value": v, "source": system.source(p) or "unknown"} for p, v in facts.items()]
+    rows = [
+        {"fact": f"{system.name} {p}", "value": v, "source": system.source(p) or "unknown"} for p, v in facts.items()
+    ]
     rows.append({"fact": "engine defaults", "value": f"{engine.name} {engine.version}", "source": engine.source})
     rows.append({"fact": "model", "value": model.name, "source": model.source})
     return rows

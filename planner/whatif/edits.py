@@ -60,7 +60,9 @@ def _checked(text: str, changed: Scenario) -> Edit | None:
     price = gpu_hour(result.question.cluster.system)
     usd = price.usd * result.chosen.num_gpus if price else None
     rent = f", {format_usd(usd)}/h" if usd is not None else ""
-    return Edit(f"{text}: {result.chosen.candidate.deployment.layout} on {result.chosen.num_gpus} GPUs{rent}", changed, usd)
+    return Edit(
+        f"{text}: {result.chosen.candidate.deployment.layout} on {result.chosen.num_gpus} GPUs{rent}", changed, usd
+    )
 
 
 def _tried(found: Answer) -> Iterator[tuple[str, str, Scenario]]:
@@ -123,7 +125,11 @@ def _more(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:
 def line_rate(found: Answer, each: Estimate) -> float:
     """Requests per second that all replicas of `each` carry within the SLO, 0 where one request misses it."""
     line = curve(found.question, each.kind)
-    return float(line.requests_per_s[line.within]) * each.candidate.deployment.layout.replicas if line.within is not None else 0.0
+    return (
+        float(line.requests_per_s[line.within]) * each.candidate.deployment.layout.replicas
+        if line.within is not None
+        else 0.0
+    )
 
 
 def _rounded_ms(seconds: float) -> str:

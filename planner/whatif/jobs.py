@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,7 +27,10 @@ PROGRESS_VARIABLE = "MOEPLAN_PROGRESS"
 MAX_JOBS = max(1, (os.cpu_count() or 2) // 2)
 """Simulations of all users of a server that run at once: the pages of the others stay quick."""
 _RUN = "run"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _ENDING_S = 2.0
+DOWNLOADS = ("report.html", "report.md", "plan.json", "simulation.json", "layouts.csv", "requests.csv")
+"""Files of a run folder that are worth a button of their own."""
 _running: weakref.WeakSet[Job] = weakref.WeakSet()
 
 
@@ -52,7 +56,12 @@ class Job:
         environment = os.environ | {PROGRESS_VARIABLE: str(self._place / "progress"), "PYTHONPATH": paths}
         with (self._place / "errors").open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                words, cwd=self._place, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+                words,
+                cwd=self._place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
             )
         weakref.finalize(self, _end, self._process, self._folder)
         _running.add(self)
@@ -115,6 +124,15 @@ class Job:
                     entry = zipfile.ZipInfo(str(path.relative_to(self._place)))
                     archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
+
+
+def safe_name(name: str) -> str:
+    """Name of an uploaded file without anything a shell or a path could mean.
+
+    >>> safe_name("../my model;.json")
+    'my_model_.json'
+    """
+    return _UNSAFE.sub("_", Path(name).name).lstrip(".-") or "upload"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

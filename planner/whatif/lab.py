@@ -98,7 +98,9 @@ def heat(scenario: Scenario, policy: str = "eplb") -> Heat | str:
             "whole experts on ranks."
         )
     asked = _load(deployment)
-    return Heat(_rank_loads(asked), _rank_loads(replace(asked, placement=policy)), policy, deployment.experts.placement_name)
+    return Heat(
+        _rank_loads(asked), _rank_loads(replace(asked, placement=policy)), policy, deployment.experts.placement_name
+    )
 
 
 def drop_curve(scenario: Scenario, tokens: float) -> list[dict[str, float | str]]:
@@ -192,5 +194,3 @@ def _load(deployment: Deployment, phase: str = "decode") -> Load:
 def _rank_loads(asked: Load) -> np.ndarray:
     loads = placement_of(asked).rank_loads(weights_of(asked.law, asked.num_experts, asked.num_layers))
     return np.asarray((loads / loads.mean(axis=1, keepdims=True))[:_HEAT_LAYERS])
-
-

@@ -32,9 +32,7 @@ def inputs_changed(pinned: Scenario, now: Scenario) -> list[tuple[str, str, str]
     """Inputs in which two scenarios differ: name, value of the first, of the second."""
     before, after = pinned.query(), now.query()
     names = sorted(before.keys() | after.keys())
-    return [
-        (n, before.get(n, "default"), after.get(n, "default")) for n in names if before.get(n) != after.get(n)
-    ]
+    return [(n, before.get(n, "default"), after.get(n, "default")) for n in names if before.get(n) != after.get(n)]
 
 
 def differences(pinned: Answer, now: Answer) -> list[Difference]:

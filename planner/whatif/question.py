@@ -95,19 +95,19 @@ def ask(scenario: Scenario) -> Question | tuple[Problem, ...]:
     return Question(scenario, model, cluster, workload, slo, engine, experts, tactics, layout)
 
 
-def config_problem(text: str) -> str | None:
-    """Why `text` is no config.json of a model that can be planned; None when it is one."""
+def config_problem(text: str, name: str) -> str | None:
+    """Why the upload is no config.json of a model that can be planned; None when it is one."""
     try:
-        _uploaded(text, "upload")
+        _uploaded(text, name)
     except PlannerError as error:
         return str(error)
     return None
 
 
-def trace_problem(text: str) -> str | None:
-    """Why `text` is no trace; None when it is one."""
+def trace_problem(text: str, name: str) -> str | None:
+    """Why the upload is no trace; None when it is one."""
     try:
-        _trace(text, "upload")
+        _trace(text, name)
     except PlannerError as error:
         return str(error)
     return None
@@ -194,7 +194,9 @@ def _experts(scenario: Scenario, model: ModelConfig, faults: _Faults) -> ExpertS
     """Settings one knob at a time, so that each fault is named beside its own knob."""
     chosen: dict[str, Any] = {}
     if _FILE.search(scenario.skew):
-        faults.problems.append(Problem("skew", f"skew {scenario.skew[:80]!r}: write zipf:1 or lognormal:0.5; no files."))
+        faults.problems.append(
+            Problem("skew", f"skew {scenario.skew[:80]!r}: write zipf:1 or lognormal:0.5; no files.")
+        )
     elif scenario.skew:
         chosen["skew"] = scenario.skew
     if scenario.placement in PLACEMENTS:
@@ -218,7 +220,9 @@ def _experts(scenario: Scenario, model: ModelConfig, faults: _Faults) -> ExpertS
 def _check_knobs(scenario: Scenario, model: ModelConfig, engine: Engine, faults: _Faults) -> None:
     """Degrees and copies that no layout can have."""
     if scenario.ep > 1 and engine.expert_parallel == "none":
-        faults.problems.append(Problem("ep", f"{engine.name} never spreads whole experts over GPUs: use EP 0 (any) or 1."))
+        faults.problems.append(
+            Problem("ep", f"{engine.name} never spreads whole experts over GPUs: use EP 0 (any) or 1.")
+        )
     elif scenario.ep > 1 and model.moe is not None:
         cut = Layout(tp=scenario.ep, ep=scenario.ep, redundant_experts=scenario.redundant)
         with_heads = replace(cut, tp=1, attention_dp=scenario.ep)
@@ -227,6 +231,8 @@ def _check_knobs(scenario: Scenario, model: ModelConfig, engine: Engine, faults:
     elif scenario.ep > 1:
         faults.problems.append(Problem("ep", f"EP {scenario.ep} needs experts, and {model.name} is dense: use 0."))
     if scenario.ep > scenario.gpus:
-        faults.problems.append(Problem("ep", f"EP {scenario.ep} needs {scenario.ep} GPUs, {scenario.gpus} are offered."))
+        faults.problems.append(
+            Problem("ep", f"EP {scenario.ep} needs {scenario.ep} GPUs, {scenario.gpus} are offered.")
+        )
     if scenario.redundant and model.moe is None:
         faults.problems.append(Problem("redundant", f"{model.name} is dense and has no experts to copy: use 0."))

@@ -50,7 +50,7 @@ def names(text: str) -> tuple[str, ...]:
             raise InputError(f"{name} is given twice: compare each system once.")
     if len(listed) > MOST_RIVALS:
         raise InputError(f"{len(listed)} systems: compare up to {MOST_RIVALS} at once.")
-    return listed
+    return listed or USUAL
 
 
 def rivals(scenario: Scenario, listed: Sequence[str]) -> list[Rival]:

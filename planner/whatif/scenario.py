@@ -14,6 +14,7 @@ from planner.hardware import system
 _MAX_CONFIG_CHARS = 6_000
 """Longest packed config.json a link carries; browsers and proxies cut addresses at about 8,000 characters."""
 _MAX_UNPACKED = 1_000_000
+_MOST = 1e9
 _NEVER_IN_LINKS = ("trace", "trace_name")
 
 
@@ -131,11 +132,19 @@ def from_query(parameters: Mapping[str, str]) -> tuple[Scenario, list[str]]:
         if text is None or field.name in _NEVER_IN_LINKS:
             continue
         try:
-            values[field.name] = _unpack(text) if field.name == "config" else type(field.default)(text)
+            values[field.name] = _unpack(text) if field.name == "config" else _read(type(field.default), text)
         except (ValueError, binascii.Error, zlib.error):
             shown = text if len(text) <= 40 else text[:40] + "..."
             problems.append(f"The link says {field.name}={shown!r}, which cannot be read: {field.default!r} is taken.")
     return Scenario(**values), problems  # type: ignore[arg-type]
+
+
+def _read(kind: type, text: str) -> object:
+    """`text` as text or as a number that an input can show."""
+    value = kind(text)
+    if isinstance(value, (int, float)) and not abs(value) <= _MOST:
+        raise ValueError("no number of this page")
+    return value
 
 
 def cluster_text(name: str, gpus: int) -> str:

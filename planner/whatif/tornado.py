@@ -136,4 +136,3 @@ def _scaled(lengths: Lengths, factor: float) -> Lengths:
         log_mean=log_mean,
         values=tuple(max(1, round(v * factor)) for v in lengths.values),
     )
-

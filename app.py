@@ -1,0 +1,384 @@
+"""The dashboard: lays out what `planner.whatif` answers. Start it with `moeplan dashboard` or `streamlit run app.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from html import escape
+from typing import Any
+
+import streamlit as st
+
+from planner.errors import InputError
+from planner.hardware import systems
+from planner.whatif import analytic, charts, details, edits, form, jobs, lab, outcome, pins, rivals, rows, tornado
+from planner.whatif.analytic import Answer
+from planner.whatif.question import Problem, config_problem, trace_problem
+from planner.whatif.scenario import Scenario, from_query
+from planner.workload import parse_slo
+
+FIELDS = tuple(field.name for field in fields(Scenario))
+WIDGETS = {"select": st.selectbox, "slider": st.select_slider, "number": st.number_input, "text": st.text_input}
+STYLE = """<style>
+[data-testid="stMetricValue"] {font-size: 1.4rem}
+[data-testid="stMainBlockContainer"] {padding: 2.4rem 2rem 3rem; max-width: 1250px}
+.answer {border-left: 5px solid var(--band); background: var(--tint); padding: .7rem 1rem; border-radius: .3rem;
+  font-size: 1.15rem; font-weight: 600; line-height: 1.4}
+.good {--band: #2f7d6b; --tint: #edf5f1} .short {--band: #b4530a; --tint: #fbf2ea} .bad {--band: #a3262a; --tint: #fbecec}
+</style>"""
+
+
+def main() -> None:
+    """One run of the page."""
+    st.set_page_config(page_title="moeplan", layout="wide", initial_sidebar_state="expanded")
+    st.html(STYLE)
+    _restore()
+    notes = _side_bar()
+    head = st.container()
+    view = str(st.segmented_control("View", VIEWS, key="view", required=True, label_visibility="collapsed"))
+    if view == "MoE knobs":
+        notes |= _grid(form.knob_fields())
+        st.button("Reset the knobs", on_click=lambda: _fill(replace(_scenario().without_knobs(), ep=0)))
+    scenario = _scenario()
+    found = analytic.answer(scenario)
+    if isinstance(found, Answer):
+        st.session_state.good = scenario
+    else:
+        found = _complain(found, notes, head)
+    mood = "good" if found.meets_slo else "short" if found.chosen else "bad"
+    head.html(f'<div class="answer {mood}" role="status">{escape(analytic.headline(found))}</div>')
+    VIEWS[view](found)
+    _footer(found)
+    _remember(scenario, view)
+
+
+def _restore() -> None:
+    """The form of the last run; on the first one that of the address."""
+    state = st.session_state
+    if "in_model" in state:
+        for name in FIELDS:  # widgets that are not drawn would lose their values
+            state[f"in_{name}"] = state[f"in_{name}"]
+        return
+    scenario, problems = from_query(st.query_params.to_dict())
+    _fill(scenario)
+    state.pinned, state.good, state.unread = pins.unpacked(st.query_params.get("pins", "")), Scenario(), problems
+    asked = st.query_params.get("view", "Plan")
+    state.view = asked if asked in VIEWS else "Plan"
+
+
+def _fill(scenario: Scenario, view: str | None = None) -> None:
+    """Put a scenario into the form."""
+    for name, value in asdict(scenario).items():
+        st.session_state[f"in_{name}"] = value
+    st.session_state.view = view or st.session_state.get("view")
+
+
+def _scenario() -> Scenario:
+    """The form as a scenario; an emptied field counts as its default."""
+    given = {name: st.session_state[f"in_{name}"] for name in FIELDS}
+    return Scenario(**{name: value for name, value in given.items() if value is not None})
+
+
+def _remember(scenario: Scenario, view: str) -> None:
+    packed = pins.packed(st.session_state.pinned)
+    wanted = scenario.query() | ({"view": view} if view != "Plan" else {}) | ({"pins": packed} if packed else {})
+    if st.query_params.to_dict() != wanted:
+        st.query_params.from_dict(wanted)
+
+
+def _complain(problems: Sequence[Problem], notes: Mapping[str, Any], head: Any) -> Answer:
+    """Problems beside their fields, and the answer to the last good question."""
+    for problem in problems:
+        notes.get(problem.field, head).error(problem.message)
+    head.warning("The answer below is to your last valid question: correct the field marked red.")
+    found = analytic.answer(st.session_state.good)
+    assert isinstance(found, Answer)
+    return found
+
+
+def _side_bar() -> dict[str, Any]:
+    """All inputs but the knobs; returns where to say what is wrong with each."""
+    with st.sidebar:
+        st.subheader("moeplan")
+        for problem in st.session_state.unread:
+            st.warning(problem)
+        notes = _grid(form.main_fields())
+        with st.expander("Advanced"):
+            notes |= _grid(form.advanced_fields())
+            notes["config"] = _upload("config", "config.json of a model", "json", 5, config_problem)
+            label = "Trace CSV: arrival_s, prompt_tokens, output_tokens"
+            notes["trace"] = _upload("trace", label, "csv", 20, trace_problem)
+    return notes
+
+
+def _grid(lines: Sequence[Sequence[form.Field]]) -> dict[str, Any]:
+    """Rows of inputs, and the place below each row for its problems."""
+    notes: dict[str, Any] = {}
+    for line in lines:
+        widths = [
+            3 if field.kind in ("slider", "text") or field.name in ("system", "workload") else 2 for field in line
+        ]
+        for column, field in zip(st.columns(widths, vertical_alignment="bottom"), line, strict=True):
+            with column:
+                _input(field)
+        notes |= dict.fromkeys([field.name for field in line], st.container())
+    return notes
+
+
+def _input(field: form.Field) -> None:
+    key = f"in_{field.name}"
+    more: dict[str, Any] = {}
+    if field.kind in ("select", "slider"):
+        more |= {"options": field.options(st.session_state[key]), "format_func": field.shown}
+    if field.takes_others:
+        more["accept_new_options"] = True
+    if field.kind == "number":
+        more |= {"step": field.step, "format": "%g" if isinstance(field.step, float) else "%d"}
+    replaced = {"model": "config_name", "workload": "trace_name", "rate": "trace_name"}.get(field.name)
+    upload = st.session_state[f"in_{replaced}"] if replaced else ""
+    WIDGETS[field.kind](field.label, key=key, help=field.help, disabled=bool(upload), **more)
+    if upload and field.name != "rate":
+        st.button(f"Drop {upload}", on_click=_drop, args=(str(replaced).removesuffix("_name"),), key=f"drop_{replaced}")
+
+
+def _upload(field: str, label: str, kind: str, most_mb: int, problem: Callable[[str, str], str | None]) -> Any:
+    """A file that replaces the model or the workload if it is good; the form stays as it is if not."""
+    key = f"file_{field}"
+    st.file_uploader(label, type=kind, max_upload_size=most_mb, key=key, on_change=_take, args=(field, key, problem))
+    place = st.container()
+    if st.session_state.get(f"bad_{field}"):
+        place.error(st.session_state[f"bad_{field}"])
+    return place
+
+
+def _take(field: str, key: str, problem: Callable[[str, str], str | None]) -> None:
+    file, fault = st.session_state[key], None
+    if file is not None:
+        text = file.getvalue().decode("utf-8-sig", errors="replace")
+        fault = problem(text, file.name)
+        if not fault:
+            st.session_state[f"in_{field}"], st.session_state[f"in_{field}_name"] = text, jobs.safe_name(file.name)
+    st.session_state[f"bad_{field}"] = fault and f"{fault} Your earlier choice is kept."
+
+
+def _drop(field: str) -> None:
+    st.session_state[f"in_{field}"] = st.session_state[f"in_{field}_name"] = ""
+
+
+def _tiles(shown: Sequence[analytic.Tile]) -> None:
+    for column, tile in zip(st.columns(len(shown) or 1), shown, strict=False):
+        origin = f"  \nRests on: {tile.origin}" if tile.origin else ""
+        column.metric(tile.label, tile.value, help=f"Counts {tile.counts}.{origin}")
+        column.caption(f"80 %: {tile.interval}  \n{tile.counts}" if tile.interval else tile.counts)
+
+
+def _chart(spec: charts.Spec, alt: str, table: Sequence[Mapping[str, Any]], key: str, pick: bool = False) -> Any:
+    """A chart with its text for screen readers and the same numbers as a table."""
+    more: dict[str, Any] = {"on_select": "rerun", "selection_mode": charts.PICK} if pick else {}
+    event = st.vega_lite_chart(spec=spec, width="stretch", theme=None, key=key, alt=alt, **more)
+    with st.expander(f"Numbers: {alt}"):
+        st.table(rows.as_text(table), hide_index=True)
+    return event
+
+
+def _footer(found: Answer) -> None:
+    scenario, pinned = found.question.scenario, st.session_state.pinned
+    st.divider()
+    left, right = st.columns([5, 1], vertical_alignment="bottom")
+    left.caption("The same on the command line; the address of this page reproduces the view.")
+    left.code(analytic.command(found), language="bash", wrap_lines=True)
+    is_full = len(pinned) >= pins.MOST_PINS or scenario in pinned
+    right.button("Pin this answer", disabled=is_full, key="pin", on_click=lambda: pinned.append(scenario))
+    with st.expander("Facts and sources behind this answer"):
+        st.table(details.sources(found), hide_index=True)
+
+
+def _plan(found: Answer) -> None:
+    if not found.meets_slo:
+        _remedies(found)
+    if found.chosen is None:
+        return
+    _tiles(analytic.tiles(found))
+    st.markdown(f"**Bottleneck.** {analytic.bottleneck(found)}")
+    st.caption(analytic.sure_sentence(found))
+    for near in analytic.borderline(found):
+        st.info(analytic.borderline_sentence(near))
+    points, alt = analytic.front(found), "Throughput per GPU against interactivity, a point per layout"
+    least = analytic.least_tok_per_s_per_user(found)
+    spec = charts.pareto(points, analytic.chosen_curve(found), analytic.at_demand(found), least)
+    event = _chart(spec, alt, points, "front", pick=True)
+    st.caption(analytic.FRONT_CAPTION)
+    for point in list(event.selection.get(charts.PICK) or ())[:1]:
+        _picked(point, found)
+    st.markdown(f"**Memory of one GPU.** {analytic.memory_line(found)}")
+    memory = details.memory_rows(found)
+    _chart(charts.stacked(memory, "GB per GPU", 1e9), "Memory of one GPU by use", rows.parts(memory), "memory")
+    for column, (name, step) in zip(st.columns(2), (("decode", found.decode), ("prefill", found.prefill)), strict=True):
+        with column:
+            terms = details.step_rows(step)
+            st.markdown(f"**A {name} step** takes {rows.total(terms)}")
+            _chart(charts.bars(terms, "ms", 1e-3), f"Operations of a {name} step", rows.parts(terms), name)
+    with st.expander("What a tenth more or less of each input does"):
+        rate, usd, found_bars = tornado.tornado(found)
+        st.caption(rows.tornado_caption(rate, usd))
+        alt = "Sensitivity of the load within the SLO"
+        _chart(charts.tornado(rate, found_bars), alt, [asdict(bar) for bar in found_bars], "tornado")
+
+
+def _picked(point: Mapping[str, Any], found: Answer) -> None:
+    asked = analytic.with_layout(found, str(point["key"]), str(point["backend"]), str(point["kv"]))
+    other = analytic.answer(asked)
+    if isinstance(other, Answer) and other.chosen is not None:
+        with st.container(border=True, key="details"):
+            st.markdown(f"**{escape(analytic.headline(other))}**")
+            _tiles(analytic.tiles(other))
+            st.markdown(analytic.bottleneck(other))
+            st.button("Use this layout", on_click=_fill, args=(asked,), key="use_layout")
+
+
+def _remedies(found: Answer) -> None:
+    st.markdown(escape(edits.shortfall(found)))
+    with st.spinner("Looking for remedies"):
+        tried = edits.edits(found)
+    st.markdown("**What would do, cheapest first**" if tried else "No single change was found that meets the SLO.")
+    for number, edit in enumerate(tried):
+        st.button(edit.text, on_click=_fill, args=(edit.scenario,), key=f"remedy_{number}")
+
+
+def _knobs(found: Answer) -> None:
+    scenario = found.question.scenario
+    measured = lab.lab(scenario)
+    assert isinstance(measured, lab.Lab)
+    if measured.note:
+        st.info(measured.note)
+    st.table(rows.knobs(measured), hide_index=True)
+    loads = lab.heat(scenario)
+    st.markdown("**Load of the ranks over the even share**")
+    if isinstance(loads, str):
+        st.caption(loads)
+    else:
+        st.caption(rows.heat_caption(loads))
+        _chart(charts.heat(loads), "Load of every rank before and after balancing", rows.heat(loads), "heat")
+    lost, alt = lab.drop_curve(scenario, measured.tokens), "Dropped assignments against the capacity factor"
+    if lost:
+        st.markdown(f"**{alt}**")
+        _chart(charts.drops(lost, scenario.capacity_factor), alt, lost, "drops")
+
+
+def _simulation(found: Answer) -> None:
+    state = st.session_state
+    if found.chosen is None:
+        st.info("Nothing fits, so there is nothing to simulate: see the remedies under Plan.")
+        return
+    commands = {
+        "Simulate this layout": analytic.command(found),
+        "Simulate the whole plan": analytic.plan_command(found),
+    }
+    for column, (label, command) in zip(st.columns(2), commands.items(), strict=True):
+        column.button(label, on_click=_start, args=(found.question.scenario, command), help=command, width="stretch")
+    job = state.get("job")
+    if state.get("refused"):
+        st.error(state.refused)
+    if job is None:
+        st.caption(
+            "Runs in a process of its own: go on with other views, or cancel. A layout takes seconds, a plan more."
+        )
+    elif job.is_running:
+        _watch()
+    else:
+        _result(job, found.question.scenario)
+
+
+def _start(scenario: Scenario, command: str) -> None:
+    st.session_state.refused = ""
+    try:
+        st.session_state.job = jobs.Job(scenario, command)
+    except InputError as error:
+        st.session_state.refused = str(error)
+
+
+@st.fragment(run_every=0.7)
+def _watch() -> None:
+    job = st.session_state.job
+    if not job.is_running:
+        st.rerun()
+    label, share = job.progress()
+    st.progress(share, text=f"{label}, {job.elapsed_s:.0f} s")
+    st.button("Cancel", on_click=job.cancel, key="cancel")
+
+
+def _result(job: jobs.Job, scenario: Scenario) -> None:
+    facts = job.facts()
+    if facts is None:
+        st.error(f"No result: {job.problem()}")
+        return
+    if job.scenario != scenario:
+        st.warning("The inputs have changed since this run.")
+    st.markdown(f"**{escape(outcome.verdict(facts))}**")
+    _tiles(outcome.tiles(facts))
+    for text in (outcome.saturation(facts), outcome.memory_note(facts), outcome.sure(facts)):
+        st.markdown(text)
+    limits = parse_slo(job.scenario.slo).limits_s()
+    samples = outcome.quantiles(job, facts)
+    for column, (name, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=True):
+        metric = name.removesuffix("_s")
+        spec, alt = (
+            charts.cdf(values, metric.upper(), limits.get(metric)),
+            f"Share of requests within a {metric.upper()}",
+        )
+        with column:
+            _chart(spec, alt, rows.quantiles(values), f"cdf_{name}")
+    series = outcome.timeline(job, facts)
+    for name, title in outcome.SERIES.items() if series else ():
+        spec = charts.timeline(series, name, title)
+        st.vega_lite_chart(spec=spec, width="stretch", theme=None, alt=f"{title} over time", key=f"time_{name}")
+    st.download_button("Download the run folder", job.archive(), "moeplan-run.zip", key="zip", on_click="ignore")
+    for name in jobs.DOWNLOADS:
+        if data := job.file(name):
+            st.download_button(f"Download {name}", data, name, key=f"get_{name}", on_click="ignore")
+
+
+def _compare(found: Answer) -> None:
+    scenario = found.question.scenario
+    try:
+        listed = rivals.names(scenario.rivals)
+    except InputError as error:
+        st.error(str(error))
+        listed = rivals.USUAL
+    if "rivals" not in st.session_state:
+        st.session_state.rivals = [*listed]
+    chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=rivals.MOST_RIVALS)
+    st.session_state.in_rivals = ",".join(chosen)
+    with st.spinner("Sizing every system"):
+        compared = rivals.rivals(scenario, chosen)
+    st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
+    st.table(rows.systems(compared), hide_index=True)
+    for row in compared:
+        if row.scenario:
+            target = replace(row.scenario, rivals=scenario.rivals)
+            st.button(f"Look at {row.gpu}", on_click=_fill, args=(target, "Plan"), key=f"look_{row.name}")
+
+
+def _pins(found: Answer) -> None:
+    pinned = st.session_state.pinned
+    if not pinned:
+        st.info("Pin an answer with the button at the foot of the page, change an input, and compare here.")
+    for number, scenario in enumerate(pinned):
+        before = analytic.answer(scenario)
+        with st.container(border=True):
+            st.markdown(f"**{escape(pins.label(scenario))}**")
+            left, right = st.columns(2)
+            left.button("Go back to it", on_click=_fill, args=(scenario, "Plan"), key=f"open_{number}")
+            right.button("Unpin", on_click=pinned.pop, args=(number,), key=f"unpin_{number}")
+            if isinstance(before, Answer):
+                st.table(rows.pinned(before, found), hide_index=True)
+
+
+VIEWS: dict[str, Callable[[Answer], None]] = {
+    "Plan": _plan,
+    "MoE knobs": _knobs,
+    "Simulation": _simulation,
+    "Compare clusters": _compare,
+    "Pins": _pins,
+}
+main()

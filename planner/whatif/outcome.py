@@ -1,0 +1,117 @@
+"""What a finished simulation shows: verdict, latencies, how requests fared and how the queue went over time."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from planner.units import format_bytes, format_seconds, format_usd, significant
+from planner.whatif.analytic import Tile
+from planner.whatif.jobs import Job
+
+_POINTS = 200
+_QUANTILES = 101
+_SATURATION = {
+    "stable": "stable: the queue stays short",
+    "backlogged": "backlogged: requests wait, but the queue does not grow without end",
+    "overloaded": "overloaded: the queue grows for as long as the load lasts",
+}
+Facts = Mapping[str, Any]
+SERIES = {"queue": "Waiting", "batch": "In the batch", "kv_share": "KV cache in use"}
+
+
+def verdict(facts: Facts) -> str:
+    """The answer of the run in one line."""
+    if facts.get("headline"):
+        return str(facts["headline"])
+    layout, meets = facts["layout"], facts.get("meets_slo")
+    said = "meets the SLO" if meets else "misses the SLO"
+    return f"{layout['name']} on {layout['num_gpus']} GPUs: {said}, {facts['worst_objective']} at " + (
+        f"{facts['worst_ratio']:.0%} of its limit"
+    )
+
+
+def saturation(facts: Facts) -> str:
+    """Whether the queue was stable, in words; empty where the run does not say."""
+    found = facts.get("saturation")
+    return _SATURATION.get(str(found), str(found)) if found else ""
+
+
+def tiles(facts: Facts) -> list[Tile]:
+    """Latencies, throughput and price as simulated."""
+    shown = []
+    for metric in ("ttft", "tpot"):
+        values = facts.get(f"{metric}_s") or {}
+        if values.get("p95") is not None:
+            rest = ", ".join(f"{s} {format_seconds(values[s])}" for s in ("mean", "p50", "p99") if values.get(s))
+            shown.append(Tile(f"{metric.upper()} p95", format_seconds(values["p95"]), rest, "", ""))
+    per_gpu, usd = facts.get("output_tok_per_s_per_gpu"), facts.get("usd_per_mtok_output")
+    if per_gpu:
+        whole = significant(facts["output_tok_per_s"])
+        shown.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", f"{whole} output tok/s in all", "", ""))
+    if usd:
+        shown.append(Tile("Price per Mtok", format_usd(usd), "output tokens at the demanded load", "", ""))
+    return shown
+
+
+def sure(facts: Facts) -> str:
+    """Intervals and past errors of the run, where it states them."""
+    certainty = facts.get("certainty") or {}
+    return " ".join(str(part) for part in (certainty.get("sentence"), facts.get("past_error")) if part)
+
+
+def quantiles(job: Job, facts: Facts) -> dict[str, list[float]]:
+    """101 quantiles of `ttft_s` and `tpot_s`."""
+    if facts.get("cdf"):
+        return {name: list(values) for name, values in facts["cdf"].items()}
+    rows = _columns(job.file("requests.csv"), ("ttft_s", "tpot_s"))
+    at = np.linspace(0, 1, _QUANTILES)
+    return {n: np.quantile(v[np.isfinite(v)], at).tolist() for n, v in rows.items() if np.isfinite(v).any()}
+
+
+def timeline(job: Job, facts: Facts) -> dict[str, list[float]]:
+    """Waiting requests, batch and share of the KV cache over `time_s`."""
+    if facts.get("timeline"):
+        return {name: list(values) for name, values in facts["timeline"].items()}
+    names = {"start_s": "time_s", "num_waiting": "queue", "decode_seqs": "batch", "kv_tokens_used": "kv_share"}
+    rows = _columns(job.file("steps.csv"), tuple(names))
+    if not len(rows.get("start_s", ())):
+        return {}
+    order = np.argsort(rows["start_s"], kind="stable")
+    pick = order[np.unique(np.linspace(0, len(order) - 1, _POINTS).astype(int))]
+    rows["kv_tokens_used"] = rows["kv_tokens_used"] / max(_pool(facts), 1.0)
+    return {shown: rows[name][pick].tolist() for name, shown in names.items()}
+
+
+def memory_note(facts: Facts) -> str:
+    """Peak use of the cache, and requests that had to wait for it."""
+    if "kv_utilisation_peak" not in facts:
+        return ""
+    pool = format_bytes((facts.get("memory") or {}).get("terms", {}).get("kv_cache", 0.0))
+    return (
+        f"KV cache at most {facts['kv_utilisation_peak']:.0%} full ({pool} per GPU), {facts['num_preemptions']:,} "
+        f"preemptions, {facts['num_rejected']:,} rejected, {facts['num_requests']:,} requests in {facts['num_steps']:,} steps."
+    )
+
+
+def _pool(facts: Facts) -> float:
+    layout = facts.get("layout") or {}
+    return float((facts.get("memory") or {}).get("kv_tokens_per_rank", 0)) * float(layout.get("attention_dp", 1))
+
+
+def _columns(data: bytes | None, names: Sequence[str]) -> dict[str, np.ndarray]:
+    if data is None:
+        return {}
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    return {name: np.array([_number(row.get(name, "")) for row in rows]) for name in names}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,158 @@
+"""Facts as rows of text for the tables of the page, units included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from planner.units import format_chance, format_seconds, format_usd, significant
+from planner.whatif.analytic import Answer
+from planner.whatif.details import Row
+from planner.whatif.lab import Heat, Lab, Measures
+from planner.whatif.pins import differences, inputs_changed
+from planner.whatif.rivals import Rival
+
+Text = dict[str, str]
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Any rows with numbers of three digits and words for names."""
+    return [{name.replace("_", " "): _cell(value) for name, value in row.items()} for row in rows]
+
+
+def parts(rows: Sequence[Row]) -> list[Text]:
+    """Parts of memory or of a step with how they are computed."""
+    return [{"part": r.name, "size": r.text, "share": f"{r.share:.0%}", "how computed": r.how} for r in rows]
+
+
+def total(rows: Sequence[Row]) -> str:
+    """Sum of the operations of a step."""
+    return format_seconds(sum(row.value for row in rows)) if rows else ""
+
+
+def knobs(found: Lab) -> list[Text]:
+    """The knobs' effect, a measure per row."""
+    plain, changed = found.plain, found.knobs
+    shown = {"as the engine does": plain, "with the knobs": changed}
+    return [
+        {"per decode step": label}
+        | {name: _measure(m, label) for name, m in shown.items()}
+        | {"change": _change(plain, changed, label)}
+        for label in _MEASURES
+    ]
+
+
+def heat(found: Heat) -> list[Text]:
+    """Busiest rank of every layer, before and after."""
+    pairs = zip(found.before.max(axis=1), found.after.max(axis=1), strict=True)
+    return [
+        {"layer": str(i), f"before: {found.kept}": f"{b:.2f}", f"after: {found.policy}": f"{a:.2f}"}
+        for i, (b, a) in enumerate(pairs)
+    ]
+
+
+def heat_caption(found: Heat) -> str:
+    """Busiest rank over the even share, mean over layers."""
+    before, after = (float(np.mean(load.max(axis=1))) for load in (found.before, found.after))
+    return (
+        f"Expected loads by popularity: busiest rank {before:.2f} x the even share as placed ({found.kept}), {after:.2f} x "
+        f"under {found.policy}, mean over the layers shown. Single steps are less even, see the table above."
+    )
+
+
+def systems(rows: Sequence[Rival]) -> list[Text]:
+    """A system per row."""
+    names = next((r.objectives for r in rows if r.objectives), ())
+    return [
+        {
+            "system": r.gpu,
+            "GPUs": f"{r.num_gpus} ({r.nodes} nodes)" if r.num_gpus else "none found",
+            "layout": r.layout or r.problem,
+            **{
+                n.replace("_", " ").upper(): format_seconds(dict(r.objectives)[n]) if r.objectives else ""
+                for n, _ in names
+            },
+            "output tok/s/GPU": significant(r.output_tok_per_s_per_gpu) if r.num_gpus else "",
+            "$ per hour": format_usd(r.usd_per_hour) if r.usd_per_hour else "",
+            "$/Mtok output": format_usd(r.usd_per_mtok_output) if r.usd_per_mtok_output else "",
+            "chance of the SLO": format_chance(r.chance) if r.chance is not None else "",
+            "measured": f"{r.measured_share:.0%}" if r.num_gpus else "",
+            "price of": r.price_as_of,
+        }
+        for r in rows
+    ]
+
+
+def pinned(before: Answer, now: Answer) -> list[Text]:
+    """Inputs and numbers in which a pinned answer and the present one differ."""
+    inputs = inputs_changed(before.question.scenario, now.question.scenario)
+    changed = [{"": name, "pinned": old, "now": new, "change": "", "percent": ""} for name, old, new in inputs]
+    numbers = [
+        {
+            "": d.name,
+            "pinned": d.pinned,
+            "now": d.now,
+            "change": d.absolute,
+            "percent": f"{d.change:+.0%}" if d.change is not None else "",
+        }
+        for d in differences(before, now)
+    ]
+    return changed + numbers
+
+
+def tornado_caption(rate: float, usd: float | None) -> str:
+    """What the bars start from."""
+    price = f" at {format_usd(usd)} per million output tokens" if usd is not None else ""
+    return f"The layout stays; it carries {significant(rate)} requests/s within the SLO{price}. Each bar changes one input."
+
+
+def quantiles(values: Sequence[float]) -> list[Text]:
+    """A few quantiles of 101."""
+    return [{"share of requests": f"{at}%", "within": format_seconds(values[at])} for at in (5, 25, 50, 75, 90, 95, 99)]
+
+
+_MEASURES = {
+    "layout": lambda m: m.layout,
+    "busiest rank over the even share": lambda m: m.max_over_mean,
+    "active experts of the busiest rank": lambda m: m.active_experts,
+    "experts per rank": lambda m: float(m.experts_per_rank),
+    "dropped assignments": lambda m: m.drop_rate,
+    "hit rate in HBM": lambda m: m.hit_rate,
+    "decode step": lambda m: m.decode_s,
+    "KV tokens per rank": lambda m: float(m.kv_tokens),
+    "requests/s within the SLO": lambda m: m.requests_per_s,
+    "$/Mtok output at that load": lambda m: m.usd_per_mtok_output,
+}
+_SHARES = ("dropped assignments", "hit rate in HBM")
+
+
+def _measure(found: Measures | None, label: str) -> str:
+    if found is None:
+        return "does not fit"
+    value = _MEASURES[label](found)
+    if value is None:
+        return "none within the SLO"
+    if isinstance(value, str):
+        return value
+    if label in _SHARES:
+        return f"{value:.1%}"
+    if label == "decode step":
+        return format_seconds(value)
+    return format_usd(value) if label.startswith("$") else significant(value)
+
+
+def _change(plain: Measures | None, changed: Measures | None, label: str) -> str:
+    if plain is None or changed is None or label in _SHARES:
+        return ""
+    old, new = _MEASURES[label](plain), _MEASURES[label](changed)
+    if not isinstance(old, float) or not isinstance(new, float) or not old:
+        return ""
+    return f"{new / old - 1:+.1%}" if new != old else "same"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return significant(value) if isinstance(value, float) else str(value)
