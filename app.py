@@ -1,4 +1,4 @@
-"""The dashboard: lays out what `planner.whatif` answers. Start it with `moeplan dashboard` or `streamlit run app.py`."""
+"""The dashboard lays out what `planner.whatif` answers. Start it: `moeplan dashboard` or `streamlit run app.py`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,21 @@ import streamlit as st
 
 from planner.errors import InputError
 from planner.hardware import systems
-from planner.whatif import analytic, charts, details, edits, form, jobs, lab, outcome, pins, rivals, rows, tornado
+from planner.whatif import analytic, charts, details, edits, form, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer
-from planner.whatif.question import Problem, config_problem, trace_problem
+from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
 from planner.whatif.scenario import Scenario, from_query
+from planner.whatif.tornado import tornado
 from planner.workload import parse_slo
 
 FIELDS = tuple(field.name for field in fields(Scenario))
-WIDGETS = {"select": st.selectbox, "slider": st.select_slider, "number": st.number_input, "text": st.text_input}
-STYLE = """<style>
-[data-testid="stMetricValue"] {font-size: 1.4rem}
-[data-testid="stMainBlockContainer"] {padding: 2.4rem 2rem 3rem; max-width: 1250px}
-.answer {border-left: 5px solid var(--band); background: var(--tint); padding: .7rem 1rem; border-radius: .3rem;
-  font-size: 1.15rem; font-weight: 600; line-height: 1.4}
-.good {--band: #2f7d6b; --tint: #edf5f1} .short {--band: #b4530a; --tint: #fbf2ea} .bad {--band: #a3262a; --tint: #fbecec}
-</style>"""
+WIDGETS = {"select": "selectbox", "slider": "select_slider", "number": "number_input", "text": "text_input"}
 
 
 def main() -> None:
     """One run of the page."""
     st.set_page_config(page_title="moeplan", layout="wide", initial_sidebar_state="expanded")
-    st.html(STYLE)
+    st.html(form.STYLE)
     _restore()
     notes = _side_bar()
     head = st.container()
@@ -89,7 +83,7 @@ def _remember(scenario: Scenario, view: str) -> None:
 def _complain(problems: Sequence[Problem], notes: Mapping[str, Any], head: Any) -> Answer:
     """Problems beside their fields, and the answer to the last good question."""
     for problem in problems:
-        notes.get(problem.field, head).error(problem.message)
+        notes.get(problem.field, head).error(rows.plain(problem.message))
     head.warning("The answer below is to your last valid question: correct the field marked red.")
     found = analytic.answer(st.session_state.good)
     assert isinstance(found, Answer)
@@ -101,7 +95,7 @@ def _side_bar() -> dict[str, Any]:
     with st.sidebar:
         st.subheader("moeplan")
         for problem in st.session_state.unread:
-            st.warning(problem)
+            st.warning(rows.plain(problem))
         notes = _grid(form.main_fields())
         with st.expander("Advanced"):
             notes |= _grid(form.advanced_fields())
@@ -115,30 +109,24 @@ def _grid(lines: Sequence[Sequence[form.Field]]) -> dict[str, Any]:
     """Rows of inputs, and the place below each row for its problems."""
     notes: dict[str, Any] = {}
     for line in lines:
-        widths = [
-            3 if field.kind in ("slider", "text") or field.name in ("system", "workload") else 2 for field in line
-        ]
-        for column, field in zip(st.columns(widths, vertical_alignment="bottom"), line, strict=True):
-            with column:
-                _input(field)
+        places = st.columns([field.width for field in line], vertical_alignment="bottom")
+        for column, field in zip(places, line, strict=True):
+            _input(field, column)
         notes |= dict.fromkeys([field.name for field in line], st.container())
     return notes
 
 
-def _input(field: form.Field) -> None:
-    key = f"in_{field.name}"
-    more: dict[str, Any] = {}
+def _input(field: form.Field, place: Any) -> None:
+    key, more = f"in_{field.name}", dict[str, Any]()
     if field.kind in ("select", "slider"):
         more |= {"options": field.options(st.session_state[key]), "format_func": field.shown}
-    if field.takes_others:
-        more["accept_new_options"] = True
+    more |= {"accept_new_options": True} if field.takes_others else {}
     if field.kind == "number":
         more |= {"step": field.step, "format": "%g" if isinstance(field.step, float) else "%d"}
-    replaced = {"model": "config_name", "workload": "trace_name", "rate": "trace_name"}.get(field.name)
-    upload = st.session_state[f"in_{replaced}"] if replaced else ""
-    WIDGETS[field.kind](field.label, key=key, help=field.help, disabled=bool(upload), **more)
-    if upload and field.name != "rate":
-        st.button(f"Drop {upload}", on_click=_drop, args=(str(replaced).removesuffix("_name"),), key=f"drop_{replaced}")
+    upload = st.session_state[f"in_{field.upload}_name"] if field.upload else ""
+    getattr(place, WIDGETS[field.kind])(field.label, key=key, help=field.help, disabled=bool(upload), **more)
+    if upload:
+        place.button(f"Drop {upload}", on_click=_drop, args=(field.upload,), key=f"drop_{field.upload}")
 
 
 def _upload(field: str, label: str, kind: str, most_mb: int, problem: Callable[[str, str], str | None]) -> Any:
@@ -147,7 +135,7 @@ def _upload(field: str, label: str, kind: str, most_mb: int, problem: Callable[[
     st.file_uploader(label, type=kind, max_upload_size=most_mb, key=key, on_change=_take, args=(field, key, problem))
     place = st.container()
     if st.session_state.get(f"bad_{field}"):
-        place.error(st.session_state[f"bad_{field}"])
+        place.error(rows.plain(st.session_state[f"bad_{field}"]))
     return place
 
 
@@ -167,9 +155,8 @@ def _drop(field: str) -> None:
 
 def _tiles(shown: Sequence[analytic.Tile]) -> None:
     for column, tile in zip(st.columns(len(shown) or 1), shown, strict=False):
-        origin = f"  \nRests on: {tile.origin}" if tile.origin else ""
-        column.metric(tile.label, tile.value, help=f"Counts {tile.counts}.{origin}")
-        column.caption(f"80 %: {tile.interval}  \n{tile.counts}" if tile.interval else tile.counts)
+        column.metric(tile.label, tile.value, help=tile.help)
+        column.caption(rows.plain(tile.note))
 
 
 def _chart(spec: charts.Spec, alt: str, table: Sequence[Mapping[str, Any]], key: str, pick: bool = False) -> Any:
@@ -202,12 +189,12 @@ def _plan(found: Answer) -> None:
     st.markdown(f"**Bottleneck.** {analytic.bottleneck(found)}")
     st.caption(analytic.sure_sentence(found))
     for near in analytic.borderline(found):
-        st.info(analytic.borderline_sentence(near))
-    points, alt = analytic.front(found), "Throughput per GPU against interactivity, a point per layout"
-    least = analytic.least_tok_per_s_per_user(found)
-    spec = charts.pareto(points, analytic.chosen_curve(found), analytic.at_demand(found), least)
-    event = _chart(spec, alt, points, "front", pick=True)
-    st.caption(analytic.FRONT_CAPTION)
+        st.markdown(analytic.borderline_sentence(near))
+    alt, least = "Throughput per GPU against interactivity, by layout", front.least_tok_per_s_per_user(found)
+    lines = front.envelope(found), front.chosen_curve(found)
+    spec = charts.pareto(front.cloud(found), lines, front.at_demand(found), least)
+    event = _chart(spec, alt, front.front(found), "front", pick=True)
+    st.caption(front.CAPTION)
     for point in list(event.selection.get(charts.PICK) or ())[:1]:
         _picked(point, found)
     st.markdown(f"**Memory of one GPU.** {analytic.memory_line(found)}")
@@ -219,30 +206,30 @@ def _plan(found: Answer) -> None:
             st.markdown(f"**A {name} step** takes {rows.total(terms)}")
             _chart(charts.bars(terms, "ms", 1e-3), f"Operations of a {name} step", rows.parts(terms), name)
     with st.expander("What a tenth more or less of each input does"):
-        rate, usd, found_bars = tornado.tornado(found)
-        st.caption(rows.tornado_caption(rate, usd))
+        rate, usd, found_bars = tornado(found)
+        st.caption(rows.plain(rows.tornado_caption(rate, usd)))
         alt = "Sensitivity of the load within the SLO"
         _chart(charts.tornado(rate, found_bars), alt, [asdict(bar) for bar in found_bars], "tornado")
 
 
 def _picked(point: Mapping[str, Any], found: Answer) -> None:
-    asked = analytic.with_layout(found, str(point["key"]), str(point["backend"]), str(point["kv"]))
+    asked = analytic.with_layout(found, str(point["id"]))
     other = analytic.answer(asked)
     if isinstance(other, Answer) and other.chosen is not None:
         with st.container(border=True, key="details"):
-            st.markdown(f"**{escape(analytic.headline(other))}**")
+            st.markdown(f"**{rows.plain(analytic.headline(other))}**")
             _tiles(analytic.tiles(other))
             st.markdown(analytic.bottleneck(other))
             st.button("Use this layout", on_click=_fill, args=(asked,), key="use_layout")
 
 
 def _remedies(found: Answer) -> None:
-    st.markdown(escape(edits.shortfall(found)))
+    st.markdown(rows.plain(edits.shortfall(found)))
     with st.spinner("Looking for remedies"):
         tried = edits.edits(found)
     st.markdown("**What would do, cheapest first**" if tried else "No single change was found that meets the SLO.")
     for number, edit in enumerate(tried):
-        st.button(edit.text, on_click=_fill, args=(edit.scenario,), key=f"remedy_{number}")
+        st.button(rows.plain(edit.text), on_click=_fill, args=(edit.scenario,), key=f"remedy_{number}")
 
 
 def _knobs(found: Answer) -> None:
@@ -270,19 +257,14 @@ def _simulation(found: Answer) -> None:
     if found.chosen is None:
         st.info("Nothing fits, so there is nothing to simulate: see the remedies under Plan.")
         return
-    commands = {
-        "Simulate this layout": analytic.command(found),
-        "Simulate the whole plan": analytic.plan_command(found),
-    }
+    commands = {"Simulate this layout": analytic.command(found), "Simulate the plan": analytic.plan_command(found)}
     for column, (label, command) in zip(st.columns(2), commands.items(), strict=True):
         column.button(label, on_click=_start, args=(found.question.scenario, command), help=command, width="stretch")
     job = state.get("job")
     if state.get("refused"):
-        st.error(state.refused)
+        st.error(rows.plain(state.refused))
     if job is None:
-        st.caption(
-            "Runs in a process of its own: go on with other views, or cancel. A layout takes seconds, a plan more."
-        )
+        st.caption("Runs beside this page: go on with other views, or cancel. A layout takes seconds, a plan more.")
     elif job.is_running:
         _watch()
     else:
@@ -310,24 +292,20 @@ def _watch() -> None:
 def _result(job: jobs.Job, scenario: Scenario) -> None:
     facts = job.facts()
     if facts is None:
-        st.error(f"No result: {job.problem()}")
+        st.error(rows.plain(f"No result: {job.problem()}"))
         return
     if job.scenario != scenario:
         st.warning("The inputs have changed since this run.")
-    st.markdown(f"**{escape(outcome.verdict(facts))}**")
+    st.markdown(f"**{rows.plain(outcome.verdict(facts))}**")
     _tiles(outcome.tiles(facts))
-    for text in (outcome.saturation(facts), outcome.memory_note(facts), outcome.sure(facts)):
-        st.markdown(text)
+    st.markdown(rows.plain(" ".join((outcome.saturation(facts), outcome.memory_note(facts), outcome.sure(facts)))))
     limits = parse_slo(job.scenario.slo).limits_s()
     samples = outcome.quantiles(job, facts)
     for column, (name, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=True):
         metric = name.removesuffix("_s")
-        spec, alt = (
-            charts.cdf(values, metric.upper(), limits.get(metric)),
-            f"Share of requests within a {metric.upper()}",
-        )
+        spec = charts.cdf(values, metric.upper(), limits.get(metric))
         with column:
-            _chart(spec, alt, rows.quantiles(values), f"cdf_{name}")
+            _chart(spec, f"Share of requests within a {metric.upper()}", rows.quantiles(values), f"cdf_{name}")
     series = outcome.timeline(job, facts)
     for name, title in outcome.SERIES.items() if series else ():
         spec = charts.timeline(series, name, title)
@@ -340,23 +318,17 @@ def _result(job: jobs.Job, scenario: Scenario) -> None:
 
 def _compare(found: Answer) -> None:
     scenario = found.question.scenario
-    try:
-        listed = rivals.names(scenario.rivals)
-    except InputError as error:
-        st.error(str(error))
-        listed = rivals.USUAL
     if "rivals" not in st.session_state:
-        st.session_state.rivals = [*listed]
-    chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=rivals.MOST_RIVALS)
+        st.session_state.rivals = [*rival_names(scenario.rivals)]
+    chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=MOST_RIVALS)
     st.session_state.in_rivals = ",".join(chosen)
     with st.spinner("Sizing every system"):
         compared = rivals.rivals(scenario, chosen)
     st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
     st.table(rows.systems(compared), hide_index=True)
-    for row in compared:
-        if row.scenario:
-            target = replace(row.scenario, rivals=scenario.rivals)
-            st.button(f"Look at {row.gpu}", on_click=_fill, args=(target, "Plan"), key=f"look_{row.name}")
+    for row in (row for row in compared if row.scenario):
+        target = replace(row.scenario, rivals=scenario.rivals)
+        st.button(f"Look at {row.gpu}", on_click=_fill, args=(target, "Plan"), key=f"look_{row.name}")
 
 
 def _pins(found: Answer) -> None:
@@ -366,7 +338,7 @@ def _pins(found: Answer) -> None:
     for number, scenario in enumerate(pinned):
         before = analytic.answer(scenario)
         with st.container(border=True):
-            st.markdown(f"**{escape(pins.label(scenario))}**")
+            st.markdown(f"**{rows.plain(pins.label(scenario))}**")
             left, right = st.columns(2)
             left.button("Go back to it", on_click=_fill, args=(scenario, "Plan"), key=f"open_{number}")
             right.button("Unpin", on_click=pinned.pop, args=(number,), key=f"unpin_{number}")
@@ -374,11 +346,5 @@ def _pins(found: Answer) -> None:
                 st.table(rows.pinned(before, found), hide_index=True)
 
 
-VIEWS: dict[str, Callable[[Answer], None]] = {
-    "Plan": _plan,
-    "MoE knobs": _knobs,
-    "Simulation": _simulation,
-    "Compare clusters": _compare,
-    "Pins": _pins,
-}
+VIEWS = {"Plan": _plan, "MoE knobs": _knobs, "Simulation": _simulation, "Compare clusters": _compare, "Pins": _pins}
 main()

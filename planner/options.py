@@ -46,7 +46,7 @@ _PARTS = ("experts", "attention", "dense")
 
 
 def precision(model: str | ModelConfig, weights: str | None, kv: str | None) -> ModelConfig:
-    """`model` (or its name) with weight formats `weights` (`fp8`, `experts=nvfp4,attention=bf16`) and KV format `kv`."""
+    """`model`, or that of this name, with formats `weights` (`fp8`, `experts=nvfp4,attention=bf16`) and `kv`."""
     chosen: dict[str, str] = {}
     for item in weights.split(",") if weights else ():
         part, equals, fmt = item.strip().partition("=")

@@ -12,6 +12,7 @@ from planner.cli import (
     afd,
     calibrate,
     commands,
+    dashboard,
     engines,
     experts_drops,
     experts_inspect,
@@ -39,6 +40,7 @@ for command in (
     afd.afd,
     validate.validate,
     calibrate.calibrate,
+    dashboard.dashboard,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")

@@ -9,14 +9,13 @@ from math import exp, log, sqrt
 import numpy as np
 
 from planner.economics import gpu_hour
-from planner.facts.certainty import Ratios, chance
+from planner.facts.certainty import chance
 from planner.loads import load_table
 from planner.offload import expert_bytes_per_index
-from planner.search import TAIL
 from planner.steptime import StepTime
 from planner.units import format_bytes, format_chance, format_seconds, format_usd, significant
-from planner.validation.intervals import basis_of, interval_table
-from planner.whatif.catalogue import LOAD, Curve, Estimate, best, curve, estimates, layout_text, objectives
+from planner.validation.intervals import Ratios, basis_of, interval_table
+from planner.whatif.catalogue import LOAD, Estimate, best, curve, estimates, layout_text, objectives
 from planner.whatif.question import Problem, Question, ask
 from planner.whatif.scenario import Scenario
 
@@ -26,10 +25,6 @@ random layouts (`python benchmarks/estimates.py`, docs/architecture.md, 2026-11-
 _Z_80 = 1.2816
 BORDERLINE = 1.25
 """Estimates of up to this much over a limit may hold in the simulation."""
-FRONT_CAPTION = (
-    "A point is the most that a layout carries within the SLO, per GPU; where none is within, one request at a time. The "
-    "line is the chosen layout from idle to full, the diamond where your demand puts it. Click a point for its details."
-)
 _METRIC_OF = {"ttft": "ttft", "tpot": "tpot", "e2e": "tpot"}
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "End to end"}
 
@@ -43,6 +38,16 @@ class Tile:
     counts: str
     interval: str
     origin: str
+
+    @property
+    def note(self) -> str:
+        """Interval and what is counted, below the number."""
+        return f"80 %: {self.interval}  \n{self.counts}" if self.interval else self.counts
+
+    @property
+    def help(self) -> str:
+        """What is counted and what it rests on, when hovered."""
+        return f"Counts {self.counts}." + (f"  \nRests on: {self.origin}." if self.origin else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,13 +107,13 @@ def operating_point(question: Question, chosen: Estimate) -> tuple[StepTime, Ste
     return cost.decode(np.array(batch), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0)
 
 
-def with_layout(found: Answer, layout: str, backend: str, kv: str) -> Scenario:
-    """The question with the layout of one replica `layout`, in as few replicas as its demand takes, else in all."""
-    bare = replace(found.question.scenario, layout="", backend=backend if backend != "all_reduce" else "", kv=kv)
-    of_kind = [e for e in found.found if e.kind.key == layout and e.kind.deployment.backend == backend]
-    of_kind = [e for e in of_kind if e.kind.deployment.model.kv_format == kv]
-    chosen = best(of_kind)
+def with_layout(found: Answer, identity: str) -> Scenario:
+    """The question with the layout of a point of `front`, in as few replicas as the demand takes, else in all."""
+    layout, backend, kv = identity.split("/")
+    alike = [e for e in found.found if (e.kind.key, e.kind.deployment.backend) == (layout, backend)]
+    chosen = best([e for e in alike if e.kind.deployment.model.kv_format == kv])
     text = layout_text(chosen.candidate.deployment.layout) if chosen else layout
+    bare = replace(found.question.scenario, kv=kv, backend="" if backend == "all_reduce" else backend)
     return replace(bare, layout=text)
 
 
@@ -137,7 +142,9 @@ def headline(found: Answer) -> str:
     layout, ratio = chosen.candidate.deployment.layout, chosen.worst[1]
     gpus = f"{chosen.num_gpus} of {where}" if chosen.num_gpus < question.cluster.num_gpus else where
     if chosen.meets_slo:
-        return f"{layout} on {gpus}: expected to meet the SLO, {limit_name(chosen)} at {ratio:.0%} of its limit"
+        usd = chosen.usd_per_mtok_output
+        price = f", {format_usd(usd)}/Mtok output" if usd is not None else ""
+        return f"{layout} on {gpus}: expected to meet the SLO, {limit_name(chosen)} at {ratio:.0%} of its limit{price}"
     if chosen.worst[0] == LOAD:
         return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains"
     return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit"
@@ -161,12 +168,8 @@ def tiles(found: Answer) -> list[Tile]:
     tiles = [_latency(found, name, *pair) for name, pair in _objectives(found).items()]
     per_gpu = chosen.output_tok_per_s / chosen.num_gpus
     rate = chosen.output_tok_per_s / question.workload.mean_output_tokens
-    load = f"at {significant(rate)} requests/s, demand / capacity = {chosen.ratios[LOAD]:.0%}"
-    tiles.append(
-        Tile(
-            "Throughput", f"{significant(per_gpu)} tok/s/GPU", f"output tokens, {chosen.num_gpus} GPUs, {load}", "", ""
-        )
-    )
+    load = f"output tokens at {significant(rate)} requests/s, {chosen.ratios[LOAD]:.0%} of capacity"
+    tiles.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", load, "", ""))
     price = gpu_hour(question.cluster.system)
     source = f"{price.basis} {format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else ""
     usd = "unknown" if chosen.usd_per_mtok_output is None else format_usd(chosen.usd_per_mtok_output)
@@ -176,7 +179,7 @@ def tiles(found: Answer) -> list[Tile]:
     capacity = Tile(
         "Carries at most",
         f"{significant(candidate.capacity_per_s)} req/s",
-        f"{candidate.deployment.layout.replicas} replica(s), without regard to the SLO",
+        "all replicas, SLO aside",
         f"{significant(low)} to {significant(high)} req/s",
         origin,
     )
@@ -204,7 +207,7 @@ def sure_sentence(found: Answer) -> str:
 
 
 def borderline(found: Answer) -> list[Estimate]:
-    """Layouts on fewer GPUs than the chosen one that miss by so little that only a simulation can tell, nearest first."""
+    """Layouts on fewer GPUs than the chosen one that miss by so little that only a simulation can tell."""
     if not found.meets_slo or found.chosen is None:
         return []
     near: dict[int, Estimate] = {}
@@ -217,8 +220,8 @@ def borderline(found: Answer) -> list[Estimate]:
 def borderline_sentence(near: Estimate) -> str:
     """What to do about a layout that is too close to its limit for an estimate."""
     return (
-        f"{near.num_gpus} GPUs may do: {near.candidate.name} is estimated at {near.worst[1]:.2f} x its tightest limit, too "
-        "close to call. Simulate the whole plan to know."
+        f"**{near.num_gpus} GPUs may do:** {near.candidate.name} is estimated at {near.worst[1]:.2f} x its tightest "
+        "limit, too close to call. Simulate the whole plan to know."
     )
 
 
@@ -299,69 +302,6 @@ def _doubling(found: Answer) -> str:
     )
 
 
-def front(found: Answer) -> list[dict[str, object]]:
-    """A point per layout: most throughput per GPU within the SLO, or its lightest load where it never meets it.
-
-    The chosen layout is marked; its `at_demand` point is where the demand puts it.
-    """
-    rows = []
-    seen: set[tuple[str, str, str]] = set()
-    for each in found.found:
-        kind = each.kind
-        key = (kind.key, kind.deployment.backend, kind.deployment.model.kv_format)
-        if key in seen:
-            continue
-        seen.add(key)
-        line = curve(found.question, kind)
-        at = line.within if line.within is not None else 0
-        rows.append(_point(found, each, line, at))
-    return sorted(rows, key=lambda row: float(str(row["tok_per_s_per_user"])))
-
-
-def _point(found: Answer, each: Estimate, line: Curve, at: int) -> dict[str, object]:
-    deployment = each.kind.deployment
-    is_chosen = found.chosen is not None and each.kind is found.chosen.kind
-    return {
-        "layout": str(deployment.layout) + (f", {deployment.backend}" if deployment.layout.attention_dp > 1 else ""),
-        "key": layout_text(deployment.layout),
-        "backend": deployment.backend,
-        "kv": deployment.model.kv_format,
-        "gpus_per_replica": deployment.layout.replica_gpus,
-        "tok_per_s_per_user": float(line.tok_per_s_per_user[at]),
-        "output_tok_per_s_per_gpu": float(line.output_tok_per_s_per_gpu[at]),
-        "requests_per_s": float(line.requests_per_s[at]),
-        "sequences_per_rank": float(line.batch[at]),
-        "verdict": "chosen" if is_chosen else "meets the SLO" if line.within is not None else "misses the SLO",
-    }
-
-
-def chosen_curve(found: Answer) -> list[dict[str, float]]:
-    """The chosen layout from an idle server to a full one."""
-    if found.chosen is None:
-        return []
-    line = curve(found.question, found.chosen.kind)
-    return [
-        {"tok_per_s_per_user": float(x), "output_tok_per_s_per_gpu": float(y), "sequences_per_rank": float(b)}
-        for x, y, b in zip(line.tok_per_s_per_user, line.output_tok_per_s_per_gpu, line.batch, strict=True)
-    ]
-
-
-def at_demand(found: Answer) -> dict[str, float] | None:
-    """Where the demand puts the chosen layout."""
-    if found.chosen is None:
-        return None
-    return {
-        "tok_per_s_per_user": 1 / found.chosen.candidate.tpot_s,
-        "output_tok_per_s_per_gpu": found.chosen.output_tok_per_s / found.chosen.num_gpus,
-    }
-
-
-def least_tok_per_s_per_user(found: Answer) -> float | None:
-    """Mean rate per user at which the TPOT objective is just met, by the ratio of its percentile to the mean."""
-    limits = [o.limit_s / TAIL["tpot"][o.statistic] for o in found.question.slo.objectives if o.metric == "tpot"]
-    return 1 / min(limits) if limits else None
-
-
 def memory_line(found: Answer) -> str:
     """How many tokens the caches of the chosen layout hold."""
     if found.chosen is None:
@@ -379,7 +319,7 @@ def _latency(found: Answer, name: str, value: float, limit: float) -> Tile:
     metric, _, statistic = name.partition("_")
     ratios = _widened(found, _METRIC_OF[metric])
     bounds = f"{format_seconds(value * ratios.low)} to {format_seconds(value * ratios.high)}"
-    counts = f"{statistic} of all requests, limit {format_seconds(limit)}"
+    counts = f"all requests, limit {format_seconds(limit)}"
     return Tile(f"{_NAMES[metric]} {statistic}", format_seconds(value), counts, bounds, _origin(found))
 
 

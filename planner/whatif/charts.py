@@ -29,35 +29,53 @@ _CONFIG: Spec = {
     "view": {"stroke": None},
     "title": {"fontSize": 13, "anchor": "start", "color": INK},
 }
-_VERDICTS = {"chosen": WARN, "meets the SLO": ACCENT, "misses the SLO": "#a9b2bb"}
+_VERDICTS = {"chosen layout": WARN, "meets the SLO": ACCENT, "misses the SLO": "#a9b2bb"}
 
 
 def pareto(
     points: Sequence[Mapping[str, object]],
-    line: Sequence[Mapping[str, float]],
+    lines: Sequence[Sequence[Mapping[str, float]]],
     at: Mapping[str, float] | None,
     least: float | None,
 ) -> Spec:
-    """Throughput per GPU against interactivity: layouts at the most they carry within the SLO, the chosen one's curve."""
-    x = _x("tok_per_s_per_user", "Interactivity (output tok/s per user, mean)")
-    y = _y("output_tok_per_s_per_gpu", "Output tok/s per GPU")
-    right = 1.05 * max([float(str(p["tok_per_s_per_user"])) for p in points] + [r["tok_per_s_per_user"] for r in line])
-    layers: list[Spec] = []
-    if least is not None and least < right:
-        area = {"data": {"values": [{"from": least, "to": right}]}, "mark": {"type": "rect", "color": SLO_AREA}}
-        layers.append(area | {"encoding": {"x": {"field": "from", "type": "quantitative"}, "x2": {"field": "to"}}})
-        text = {"type": "text", "align": "left", "dx": 5, "dy": 9, "color": "#3f6b33", "fontSize": 12}
-        note = {"mark": text | {"text": "meets the TPOT limit"}, "data": {"values": [{"from": least}]}}
-        layers.append(note | {"encoding": {"x": {"field": "from", "type": "quantitative"}, "y": {"value": 0}}})
-    mark = {"type": "line", "color": WARN, "strokeWidth": 1.5, "opacity": 0.8}
-    layers.append({"data": {"values": list(line)}, "mark": mark, "encoding": {"x": x, "y": y}})
-    if at is not None:
-        star = {"type": "point", "shape": "diamond", "filled": True, "size": 170, "color": WARN, "stroke": "white"}
-        tip = [_tip("tok_per_s_per_user", "tok/s per user"), _tip("output_tok_per_s_per_gpu", "tok/s per GPU")]
-        encoding = {"x": x, "y": y, "tooltip": tip, "description": {"value": "chosen layout at the demanded load"}}
-        layers.append({"data": {"values": [dict(at)]}, "mark": star, "encoding": encoding})
+    """Throughput per GPU against interactivity; `lines` are the best of all layouts and the chosen one.
+
+    `at` is where the demand puts it; the region from `least` output tokens per second and user on is shaded.
+    """
+    x = _number_axis("tok_per_s_per_user", "Interactivity (output tok/s per user, mean)")
+    y = _number_axis("output_tok_per_s_per_gpu", "Output tok/s per GPU (logarithmic)", is_log=True)
+    right = 1.04 * max(float(str(p["tok_per_s_per_user"])) for p in points)
+    layers = _slo_area(least, right) if least is not None and least < right else []
+    for values, colour, width in zip(lines, (INK, WARN), (1.2, 2.2), strict=True):
+        mark = {"type": "line", "color": colour, "strokeWidth": width, "interpolate": "linear"}
+        layers.append({"data": {"values": list(values)}, "mark": mark, "encoding": {"x": x, "y": y}})
     layers.append(_layouts(points, x, y))
-    return _spec({"height": 340, "layer": layers})
+    if at is not None:
+        star = {"type": "point", "shape": "diamond", "filled": True, "size": 260, "color": WARN, "stroke": "white"}
+        tip = [
+            _tip("tok_per_s_per_user", "at your demand, tok/s per user"),
+            _tip("output_tok_per_s_per_gpu", "tok/s per GPU"),
+        ]
+        layers.append({"data": {"values": [dict(at)]}, "mark": star, "encoding": {"x": x, "y": y, "tooltip": tip}})
+    return _spec({"height": 380, "layer": layers})
+
+
+def _slo_area(least: float, right: float) -> list[Spec]:
+    place = {"x": {"field": "from", "type": "quantitative"}}
+    data = {"values": [{"from": least, "to": right}]}
+    text = {
+        "type": "text",
+        "align": "left",
+        "dx": 6,
+        "dy": 10,
+        "color": "#3f6b33",
+        "fontSize": 12,
+        "text": "meets the TPOT limit",
+    }
+    return [
+        {"data": data, "mark": {"type": "rect", "color": SLO_AREA}, "encoding": place | {"x2": {"field": "to"}}},
+        {"data": data, "mark": text, "encoding": place | {"y": {"value": 0}}},
+    ]
 
 
 def _layouts(points: Sequence[Mapping[str, object]], x: Spec, y: Spec) -> Spec:
@@ -65,23 +83,23 @@ def _layouts(points: Sequence[Mapping[str, object]], x: Spec, y: Spec) -> Spec:
         _tip("layout", "layout", ""),
         _tip("verdict", "verdict", ""),
         _tip("kv", "KV cache", ""),
-        _tip("requests_per_s", "requests/s of a replica", ".3g"),
+        _tip("requests_per_s", "requests/s of a replica"),
         _tip("gpus_per_replica", "GPUs of a replica", "d"),
         _tip("sequences_per_rank", "sequences per rank", ".0f"),
         _tip("tok_per_s_per_user", "tok/s per user"),
         _tip("output_tok_per_s_per_gpu", "tok/s per GPU"),
     ]
     scale = {"domain": list(_VERDICTS), "range": list(_VERDICTS.values())}
-    picked = {"condition": {"param": PICK, "empty": False, "value": 3}, "value": 1}
+    strong = {"condition": {"param": PICK, "empty": False, "value": 1}, "value": 0.55}
     return {
         "data": {"values": list(points)},
-        "params": [{"name": PICK, "select": {"type": "point", "fields": ["key", "backend", "kv"]}}],
-        "mark": {"type": "point", "filled": True, "size": 85, "stroke": INK, "cursor": "pointer", "opacity": 0.9},
+        "params": [{"name": PICK, "select": {"type": "point", "fields": ["id"]}}],
+        "mark": {"type": "point", "filled": True, "size": 60, "cursor": "pointer"},
         "encoding": {
             "x": x,
             "y": y,
             "color": {"field": "verdict", "type": "nominal", "scale": scale, "title": None},
-            "strokeWidth": picked,
+            "opacity": strong,
             "tooltip": tips,
         },
     }
@@ -93,10 +111,10 @@ def stacked(rows: Sequence[Row], unit: str, scale: float) -> Spec:
     order = {r["part"]: i for i, r in enumerate(named)}
     values = [row | {"order": order[row["part"]]} for row in named]
     colours = {"domain": list(order), "range": [PALETTE[i % len(PALETTE)] for i in range(len(order))]}
-    legend = {"title": None, "columns": 5, "symbolLimit": 20}
+    legend = {"title": None, "columns": 6, "symbolLimit": 20}
     return _spec(
         {
-            "height": 64,
+            "height": 150,
             "data": {"values": values},
             "mark": {"type": "bar", "stroke": "white", "strokeWidth": 1},
             "encoding": {
@@ -243,12 +261,9 @@ def _spec(spec: Spec) -> Spec:
     return {"config": _CONFIG, "usermeta": usermeta} | spec
 
 
-def _x(field: str, title: str) -> Spec:
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": True}}
-
-
-def _y(field: str, title: str) -> Spec:
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": True}}
+def _number_axis(field: str, title: str, is_log: bool = False) -> Spec:
+    scale = {"type": "log"} if is_log else {"zero": True}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale}
 
 
 def _tip(field: str, title: str, form: str = ".3g") -> Spec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.figures import readable
@@ -81,7 +80,7 @@ def step_rows(step: StepTime | None) -> list[Row]:
     ]
 
 
-def sources(found: Answer) -> list[Mapping[str, str]]:
+def sources(found: Answer) -> list[dict[str, str]]:
     """Hardware facts, engine and model behind the answer, with source."""
     system, engine, model = found.question.cluster.system, found.question.engine, found.question.model
     facts = {

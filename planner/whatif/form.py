@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from planner.engine import engines
@@ -15,6 +16,7 @@ from planner.residency import POLICIES
 from planner.workload import PRESETS
 
 Value = str | int | float
+STYLE = Path(__file__).parent / "style.css"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,13 @@ class Field:
     words: Mapping[Value, str] = field(default_factory=dict)
     step: float = 1
     takes_others: bool = False
+    upload: str = ""
+    """Field of the scenario with the upload that replaces this input."""
+
+    @property
+    def width(self) -> int:
+        """Share of its row."""
+        return 3 if self.kind in ("slider", "text") or self.name in ("system", "workload") else 2
 
     def options(self, present: Value) -> list[Value]:
         """Choices, and the present value where it is another: a link may hold anything."""
@@ -43,18 +52,18 @@ class Field:
 def main_fields() -> tuple[tuple[Field, ...], ...]:
     """The six inputs of the first screen, in rows."""
     return (
-        (Field("model", "Model", "select", choices=catalog()),),
+        (Field("model", "Model", "select", choices=catalog(), upload="config"),),
         (
             Field("system", "System", "select", choices=systems()),
             Field("gpus", "GPUs", "number", "GPUs offered; beyond one node they come as whole nodes."),
         ),
         (
-            Field("workload", "Workload", "select", "A preset, or a shape you type, such as fixed:1024/256 (tokens in / "
-                  "out).", tuple(PRESETS), takes_others=True),
+            Field("workload", "Workload", "select", "A preset, or a shape you type, such as fixed:1024/256 tokens in "
+                  "and out.", tuple(PRESETS), takes_others=True, upload="trace"),
             Field("rate", "Requests/s", "number", "Requests per second of all users, Poisson arrivals.", step=1.0),
         ),
-        (Field("slo", "SLO", "text", "Objectives with units, such as ttft_p95=2s,tpot_p95=50ms; metrics ttft, tpot, e2e; "
-               "mean, p50, p90, p95, p99."),),
+        (Field("slo", "SLO", "text", "Objectives with units, such as ttft_p95=2s,tpot_p95=50ms. Metrics: ttft, tpot, "
+               "e2e; mean, p50, p90, p95, p99."),),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from planner.balance import BALANCER
 from planner.capacity import QUALITY_NOTE, CapacityLimit, caution, rule
 from planner.deployment import Deployment
 from planner.economics import usd_per_mtok
@@ -20,6 +21,7 @@ from planner.whatif.question import Problem
 from planner.whatif.scenario import Scenario
 
 FACTORS = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+_PLAIN = "contiguous"
 _HEAT_LAYERS = 16
 """Layers shown of the representative ones: the others are alike."""
 
@@ -86,21 +88,27 @@ def lab(scenario: Scenario) -> Lab | tuple[Problem, ...]:
     return Lab(tokens, same, _measures(found, batch), note)
 
 
-def heat(scenario: Scenario, policy: str = "eplb") -> Heat | str:
-    """Loads of the ranks as placed, and under `policy`; a sentence where there is nothing to see."""
+def heat(scenario: Scenario) -> Heat | str:
+    """Loads of the ranks without balancing, and under the chosen placement and copies (EPLB where none is chosen).
+
+    A sentence where there is nothing to see.
+    """
     found = answer(scenario)
     if not isinstance(found, Answer) or found.chosen is None or found.question.model.moe is None:
         return "There are no experts to place."
     deployment = found.chosen.candidate.deployment
     if deployment.layout.ep == 1:
         return (
-            f"{deployment.layout} cuts every expert over its ranks: all ranks have the same load. Set EP above to see "
-            "whole experts on ranks."
+            f"{deployment.layout} cuts every expert over its ranks: all ranks have the same load. Set expert "
+            f"parallelism above, such as {deployment.layout.stage_gpus}, to see whole experts on ranks."
         )
     asked = _load(deployment)
-    return Heat(
-        _rank_loads(asked), _rank_loads(replace(asked, placement=policy)), policy, deployment.experts.placement_name
-    )
+    policy = BALANCER if asked.placement == _PLAIN else asked.placement
+    least = -asked.num_experts % asked.num_ranks
+    before = replace(asked, placement=_PLAIN, redundant=least)
+    name = policy if isinstance(policy, str) else policy.policy
+    copies = f" with {asked.redundant} copies" if asked.redundant else ""
+    return Heat(_rank_loads(before), _rank_loads(replace(asked, placement=policy)), f"{name}{copies}", _PLAIN)
 
 
 def drop_curve(scenario: Scenario, tokens: float) -> list[dict[str, float | str]]:

@@ -94,7 +94,8 @@ def memory_note(facts: Facts) -> str:
     pool = format_bytes((facts.get("memory") or {}).get("terms", {}).get("kv_cache", 0.0))
     return (
         f"KV cache at most {facts['kv_utilisation_peak']:.0%} full ({pool} per GPU), {facts['num_preemptions']:,} "
-        f"preemptions, {facts['num_rejected']:,} rejected, {facts['num_requests']:,} requests in {facts['num_steps']:,} steps."
+        f"preemptions, {facts['num_rejected']:,} rejected, {facts['num_requests']:,} requests in "
+        f"{facts['num_steps']:,} steps."
     )
 
 

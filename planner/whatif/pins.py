@@ -41,9 +41,9 @@ def differences(pinned: Answer, now: Answer) -> list[Difference]:
         return []
     rows = []
     for (name, before, show), (_, after, _) in zip(_numbers(pinned), _numbers(now), strict=False):
-        both = before is not None and after is not None
-        change = (after / before - 1) if both and before else None
-        delta = _signed(after - before, show) if both else ""
+        change, delta = None, ""
+        if before is not None and after is not None:
+            change, delta = after / before - 1 if before else None, _signed(after - before, show)
         rows.append(Difference(name, _text(before, show), _text(after, show), delta, change))
     return rows
 

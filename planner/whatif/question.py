@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Question:
     layout: Layout | None
 
 
+USUAL_RIVALS = ("h100-sxm", "h200-sxm", "b200-sxm", "gb200-nvl72", "mi355x")
+MOST_RIVALS = 8
+
+
 class _Faults:
     """Runs the readers of the fields one by one and keeps what each of them complains about."""
 
@@ -80,6 +84,7 @@ def ask(scenario: Scenario) -> Question | tuple[Problem, ...]:
     slo = faults.read("slo", lambda: parse_slo(scenario.slo))
     workload = faults.read("trace" if scenario.trace else "workload", lambda: _workload(scenario, slo))
     engine = faults.read("engine", lambda: _engine(scenario.engine))
+    faults.read("rivals", lambda: rival_names(scenario.rivals))
     layout = faults.read("layout", lambda: parse_layout(scenario.layout)) if scenario.layout else None
     if model is None or engine is None:
         return tuple(faults.problems)
@@ -90,9 +95,22 @@ def ask(scenario: Scenario) -> Question | tuple[Problem, ...]:
     if workload is not None:
         faults.read("workload", lambda: check_context(model, workload))
     _check_knobs(scenario, model, engine, faults)
-    if faults.problems:
+    if faults.problems or cluster is None or workload is None or slo is None or tactics is None:
         return tuple(faults.problems)
     return Question(scenario, model, cluster, workload, slo, engine, experts, tactics, layout)
+
+
+def rival_names(text: str) -> tuple[str, ...]:
+    """Systems of a comma-separated list; InputError on an unknown one, one given twice, or too many."""
+    listed = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in listed:
+        if name not in systems():
+            raise InputError(f"system {name[:80]!r} is unknown: {nearest(name[:80], systems())}")
+        if listed.count(name) > 1:
+            raise InputError(f"{name} is given twice: compare each system once.")
+    if len(listed) > MOST_RIVALS:
+        raise InputError(f"{len(listed)} systems: compare up to {MOST_RIVALS} at once.")
+    return listed or USUAL_RIVALS
 
 
 def config_problem(text: str, name: str) -> str | None:
@@ -165,8 +183,8 @@ def _trace(text: str, name: str) -> Workload:
 
     if text.count("\n") > MAX_TRACE_ROWS + 1:
         raise InputError(
-            f"{name}: {text.count(chr(10)):,} rows; {MAX_TRACE_ROWS:,} at most are read here. Upload the busiest hours, "
-            "or give the whole file to `moeplan plan --workload`."
+            f"{name}: {text.count(chr(10)):,} rows; {MAX_TRACE_ROWS:,} at most are read here. Upload the busiest "
+            "hours, or give the whole file to `moeplan plan --workload`."
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, re.sub(r"[^A-Za-z0-9._-]", "_", Path(name).name) or "trace.csv").with_suffix(".csv")
@@ -212,7 +230,7 @@ def _experts(scenario: Scenario, model: ModelConfig, faults: _Faults) -> ExpertS
     for field, value in chosen.items():
         tried = good | {field: value}
         tried |= {"residency": chosen["residency"]} if field == "resident" else {}
-        if faults.read(field, lambda tried=tried: options.experts(model, ExpertChoices(**tried))) is not None:
+        if faults.read(field, partial(options.experts, model, ExpertChoices(**tried))) is not None:
             good = tried
     return options.experts(model, ExpertChoices(**good))
 

@@ -7,16 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.economics import gpu_hour
-from planner.errors import InputError, nearest
-from planner.hardware import system, systems
+from planner.hardware import system
 from planner.search import MAX_OFFERED_GPUS
 from planner.whatif.analytic import Answer, answer, chance_of_slo
 from planner.whatif.catalogue import objectives
 from planner.whatif.edits import edits, shortfall
 from planner.whatif.scenario import Scenario
 
-USUAL = ("h100-sxm", "h200-sxm", "b200-sxm", "gb200-nvl72", "mi355x")
-MOST_RIVALS = 8
 _NODES = (1, 2, 4)
 
 
@@ -38,19 +35,6 @@ class Rival:
     measured_share: float = 0.0
     price_as_of: str = ""
     scenario: Scenario | None = None
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Systems of a comma-separated list; InputError on an unknown one, one given twice, or too many."""
-    listed = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in listed:
-        if name not in systems():
-            raise InputError(f"system {name[:80]!r} is unknown: {nearest(name[:80], systems())}")
-        if listed.count(name) > 1:
-            raise InputError(f"{name} is given twice: compare each system once.")
-    if len(listed) > MOST_RIVALS:
-        raise InputError(f"{len(listed)} systems: compare up to {MOST_RIVALS} at once.")
-    return listed or USUAL
 
 
 def rivals(scenario: Scenario, listed: Sequence[str]) -> list[Rival]:
@@ -75,6 +59,7 @@ def _rival(scenario: Scenario) -> Rival:
         if found.meets_slo:
             return _row(found)
         problem = shortfall(found)
+    assert isinstance(found, Answer)
     more = [edit for edit in edits(found) if edit.scenario.gpus > gpus and edit.scenario.system == scenario.system]
     if more and more[0].scenario.gpus <= MAX_OFFERED_GPUS:
         larger = answer(more[0].scenario)

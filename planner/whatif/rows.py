@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,16 @@ from planner.whatif.pins import differences, inputs_changed
 from planner.whatif.rivals import Rival
 
 Text = dict[str, str]
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#$~<>|:])")
+
+
+def plain(text: str) -> str:
+    """`text` so that a page in Markdown shows it as it is: names of files and models are the user's.
+
+    >>> plain("$5 *x*")
+    '\\\\$5 \\\\*x\\\\*'
+    """
+    return _MARKUP.sub(r"\\\1", text)
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
@@ -34,13 +45,12 @@ def total(rows: Sequence[Row]) -> str:
 
 def knobs(found: Lab) -> list[Text]:
     """The knobs' effect, a measure per row."""
-    plain, changed = found.plain, found.knobs
-    shown = {"as the engine does": plain, "with the knobs": changed}
+    shown = {"as the engine does": found.plain, "with the knobs": found.knobs}
     return [
         {"per decode step": label}
-        | {name: _measure(m, label) for name, m in shown.items()}
-        | {"change": _change(plain, changed, label)}
-        for label in _MEASURES
+        | {column: _measure(measures, name) for column, measures in shown.items()}
+        | {"change": _change(found.plain, found.knobs, name)}
+        for label, name in _MEASURES.items()
     ]
 
 
@@ -57,7 +67,7 @@ def heat_caption(found: Heat) -> str:
     """Busiest rank over the even share, mean over layers."""
     before, after = (float(np.mean(load.max(axis=1))) for load in (found.before, found.after))
     return (
-        f"Expected loads by popularity: busiest rank {before:.2f} x the even share as placed ({found.kept}), {after:.2f} x "
+        f"Expected by popularity: busiest rank {before:.2f} x the even share if placed {found.kept}, {after:.2f} x "
         f"under {found.policy}, mean over the layers shown. Single steps are less even, see the table above."
     )
 
@@ -105,7 +115,7 @@ def pinned(before: Answer, now: Answer) -> list[Text]:
 def tornado_caption(rate: float, usd: float | None) -> str:
     """What the bars start from."""
     price = f" at {format_usd(usd)} per million output tokens" if usd is not None else ""
-    return f"The layout stays; it carries {significant(rate)} requests/s within the SLO{price}. Each bar changes one input."
+    return f"The layout stays and carries {significant(rate)} requests/s within the SLO{price}. A bar is one input."
 
 
 def quantiles(values: Sequence[float]) -> list[Text]:
@@ -114,40 +124,40 @@ def quantiles(values: Sequence[float]) -> list[Text]:
 
 
 _MEASURES = {
-    "layout": lambda m: m.layout,
-    "busiest rank over the even share": lambda m: m.max_over_mean,
-    "active experts of the busiest rank": lambda m: m.active_experts,
-    "experts per rank": lambda m: float(m.experts_per_rank),
-    "dropped assignments": lambda m: m.drop_rate,
-    "hit rate in HBM": lambda m: m.hit_rate,
-    "decode step": lambda m: m.decode_s,
-    "KV tokens per rank": lambda m: float(m.kv_tokens),
-    "requests/s within the SLO": lambda m: m.requests_per_s,
-    "$/Mtok output at that load": lambda m: m.usd_per_mtok_output,
+    "layout": "layout",
+    "busiest rank over the even share": "max_over_mean",
+    "active experts of the busiest rank": "active_experts",
+    "experts per rank": "experts_per_rank",
+    "dropped assignments": "drop_rate",
+    "hit rate in HBM": "hit_rate",
+    "decode step": "decode_s",
+    "KV tokens per rank": "kv_tokens",
+    "requests/s within the SLO": "requests_per_s",
+    "$/Mtok output at that load": "usd_per_mtok_output",
 }
-_SHARES = ("dropped assignments", "hit rate in HBM")
+_SHARES = ("drop_rate", "hit_rate")
 
 
-def _measure(found: Measures | None, label: str) -> str:
+def _measure(found: Measures | None, name: str) -> str:
     if found is None:
         return "does not fit"
-    value = _MEASURES[label](found)
+    value = getattr(found, name)
     if value is None:
         return "none within the SLO"
-    if isinstance(value, str):
-        return value
-    if label in _SHARES:
+    if isinstance(value, (str, int)):
+        return value if isinstance(value, str) else f"{value:,}"
+    if name in _SHARES:
         return f"{value:.1%}"
-    if label == "decode step":
+    if name == "decode_s":
         return format_seconds(value)
-    return format_usd(value) if label.startswith("$") else significant(value)
+    return format_usd(value) if name == "usd_per_mtok_output" else significant(value)
 
 
-def _change(plain: Measures | None, changed: Measures | None, label: str) -> str:
-    if plain is None or changed is None or label in _SHARES:
+def _change(plain: Measures | None, changed: Measures | None, name: str) -> str:
+    if plain is None or changed is None or name in _SHARES:
         return ""
-    old, new = _MEASURES[label](plain), _MEASURES[label](changed)
-    if not isinstance(old, float) or not isinstance(new, float) or not old:
+    old, new = getattr(plain, name), getattr(changed, name)
+    if isinstance(old, str) or not old or new is None:
         return ""
     return f"{new / old - 1:+.1%}" if new != old else "same"
 

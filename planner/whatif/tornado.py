@@ -20,7 +20,7 @@ CHANGE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Requests per second within the SLO, and dollars per million output tokens at that load, at both ends of `name`."""
+    """Requests per second within the SLO and dollars per million output tokens then, at both ends of `name`."""
 
     name: str
     low_label: str
