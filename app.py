@@ -16,7 +16,6 @@ from planner.whatif.analytic import Answer
 from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
 from planner.whatif.scenario import Scenario, from_query
 from planner.whatif.tornado import tornado
-from planner.workload import parse_slo
 
 FIELDS = tuple(field.name for field in fields(Scenario))
 WIDGETS = {"select": "selectbox", "slider": "select_slider", "number": "number_input", "text": "text_input"}
@@ -190,6 +189,8 @@ def _plan(found: Answer) -> None:
     st.caption(analytic.sure_sentence(found))
     for near in analytic.borderline(found):
         st.markdown(analytic.borderline_sentence(near))
+        again = ("run", found.question.scenario, analytic.plan_command(found), "Simulation")
+        st.button("Simulate the plan", on_click=_start, args=again, key=f"near_{near.num_gpus}")
     alt, least = "Throughput per GPU against interactivity, by layout", front.least_tok_per_s_per_user(found)
     lines = front.envelope(found), front.chosen_curve(found)
     spec = charts.pareto(front.cloud(found), lines, front.at_demand(found), least)
@@ -253,82 +254,94 @@ def _knobs(found: Answer) -> None:
 
 
 def _simulation(found: Answer) -> None:
-    state = st.session_state
     if found.chosen is None:
         st.info("Nothing fits, so there is nothing to simulate: see the remedies under Plan.")
         return
     commands = {"Simulate this layout": analytic.command(found), "Simulate the plan": analytic.plan_command(found)}
-    for column, (label, command) in zip(st.columns(2), commands.items(), strict=True):
-        column.button(label, on_click=_start, args=(found.question.scenario, command), help=command, width="stretch")
-    job = state.get("job")
-    if state.get("refused"):
-        st.error(rows.plain(state.refused))
+    _runner("run", found.question.scenario, commands, _simulated)
+
+
+def _runner(slot: str, scenario: Scenario, commands: Mapping[str, str], show: Callable[..., None]) -> None:
+    """Buttons that run commands beside the page; progress and Cancel while one runs, then what it found."""
+    for column, (label, command) in zip(st.columns(len(commands)), commands.items(), strict=True):
+        column.button(label, on_click=_start, args=(slot, scenario, command), help=command, width="stretch")
+    if refused := st.session_state.get(f"refused_{slot}"):
+        st.error(rows.plain(refused))
+    job = st.session_state.get(slot)
     if job is None:
-        st.caption("Runs beside this page: go on with other views, or cancel. A layout takes seconds, a plan more.")
+        st.caption(
+            "Runs beside this page: go on with other views meanwhile, or cancel. The button's hint is the command."
+        )
     elif job.is_running:
-        _watch()
+        _watch(slot)
+    elif (facts := job.facts()) is None:
+        st.error(rows.plain(f"No result: {job.problem()}"))
     else:
-        _result(job, found.question.scenario)
+        if job.scenario != scenario:
+            st.warning("The inputs have changed since this run.")
+        show(job, facts)
+        with st.container(horizontal=True):
+            st.download_button("Download the run folder", job.archive(), "moeplan-run.zip", key=f"zip_{slot}")
+            for name in jobs.DOWNLOADS:
+                if data := job.file(name):
+                    st.download_button(f"Download {name}", data, name, key=f"{slot}_{name}", on_click="ignore")
 
 
-def _start(scenario: Scenario, command: str) -> None:
-    st.session_state.refused = ""
+def _start(slot: str, scenario: Scenario, command: str, view: str = "") -> None:
+    st.session_state.view, st.session_state[f"refused_{slot}"] = view or st.session_state.view, ""
     try:
-        st.session_state.job = jobs.Job(scenario, command)
+        st.session_state[slot] = jobs.Job(scenario, command)
     except InputError as error:
-        st.session_state.refused = str(error)
+        st.session_state[f"refused_{slot}"] = str(error)
 
 
 @st.fragment(run_every=0.7)
-def _watch() -> None:
-    job = st.session_state.job
+def _watch(slot: str) -> None:
+    job = st.session_state[slot]
     if not job.is_running:
         st.rerun()
     label, share = job.progress()
     st.progress(share, text=f"{label}, {job.elapsed_s:.0f} s")
-    st.button("Cancel", on_click=job.cancel, key="cancel")
+    st.button("Cancel", on_click=job.cancel, key=f"cancel_{slot}")
 
 
-def _result(job: jobs.Job, scenario: Scenario) -> None:
-    facts = job.facts()
-    if facts is None:
-        st.error(rows.plain(f"No result: {job.problem()}"))
-        return
-    if job.scenario != scenario:
-        st.warning("The inputs have changed since this run.")
+def _simulated(job: jobs.Job, facts: Mapping[str, Any]) -> None:
     st.markdown(f"**{rows.plain(outcome.verdict(facts))}**")
     _tiles(outcome.tiles(facts))
-    st.markdown(rows.plain(" ".join((outcome.saturation(facts), outcome.memory_note(facts), outcome.sure(facts)))))
-    limits = parse_slo(job.scenario.slo).limits_s()
+    st.markdown(rows.plain(outcome.sentences(facts)))
     samples = outcome.quantiles(job, facts)
-    for column, (name, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=True):
-        metric = name.removesuffix("_s")
-        spec = charts.cdf(values, metric.upper(), limits.get(metric))
+    for column, (metric, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=True):
+        spec = charts.cdf(values, metric, outcome.limit_s(job, metric))
         with column:
-            _chart(spec, f"Share of requests within a {metric.upper()}", rows.quantiles(values), f"cdf_{name}")
+            _chart(spec, f"Share of requests within a {metric}", rows.quantiles(values), f"cdf_{metric}")
     series = outcome.timeline(job, facts)
     for name, title in outcome.SERIES.items() if series else ():
         spec = charts.timeline(series, name, title)
         st.vega_lite_chart(spec=spec, width="stretch", theme=None, alt=f"{title} over time", key=f"time_{name}")
-    st.download_button("Download the run folder", job.archive(), "moeplan-run.zip", key="zip", on_click="ignore")
-    for name in jobs.DOWNLOADS:
-        if data := job.file(name):
-            st.download_button(f"Download {name}", data, name, key=f"get_{name}", on_click="ignore")
 
 
 def _compare(found: Answer) -> None:
-    scenario = found.question.scenario
-    if "rivals" not in st.session_state:
-        st.session_state.rivals = [*rival_names(scenario.rivals)]
+    scenario, state = found.question.scenario, st.session_state
+    if "rivals" not in state:
+        state.rivals = [*rival_names(scenario.rivals)]
     chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=MOST_RIVALS)
-    st.session_state.in_rivals = ",".join(chosen)
+    state.in_rivals = ",".join(chosen)
     with st.spinner("Sizing every system"):
         compared = rivals.rivals(scenario, chosen)
     st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
     st.table(rows.systems(compared), hide_index=True)
-    for row in (row for row in compared if row.scenario):
-        target = replace(row.scenario, rivals=scenario.rivals)
-        st.button(f"Look at {row.gpu}", on_click=_fill, args=(target, "Plan"), key=f"look_{row.name}")
+    with st.container(horizontal=True):
+        for row in (row for row in compared if row.scenario):
+            target = replace(row.scenario, rivals=scenario.rivals)
+            st.button(f"Look at {row.gpu}", on_click=_fill, args=(target, "Plan"), key=f"look_{row.name}")
+    if len(chosen) > 1:
+        command = scenario.compare_command(chosen)
+        _runner("comparison", scenario, {"Compare by simulation, with cost and odds": command}, _compared)
+
+
+def _compared(job: jobs.Job, facts: Mapping[str, Any]) -> None:
+    st.markdown(f"**{rows.plain(str(facts['headline']))}**")
+    st.table(rows.comparison(facts), hide_index=True)
 
 
 def _pins(found: Answer) -> None:

@@ -12,7 +12,7 @@ make their own with the same command.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib import resources
 from json import dumps
@@ -59,6 +59,11 @@ class Calibration:
         name = CLASS_OF.get(label)
         return 1.0 if name is None else float(getattr(self, name))
 
+    def slower(self, factor: float) -> Calibration:
+        """Every class of operations `factor` times as long; host times and launches as they are."""
+        classes = {name: factor * getattr(self, name) for name in set(CLASS_OF.values())}
+        return replace(self, **classes)
+
 
 CLASS_OF = {
     **dict.fromkeys(("attention_projections", "dense_ffn", "shared_experts", "router", "lm_head"), "gemm"),
@@ -99,23 +104,31 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Calibrations:
-    """Entries by engine and generation, with their source, the day and the command of the fit, and its residuals."""
+    """Entries by engine and generation, with their source, the day and the command of the fit, and its residuals.
+
+    `data_sheets` is what the operations of a GPU without any measured kernel take over their rooflines.
+    """
 
     source: str
     as_of: str
     command: str
     entry: tuple[Entry, ...] = ()
     errors: tuple[Errors, ...] = ()
+    data_sheets: Factor = 1.0
 
     def error(self, metric: str, models: str) -> Errors | None:
         """Errors of `metric` over `moe` or `dense` models, None where the fit had none."""
         return next((e for e in self.errors if (e.metric, e.models) == (metric, models)), None)
 
-    def of(self, engine: str, arch: str) -> Calibration:
-        """Calibration of the kernels of `engine` on `arch`: of its generation, else of any; neutral for others."""
+    def of(self, engine: str, arch: str, is_measured: bool = True) -> Calibration:
+        """Calibration of the kernels of `engine` on `arch`: of its generation, else of any; neutral for others.
+
+        `is_measured` says that kernels of this GPU were measured; else `data_sheets` comes on top.
+        """
         generation = GENERATIONS.get(arch, ANY)
-        found = {entry.generation: entry.values for entry in self.entry if entry.engine == engine}
-        return found.get(generation) or found.get(ANY) or NEUTRAL
+        by_generation = {entry.generation: entry.values for entry in self.entry if entry.engine == engine}
+        found = by_generation.get(generation) or by_generation.get(ANY) or NEUTRAL
+        return found if is_measured or self.data_sheets == 1.0 else found.slower(self.data_sheets)
 
 
 OFF = Calibrations("none: tables as measured", "", "")
@@ -156,6 +169,7 @@ def to_toml(found: Calibrations) -> str:
     lines = [
         "# Factors and host times of measured servers; planner/calibration.py says what they mean.",
         *(f"{name} = {dumps(getattr(found, name), ensure_ascii=False)}" for name in ("source", "as_of", "command")),
+        *([f"data_sheets = {found.data_sheets:.4g}"] if found.data_sheets != 1.0 else []),
     ]
     for errors in found.errors:
         pairs = {name: getattr(errors, name) for name in ("uncalibrated", "calibrated", "left_out")}

@@ -219,10 +219,10 @@ class Engine:
         """The calibrations in use."""
         return self.calibrations or shipped()
 
-    def calibration(self, arch: str) -> Calibration:
-        """What servers of this engine take beyond the tables on `arch`."""
+    def calibration(self, arch: str, is_measured: bool = True) -> Calibration:
+        """What servers of this engine take beyond the tables on `arch`, of which kernels were measured or not."""
         name = self.name if self.kernels == "other" else self.kernels
-        return self.fitted.of(name, arch)
+        return self.fitted.of(name, arch, is_measured)
 
     def frontend(self, arch: str) -> tuple[float, float]:
         """Seconds from sending a request to its queue: constant, and per prompt token (tokenising)."""

@@ -12,6 +12,7 @@ from planner.calibration import calibrations
 from planner.capacity import CapacityLimit, default_limit
 from planner.capacity import rule as capacity_rule
 from planner.choices import ExpertChoices
+from planner.compare.question import Demand
 from planner.deployment import MIN_REQUESTS
 from planner.engine import Engine
 from planner.engine import engine as load_engine
@@ -31,7 +32,7 @@ from planner.routing.formats import read_record
 from planner.routing.records import Record, check_model
 from planner.routing.statistics import request_concentration
 from planner.units import format_bytes
-from planner.workload import Slo, Workload, load_workload
+from planner.workload import Slo, Workload, load_workload, parse_slo
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(TB|GB|MB|TiB|GiB|MiB)\s*", re.IGNORECASE)
 _SCALE = {"tb": 1e12, "gb": 1e9, "mb": 1e6, "tib": 2.0**40, "gib": 2.0**30, "mib": 2.0**20}
@@ -43,6 +44,7 @@ _MAX_OVERSUBSCRIPTION = 64.0
 _UNSEEN = 0.5
 """Assignments added to every expert of a record, so that those never picked keep a chance."""
 _PARTS = ("experts", "attention", "dense")
+_ALSO = ("rate", "concurrency", "workload", "slo", "weights")
 
 
 def precision(model: str | ModelConfig, weights: str | None, kv: str | None) -> ModelConfig:
@@ -81,6 +83,29 @@ def plan_demand(
     sojourn_s = workload.mean_output_tokens * tpot_s * workload.mean_turns + workload.conversation_think_s
     overlapping = workload.arrivals.rate_per_s * sojourn_s
     return workload.with_num_requests(int(min(max(_GENERATIONS * overlapping, MIN_REQUESTS), _MAX_REQUESTS)))
+
+
+def also(text: str) -> Demand:
+    """A model of a fleet with its demand from `MODEL rate=3 workload=rag slo=tpot_p95=80ms` (or `concurrency=40`)."""
+    name, *settings = text.split()
+    given = dict(item.split("=", 1) for item in settings if "=" in item)
+    unknown = next((item for item in settings if item.split("=", 1)[0] not in _ALSO or "=" not in item), None)
+    if unknown is not None:
+        raise InputError(f"--also {text!r}: {unknown!r}: {nearest(unknown.split('=', 1)[0], _ALSO)}")
+    slo = parse_slo(given.get("slo", "ttft_p95=2s,tpot_p95=50ms"))
+    numbers = {key: _number(f"--also {key}", given[key]) for key in ("rate", "concurrency") if key in given}
+    users = numbers.get("concurrency")
+    workload = plan_demand(
+        given.get("workload", "chat"), numbers.get("rate"), None if users is None else int(users), None, slo
+    )
+    return Demand(precision(name, given.get("weights"), None), workload, slo)
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{option}={text}: is not a number") from None
 
 
 def clusters(texts: list[str], oversubscription: float = 1.0, rail_optimised: bool = True) -> list[Cluster]:

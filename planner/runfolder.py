@@ -77,6 +77,11 @@ def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
     _write(folder, files, facts)
 
 
+def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
+    """Write a comparison: `comparison.json`."""
+    _write(folder, {"comparison.json": _json(facts)}, facts)
+
+
 def write_pools(folder: Path, run: PoolsRun, facts: dict[str, Any]) -> None:
     """Write a simulation of two pools: `simulation.json`, `requests.csv`, `prefill_steps.csv`, `decode_steps.csv`."""
     files = {

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.economics import (
-    Ownership,
+    Owning,
+    Renting,
+    Site,
+    Terms,
     break_even_utilisation,
     capital_recovery_factor,
     fleet_usd,
@@ -100,7 +103,7 @@ def test_e8_prefill_without_cache_hits() -> None:
 
 
 def test_t1_owned_node() -> None:
-    straight = owned_cost(325_000 / 8, 10_200 / 8, Ownership(discount_rate=0.0))
+    straight = owned_cost(325_000 / 8, 10_200 / 8, Terms(owning=Owning(discount_rate=0.0)))
     assert straight.capital_usd == near(1.299, rel=5e-4)
     assert straight.opex_usd == near(0.260, rel=2e-3)
     assert straight.colo_usd == near(0.349, rel=2e-3)
@@ -115,7 +118,7 @@ def test_t2_energy() -> None:
 
 
 def test_residual_lowers_the_capital_part_only() -> None:
-    kept, sold = (owned_cost(40_000, 1_000, Ownership(residual_share=share)) for share in (0.0, 0.3))
+    kept, sold = (owned_cost(40_000, 1_000, Terms(owning=Owning(residual_share=share))) for share in (0.0, 0.3))
     saved = 0.3 * 40_000 * 1.12 * sinking_fund_factor(0.10, 4) / 8760
     assert kept.capital_usd - sold.capital_usd == near(saved)
     assert (kept.opex_usd, kept.colo_usd, kept.energy_usd) == (sold.opex_usd, sold.colo_usd, sold.energy_usd)
@@ -145,7 +148,7 @@ def test_rental_is_preferred_and_discounted() -> None:
     h100 = system("h100-sxm")
     listed = h100.rental_usd_per_gpu_hour()
     assert listed is not None
-    price = gpu_hour(h100, commit_discount=0.25)
+    price = gpu_hour(h100, Terms(renting=Renting(commit_discount=0.25)))
     assert price is not None
     assert (price.basis, price.as_of) == ("rental", listed.as_of)
     assert price.usd == pytest.approx(0.75 * listed.usd)
@@ -158,7 +161,7 @@ def test_owned_cost_when_only_a_purchase_price_is_known() -> None:
     expected = owned_cost(46_250, 10_200 / 8).usd_per_gpu_hour
     assert price.usd == pytest.approx(expected)
     assert "46,250" in price.source
-    straight = owned_gpu_hour(system("h200-sxm"), Ownership(discount_rate=0.0))
+    straight = owned_gpu_hour(system("h200-sxm"), Terms(owning=Owning(discount_rate=0.0)))
     assert straight is not None and straight.usd < price.usd
 
 
@@ -194,9 +197,9 @@ def test_power_per_gpu() -> None:
         lambda: kwh_per_mtok(700.0, -1.0),
         lambda: break_even_utilisation(2.0, 8, 100.0, 0.0),
         lambda: capital_recovery_factor(0.1, 0.0),
-        lambda: Ownership(pue=0.9),
-        lambda: Ownership(residual_share=1.0),
-        lambda: gpu_hour(system("h100-sxm"), commit_discount=1.0),
+        lambda: Site(pue=0.9),
+        lambda: Owning(residual_share=1.0),
+        lambda: Renting(commit_discount=1.0),
         lambda: profit_margin(1.0, 0.0),
         lambda: nodes_needed(1.0, 0.0, 1.0),
     ],

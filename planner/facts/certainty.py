@@ -8,15 +8,17 @@ log-normal error.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import erf, inf, isfinite, log, sqrt
 from typing import Any
 
 from planner.calibration import Errors
-from planner.deployment import UNSUSTAINED, Run
+from planner.deployment import UNSUSTAINED, Deployment, Run
 from planner.units import format_chance, format_seconds
-from planner.validation.intervals import Ratios, basis_of, interval_table
+from planner.validation.intervals import BASES, Ratios, basis_of, interval_table
 
 Facts = dict[str, Any]
+_MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
 _Z_80 = 1.2815515655446004
 """Standard normal quantile of 0.9: 80 % lie within this many standard deviations."""
 _METRIC = {"ttft": "ttft", "tpot": "tpot", "itl": "tpot", "e2e": "tpot"}
@@ -24,11 +26,26 @@ _METRIC = {"ttft": "ttft", "tpot": "tpot", "itl": "tpot", "e2e": "tpot"}
 _LABELS = {"tpot_mean_ms": "TPOT", "ttft_mean_ms": "TTFT"}
 
 
+def is_unlike_measured(deployment: Deployment) -> bool:
+    """No measured server had this kind of GPU, or one replica on several nodes, or an encoder."""
+    layout, system = deployment.layout, deployment.cluster.system
+    encoder = any(layer.stack == "encoder" for layer in deployment.model.layers)
+    return system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder
+
+
 def ratios_of(run: Run, metric: str, share: Mapping[str, float]) -> Ratios:
-    """Bounds of measured over predicted `metric` of a run whose time has the origin `share`."""
-    deployment = run.deployment
-    has_experts = deployment.model.moe is not None
-    return interval_table().ratios(metric, basis_of(share), has_experts, deployment.engine.kernels)
+    """Bounds of measured over predicted `metric` of a run whose time has the origin `share`.
+
+    Where no measured server was like it, the bounds hold those of the next less certain origin too.
+    """
+    deployment, table = run.deployment, interval_table()
+    has_experts, engine = deployment.model.moe is not None, deployment.engine.kernels
+    basis = basis_of(share)
+    found = table.ratios(metric, basis, has_experts, engine)
+    if not is_unlike_measured(deployment):
+        return found
+    worse = table.ratios(metric, BASES[min(BASES.index(basis) + 1, len(BASES) - 1)], has_experts, engine)
+    return replace(found, low=min(found.low, worse.low), high=max(found.high, worse.high))
 
 
 def chance(value: float, limit: float, ratios: Ratios) -> float:
@@ -66,7 +83,9 @@ def certainty_facts(run: Run, share: Mapping[str, float], sustained_factor: floa
     if sustained_factor:
         facts["capacity"] = {"low": sustained_factor * ratios.low, "high": sustained_factor * ratios.high}
     facts["sentence"] = _sentence(facts)
-    facts["basis"] = basis_of(share)
+    facts["basis"] = basis_of(share) + (
+        ", no measured server was like it" if is_unlike_measured(run.deployment) else ""
+    )
     facts["num_points"], facts["num_combinations"] = ratios.num_points, ratios.num_combinations
     return facts
 

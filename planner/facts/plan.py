@@ -9,7 +9,7 @@ from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
 from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
-from planner.facts.certainty import certainty_facts, meets_chance, past_errors
+from planner.facts.certainty import certainty_facts, is_unlike_measured, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
@@ -21,7 +21,6 @@ from planner.steptime import StepTime
 from planner.tactics import PLAIN
 from planner.units import format_chance, format_seconds, format_usd, significant
 
-_MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
 _SURE = 0.9
 """Chance below which a surer layout is pointed out."""
 _UNLIKE = "None of those servers was like this one."
@@ -101,7 +100,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
         "origin_share": share,
         "certainty": certainty_facts(winner, share, rec.sustained_factor),
-        "past_error": _past_error(rec, winner),
+        "past_error": _past_error(winner),
         "experts": experts,
         "balance": balance,
         "top": [_run_row(run) | {"chance": _chance(run, winner, share)} for run in rec.runs[:_TOP]],
@@ -126,6 +125,11 @@ def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, fl
     context = winner.workload.mean_prompt_tokens + winner.workload.mean_output_tokens / 2
     share = float(step_s[prefilling].sum() / step_s.sum()) if step_s.sum() else 0.0
     return cost.decode(np.array(round(batch)), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0), share
+
+
+def origin_share_of(run: Run) -> Facts:
+    """Share of the simulated time by origin of its prediction."""
+    return _mixed_share(*operating_point(run, run.deployment.cost()))
 
 
 def _mixed_share(decode: StepTime, prefill: StepTime, prefill_time_share: float) -> Facts:
@@ -196,8 +200,7 @@ def _run_row(run: Run) -> Facts:
 def _chance(run: Run, winner: Run, share: Facts) -> float | None:
     """Chance that `run` meets the SLO; runs on the winner's kind of GPU rest on what the winner rests on."""
     if run.deployment.cluster.system != winner.deployment.cluster.system:
-        decode, prefill, prefill_time_share = operating_point(run, run.deployment.cost())
-        share = _mixed_share(decode, prefill, prefill_time_share)
+        share = origin_share_of(run)
     return meets_chance(run, share)
 
 
@@ -315,14 +318,12 @@ def _surer(rec: Recommendation, winner: Run, share: Facts) -> list[str]:
     return [f"{head} to be {format_chance(chance)} sure take {run.deployment.name} on {run.num_gpus} GPUs."]
 
 
-def _past_error(rec: Recommendation, winner: Run) -> str:
+def _past_error(winner: Run) -> str:
     """How far this version was off on measured servers, and whether any of them was of the same kind."""
-    layout, system = winner.deployment.layout, winner.deployment.cluster.system
     if winner.deployment.offload is not None:
         return PAST_ERROR
     error = past_errors(winner)
-    encoder = any(layer.stack == "encoder" for layer in rec.model.layers)
-    if system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder:
+    if is_unlike_measured(winner.deployment):
         return f"{error} {_UNLIKE}"
     return error if winner.deployment.tactics == PLAIN else f"{error} {_PLAIN_ONLY}"
 

@@ -55,6 +55,11 @@ class Tables:
         self.sources: dict[str, str] = {}
         self._memo: dict[Any, Any] = {}
 
+    @property
+    def is_measured(self) -> bool:
+        """Some kernel of this system was measured, by whichever engine."""
+        return self.library.directory is not None
+
     @_memoised
     def gemm(self, fmt: str, rows: int, cols: int) -> Curve:
         """y[x, rows] = input[x, cols] times weights[cols, rows]; x tokens."""

@@ -6,7 +6,7 @@ Merging experts down to the same count costs the same; it only differs in what t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,16 +27,23 @@ def prune(model: ModelConfig, keep: int) -> ModelConfig:
     Raises InputError when fewer would be left than a token picks, when nothing is removed, or when router groups
     would become uneven (DeepSeek's eight groups).
     """
-    check_keep(moe_of(model), keep)
-    pruned_layers = {layer: _pruned_layer(layer, keep) for layer, _ in model.layer_kinds}
+    moe = moe_of(model)
+    check_keep(moe, keep)
+    name = f"{model.name}, {keep} of {moe.num_experts} experts"
+    return with_experts(model, lambda num_experts: min(keep, num_experts), name)
+
+
+def with_experts(model: ModelConfig, count: Callable[[int], int], name: str) -> ModelConfig:
+    """`model` with `count(n)` routed experts in every layer that has n; router rows come and go with their experts."""
+    layers = {layer: _resized_layer(layer, count) for layer, _ in model.layer_kinds}
     moe = moe_of(model)
     candidates = moe.num_experts + moe.identity_experts
-    left = (keep + moe.identity_experts) / candidates
+    left = (count(moe.num_experts) + moe.identity_experts) / candidates
     return replace(
         model,
-        name=f"{model.name}, {keep} of {moe.num_experts} experts",
-        layers=tuple(pruned_layers[layer] for layer in model.layers),
-        mtp=_pruned_weights(model.mtp, moe, keep),
+        name=name,
+        layers=tuple(layers[layer] for layer in model.layers),
+        mtp=_resized_weights(model.mtp, moe, count(moe.num_experts)),
         router_bias_buffers=round(model.router_bias_buffers * left),
         mtp_router_bias_buffers=round(model.mtp_router_bias_buffers * left),
     )
@@ -56,24 +63,24 @@ def check_keep(moe: Moe, keep: int) -> None:
         raise InputError(f"keep {keep} leaves the {step} router groups uneven: keep {near}")
 
 
-def _pruned_layer(layer: Layer, keep: int) -> Layer:
+def _resized_layer(layer: Layer, count: Callable[[int], int]) -> Layer:
     moe = layer.moe
-    if moe is None or moe.num_experts <= keep:
+    if moe is None or count(moe.num_experts) == moe.num_experts:
         return layer
-    ffns = tuple(replace(f, num_experts=keep) if isinstance(f, Moe) else f for f in layer.ffns)
-    return replace(layer, ffns=ffns, weights=_pruned_weights(layer.weights, moe, keep))
+    ffns = tuple(replace(f, num_experts=count(moe.num_experts)) if isinstance(f, Moe) else f for f in layer.ffns)
+    return replace(layer, ffns=ffns, weights=_resized_weights(layer.weights, moe, count(moe.num_experts)))
 
 
-def _pruned_weights(weights: tuple[Weight, ...], moe: Moe, keep: int) -> tuple[Weight, ...]:
+def _resized_weights(weights: tuple[Weight, ...], moe: Moe, num_experts: int) -> tuple[Weight, ...]:
     candidates = moe.num_experts + moe.identity_experts
-    kept = []
+    resized = []
     for weight in weights:
         if weight.part == "expert" and weight.copies == moe.num_experts:
-            weight = replace(weight, copies=keep)
+            weight = replace(weight, copies=num_experts)
         elif weight.part == "router" and weight.rows == candidates:
-            weight = replace(weight, rows=keep + moe.identity_experts)
-        kept.append(weight)
-    return tuple(kept)
+            weight = replace(weight, rows=num_experts + moe.identity_experts)
+        resized.append(weight)
+    return tuple(resized)
 
 
 def traffic_kept(picks: Floats, keep: int) -> float:

@@ -221,7 +221,7 @@ def borderline_sentence(near: Estimate) -> str:
     """What to do about a layout that is too close to its limit for an estimate."""
     return (
         f"**{near.num_gpus} GPUs may do:** {near.candidate.name} is estimated at {near.worst[1]:.2f} x its tightest "
-        "limit, too close to call. Simulate the whole plan to know."
+        "limit, too close to call without a simulation."
     )
 
 

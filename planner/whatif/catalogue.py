@@ -302,7 +302,7 @@ def _limits(
         over = use.needed_bytes / use.budget_bytes if use.breaking_term else longest / max(room, 1)
         what = (
             f"{layout}: {use.needed_bytes / 1e9:.1f} GB before KV cache, the engine may use "
-            f"{use.budget_bytes / 1e9:.1f} GB per GPU; {use.breaking_term} breaks it"
+            f"{use.budget_bytes / 1e9:.1f} GB per GPU; the last straw: {use.breaking_term}"
             if use.breaking_term
             else f"{layout}: room for {room:,} cached tokens, the longest request has {longest:,}"
         )

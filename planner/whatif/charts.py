@@ -165,8 +165,8 @@ def heat(found: Heat) -> Spec:
         for rank in range(load.shape[1])
     ]
     spread = max(0.05, *(float(np.abs(load - 1).max()) for load in panels.values()))
-    domain = [round(1 - spread, 3), 1, round(1 + spread, 3)]
-    colour = {"domain": domain, "range": [PALETTE[1], "#f7f8fa", PALETTE[4]]}
+    domain = [round(max(0.0, 1 - spread), 3), 1, round(1 + spread, 3)]
+    colour = {"domain": domain, "interpolate": "rgb", "range": [PALETTE[1], "#f7f8fa", PALETTE[4]]}
     cell = {
         "mark": "rect",
         "width": "container",
@@ -186,7 +186,7 @@ def heat(found: Heat) -> Spec:
 
 def drops(rows: Sequence[Mapping[str, float | str]], chosen: float) -> Spec:
     """Lost assignments against the capacity factor, a line per kind of step; the factor in use is marked."""
-    x = {"field": "capacity_factor", "type": "quantitative", "title": "Capacity factor"}
+    x = {"field": "capacity_factor", "type": "quantitative", "title": "Capacity factor", "axis": {"tickCount": 8}}
     y = {"field": "drop_rate", "type": "quantitative", "title": "Dropped assignments", "axis": {"format": ".0%"}}
     colour = {"field": "step", "type": "nominal", "title": None, "scale": {"range": [ACCENT, WARN]}}
     tips = [

@@ -29,7 +29,7 @@ MAX_JOBS = max(1, (os.cpu_count() or 2) // 2)
 _RUN = "run"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _ENDING_S = 2.0
-DOWNLOADS = ("report.html", "report.md", "plan.json", "simulation.json", "layouts.csv", "requests.csv")
+DOWNLOADS = ("report.html", "plan.json", "simulation.json", "comparison.json", "layouts.csv", "requests.csv")
 """Files of a run folder that are worth a button of their own."""
 _running: weakref.WeakSet[Job] = weakref.WeakSet()
 

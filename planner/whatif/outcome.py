@@ -12,13 +12,14 @@ import numpy as np
 from planner.units import format_bytes, format_seconds, format_usd, significant
 from planner.whatif.analytic import Tile
 from planner.whatif.jobs import Job
+from planner.workload import parse_slo
 
 _POINTS = 200
 _QUANTILES = 101
 _SATURATION = {
-    "stable": "stable: the queue stays short",
-    "backlogged": "backlogged: requests wait, but the queue does not grow without end",
-    "overloaded": "overloaded: the queue grows for as long as the load lasts",
+    "stable": "Stable: the queue stays short.",
+    "backlogged": "Backlogged: requests wait, but the queue does not grow without end.",
+    "overloaded": "Overloaded: the queue grows for as long as the load lasts.",
 }
 Facts = Mapping[str, Any]
 SERIES = {"queue": "Waiting", "batch": "In the batch", "kv_share": "KV cache in use"}
@@ -64,13 +65,23 @@ def sure(facts: Facts) -> str:
     return " ".join(str(part) for part in (certainty.get("sentence"), facts.get("past_error")) if part)
 
 
+def sentences(facts: Facts) -> str:
+    """Saturation, memory and certainty of the run."""
+    return " ".join(text for text in (saturation(facts), memory_note(facts), sure(facts)) if text)
+
+
+def limit_s(job: Job, metric: str) -> float | None:
+    """The SLO's limit of `metric` (TTFT or TPOT) in the scenario of the run."""
+    return parse_slo(job.scenario.slo).limits_s().get(metric.lower())
+
+
 def quantiles(job: Job, facts: Facts) -> dict[str, list[float]]:
-    """101 quantiles of `ttft_s` and `tpot_s`."""
+    """101 quantiles [s] of TTFT and TPOT."""
     if facts.get("cdf"):
-        return {name: list(values) for name, values in facts["cdf"].items()}
+        return {name.removesuffix("_s").upper(): list(values) for name, values in facts["cdf"].items()}
     rows = _columns(job.file("requests.csv"), ("ttft_s", "tpot_s"))
-    at = np.linspace(0, 1, _QUANTILES)
-    return {n: np.quantile(v[np.isfinite(v)], at).tolist() for n, v in rows.items() if np.isfinite(v).any()}
+    at, finite = np.linspace(0, 1, _QUANTILES), {n: v[np.isfinite(v)] for n, v in rows.items()}
+    return {n.removesuffix("_s").upper(): np.quantile(v, at).tolist() for n, v in finite.items() if len(v)}
 
 
 def timeline(job: Job, facts: Facts) -> dict[str, list[float]]:

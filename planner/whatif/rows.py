@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,28 @@ def systems(rows: Sequence[Rival]) -> list[Text]:
         }
         for r in rows
     ]
+
+
+def comparison(facts: Mapping[str, Any]) -> list[Text]:
+    """Systems of `moeplan compare`: simulated sizes, cost and how likely each is the cheapest."""
+    return [
+        {
+            "system": str(row["name"]),
+            "GPUs": str(row.get("num_gpus") or row.get("problem") or "none found"),
+            "layout": str(row.get("layout") or ""),
+            "$ per month": _or_blank(row.get("usd_per_month"), format_usd),
+            "$/Mtok output": _or_blank(row.get("usd_per_mtok_output"), format_usd),
+            "output tok/s/GPU": _or_blank(row.get("output_tok_per_s_per_gpu"), significant),
+            "cheapest in": _or_blank(row.get("probability_best"), format_chance),
+            "80 % of $ per month": " to ".join(format_usd(v) for v in row.get("usd_per_month_interval") or ()),
+            "chance of the SLO": _or_blank(row.get("chance_meets_slo"), format_chance),
+        }
+        for row in facts.get("systems", ())
+    ]
+
+
+def _or_blank(value: float | None, show: Callable[[float], str]) -> str:
+    return "" if value is None else show(value)
 
 
 def pinned(before: Answer, now: Answer) -> list[Text]:

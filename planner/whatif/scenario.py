@@ -6,7 +6,7 @@ import base64
 import binascii
 import shlex
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from planner.hardware import system
@@ -83,17 +83,26 @@ class Scenario:
         """
         words = ["moeplan", "simulate" if layout else "plan", self.config_name or self.model, "--cluster", self.cluster]
         words += ["--layout", layout] if layout else []
-        words += ["--workload", self.trace_name or self.workload]
-        if self.users:
-            words += ["--concurrency", str(self.users)]
-        elif not self.trace:
-            words += ["--rate", f"{self.rate:g}"]
-        words += ["--slo", self.slo]
+        words += self._demand()
         if layout and limits:
             words += ["--max-num-seqs", str(limits[0]), "--max-batched-tokens", str(limits[1])]
         words += ["--backend", backend] if backend == "deepep" else []
         words += [*self._options(), *self._expert_options()]
         return shlex.join(words)
+
+    def compare_command(self, systems: Sequence[str]) -> str:
+        """The command that compares `systems` for this demand."""
+        offered = [word for name in systems for word in ("--cluster", name)]
+        words = ["moeplan", "compare", self.config_name or self.model, *offered, *self._demand(), *self._options()]
+        return shlex.join([*words, *self._expert_options(), "--jobs", "1"])
+
+    def _demand(self) -> list[str]:
+        words = ["--workload", self.trace_name or self.workload]
+        if self.users:
+            words += ["--concurrency", str(self.users)]
+        elif not self.trace:
+            words += ["--rate", f"{self.rate:g}"]
+        return [*words, "--slo", self.slo]
 
     def _options(self) -> list[str]:
         given = {

@@ -68,6 +68,10 @@ class Workload:
         """The same requests from `concurrency` users in a closed loop."""
         return replace(self, arrivals=Arrivals.closed(concurrency))
 
+    def with_lengths(self, prompt: float = 1.0, output: float = 1.0) -> Workload:
+        """The same traffic with prompts (what is new in them) and outputs times a factor each."""
+        return replace(self, prompt=self.prompt.scaled(prompt), output=self.output.scaled(output))
+
     def with_num_requests(self, num_requests: int) -> Workload:
         """The same mix with another number of requests."""
         return replace(self, num_requests=num_requests)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -88,6 +88,22 @@ class Lengths:
         _check_tokens(min(whole))
         _check_tokens(max(whole))
         return cls(kind, sum(whole) / len(whole), min(whole), max(whole), values=whole)
+
+    def scaled(self, factor: float) -> Lengths:
+        """The same distribution with every length times `factor`, in whole tokens of which one is the least."""
+        low, high = max(1, round(self.minimum * factor)), max(1, round(self.maximum * factor))
+        _check_tokens(high)
+        if self.kind == "lognormal":
+            log_mean = self.log_mean + math.log(factor)
+            return replace(
+                self,
+                mean=_clipped_mean(log_mean, self.sigma, low, high),
+                minimum=low,
+                maximum=high,
+                log_mean=log_mean,
+            )
+        values = tuple(max(1, round(value * factor)) for value in self.values)
+        return replace(self, mean=self.mean * factor, minimum=low, maximum=high, values=values)
 
     def sample(self, rng: np.random.Generator, num_requests: int) -> NDArray[np.int64]:
         """Token counts of `num_requests` requests, int64 `[num_requests]`, each >= 1."""
