@@ -55,8 +55,7 @@ def _restore() -> None:
     scenario, problems = from_query(st.query_params.to_dict())
     _fill(scenario)
     state.pinned, state.good, state.unread = pins.unpacked(st.query_params.get("pins", "")), Scenario(), problems
-    asked = st.query_params.get("view", "Plan")
-    state.view = asked if asked in VIEWS else "Plan"
+    state.view = {name: name for name in VIEWS}.get(st.query_params.get("view", ""), "Plan")
 
 
 def _fill(scenario: Scenario, view: str | None = None) -> None:
@@ -125,7 +124,8 @@ def _input(field: form.Field, place: Any) -> None:
     upload = st.session_state[f"in_{field.upload}_name"] if field.upload else ""
     getattr(place, WIDGETS[field.kind])(field.label, key=key, help=field.help, disabled=bool(upload), **more)
     if upload:
-        place.button(f"Drop {upload}", on_click=_drop, args=(field.upload,), key=f"drop_{field.upload}")
+        empty = {f"in_{field.upload}": "", f"in_{field.upload}_name": ""}
+        place.button(f"Drop {upload}", on_click=st.session_state.update, args=(empty,), key=f"drop_{field.upload}")
 
 
 def _upload(field: str, label: str, kind: str, most_mb: int, problem: Callable[[str, str], str | None]) -> Any:
@@ -146,10 +146,6 @@ def _take(field: str, key: str, problem: Callable[[str, str], str | None]) -> No
         if not fault:
             st.session_state[f"in_{field}"], st.session_state[f"in_{field}_name"] = text, jobs.safe_name(file.name)
     st.session_state[f"bad_{field}"] = fault and f"{fault} Your earlier choice is kept."
-
-
-def _drop(field: str) -> None:
-    st.session_state[f"in_{field}"] = st.session_state[f"in_{field}_name"] = ""
 
 
 def _tiles(shown: Sequence[analytic.Tile]) -> None:
@@ -226,8 +222,7 @@ def _picked(point: Mapping[str, Any], found: Answer) -> None:
 
 def _remedies(found: Answer) -> None:
     st.markdown(rows.plain(edits.shortfall(found)))
-    with st.spinner("Looking for remedies"):
-        tried = edits.edits(found)
+    tried = edits.edits(found)
     st.markdown("**What would do, cheapest first**" if tried else "No single change was found that meets the SLO.")
     for number, edit in enumerate(tried):
         st.button(rows.plain(edit.text), on_click=_fill, args=(edit.scenario,), key=f"remedy_{number}")
@@ -237,15 +232,12 @@ def _knobs(found: Answer) -> None:
     scenario = found.question.scenario
     measured = lab.lab(scenario)
     assert isinstance(measured, lab.Lab)
-    if measured.note:
-        st.info(measured.note)
+    st.caption(rows.plain(measured.note))
     st.table(rows.knobs(measured), hide_index=True)
     loads = lab.heat(scenario)
     st.markdown("**Load of the ranks over the even share**")
-    if isinstance(loads, str):
-        st.caption(loads)
-    else:
-        st.caption(rows.heat_caption(loads))
+    st.caption(rows.heat_caption(loads))
+    if not isinstance(loads, str):
         _chart(charts.heat(loads), "Load of every rank before and after balancing", rows.heat(loads), "heat")
     lost, alt = lab.drop_curve(scenario, measured.tokens), "Dropped assignments against the capacity factor"
     if lost:
@@ -269,9 +261,7 @@ def _runner(slot: str, scenario: Scenario, commands: Mapping[str, str], show: Ca
         st.error(rows.plain(refused))
     job = st.session_state.get(slot)
     if job is None:
-        st.caption(
-            "Runs beside this page: go on with other views meanwhile, or cancel. The button's hint is the command."
-        )
+        st.caption("Runs beside this page: go on with other views meanwhile, or cancel.")
     elif job.is_running:
         _watch(slot)
     elif (facts := job.facts()) is None:
@@ -326,8 +316,7 @@ def _compare(found: Answer) -> None:
         state.rivals = [*rival_names(scenario.rivals)]
     chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=MOST_RIVALS)
     state.in_rivals = ",".join(chosen)
-    with st.spinner("Sizing every system"):
-        compared = rivals.rivals(scenario, chosen)
+    compared = rivals.rivals(scenario, chosen)
     st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
     st.table(rows.systems(compared), hide_index=True)
     with st.container(horizontal=True):
@@ -349,14 +338,12 @@ def _pins(found: Answer) -> None:
     if not pinned:
         st.info("Pin an answer with the button at the foot of the page, change an input, and compare here.")
     for number, scenario in enumerate(pinned):
-        before = analytic.answer(scenario)
         with st.container(border=True):
             st.markdown(f"**{rows.plain(pins.label(scenario))}**")
             left, right = st.columns(2)
             left.button("Go back to it", on_click=_fill, args=(scenario, "Plan"), key=f"open_{number}")
             right.button("Unpin", on_click=pinned.pop, args=(number,), key=f"unpin_{number}")
-            if isinstance(before, Answer):
-                st.table(rows.pinned(before, found), hide_index=True)
+            st.table(rows.pinned(analytic.answer(scenario), found), hide_index=True)
 
 
 VIEWS = {"Plan": _plan, "MoE knobs": _knobs, "Simulation": _simulation, "Compare clusters": _compare, "Pins": _pins}

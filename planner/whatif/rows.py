@@ -13,6 +13,7 @@ from planner.whatif.analytic import Answer
 from planner.whatif.details import Row
 from planner.whatif.lab import Heat, Lab, Measures
 from planner.whatif.pins import differences, inputs_changed
+from planner.whatif.question import Problem
 from planner.whatif.rivals import Rival
 
 Text = dict[str, str]
@@ -63,8 +64,10 @@ def heat(found: Heat) -> list[Text]:
     ]
 
 
-def heat_caption(found: Heat) -> str:
-    """Busiest rank over the even share, mean over layers."""
+def heat_caption(found: Heat | str) -> str:
+    """Busiest rank over the even share, mean over layers; or why there is none."""
+    if isinstance(found, str):
+        return found
     before, after = (float(np.mean(load.max(axis=1))) for load in (found.before, found.after))
     return (
         f"Expected by popularity: busiest rank {before:.2f} x the even share if placed {found.kept}, {after:.2f} x "
@@ -117,8 +120,10 @@ def _or_blank(value: float | None, show: Callable[[float], str]) -> str:
     return "" if value is None else show(value)
 
 
-def pinned(before: Answer, now: Answer) -> list[Text]:
-    """Inputs and numbers in which a pinned answer and the present one differ."""
+def pinned(before: Answer | tuple[Problem, ...], now: Answer) -> list[Text]:
+    """Inputs and numbers in which a pinned answer and the present one differ; problems of a pin that has no answer."""
+    if not isinstance(before, Answer):
+        return [{"field": problem.field, "problem": problem.message} for problem in before]
     inputs = inputs_changed(before.question.scenario, now.question.scenario)
     changed = [{"": name, "pinned": old, "now": new, "change": "", "percent": ""} for name, old, new in inputs]
     numbers = [
