@@ -299,12 +299,12 @@ def _simulated(job: jobs.Job, facts: Mapping[str, Any]) -> None:
     st.markdown(f"**{rows.plain(outcome.verdict(facts))}**")
     _tiles(outcome.tiles(facts))
     st.markdown(rows.plain(outcome.sentences(facts)))
-    samples = outcome.quantiles(job, facts)
+    samples = outcome.quantiles(facts)
     for column, (metric, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=True):
         spec = charts.cdf(values, metric, outcome.limit_s(job, metric))
         with column:
             _chart(spec, f"Share of requests within a {metric}", rows.quantiles(values), f"cdf_{metric}")
-    series = outcome.timeline(job, facts)
+    series = outcome.timeline(facts)
     for name, title in outcome.SERIES.items() if series else ():
         spec = charts.timeline(series, name, title)
         st.vega_lite_chart(spec=spec, width="stretch", theme=None, alt=f"{title} over time", key=f"time_{name}")

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from planner.units import format_bytes, format_seconds, format_usd, significant
 from planner.whatif.analytic import Tile
 from planner.whatif.jobs import Job
 from planner.workload import parse_slo
 
-_POINTS = 200
-_QUANTILES = 101
 _SATURATION = {
     "stable": "Stable: the queue stays short.",
     "backlogged": "Backlogged: requests wait, but the queue does not grow without end.",
@@ -75,27 +69,14 @@ def limit_s(job: Job, metric: str) -> float | None:
     return parse_slo(job.scenario.slo).limits_s().get(metric.lower())
 
 
-def quantiles(job: Job, facts: Facts) -> dict[str, list[float]]:
-    """101 quantiles [s] of TTFT and TPOT."""
-    if facts.get("cdf"):
-        return {name.removesuffix("_s").upper(): list(values) for name, values in facts["cdf"].items()}
-    rows = _columns(job.file("requests.csv"), ("ttft_s", "tpot_s"))
-    at, finite = np.linspace(0, 1, _QUANTILES), {n: v[np.isfinite(v)] for n, v in rows.items()}
-    return {n.removesuffix("_s").upper(): np.quantile(v, at).tolist() for n, v in finite.items() if len(v)}
+def quantiles(facts: Facts) -> dict[str, list[float]]:
+    """101 quantiles [s] of TTFT and TPOT, where the run states them."""
+    return {name.removesuffix("_s").upper(): list(values) for name, values in (facts.get("cdf") or {}).items()}
 
 
-def timeline(job: Job, facts: Facts) -> dict[str, list[float]]:
-    """Waiting requests, batch and share of the KV cache over `time_s`."""
-    if facts.get("timeline"):
-        return {name: list(values) for name, values in facts["timeline"].items()}
-    names = {"start_s": "time_s", "num_waiting": "queue", "decode_seqs": "batch", "kv_tokens_used": "kv_share"}
-    rows = _columns(job.file("steps.csv"), tuple(names))
-    if not len(rows.get("start_s", ())):
-        return {}
-    order = np.argsort(rows["start_s"], kind="stable")
-    pick = order[np.unique(np.linspace(0, len(order) - 1, _POINTS).astype(int))]
-    rows["kv_tokens_used"] = rows["kv_tokens_used"] / max(_pool(facts), 1.0)
-    return {shown: rows[name][pick].tolist() for name, shown in names.items()}
+def timeline(facts: Facts) -> dict[str, list[float]]:
+    """Waiting requests, batch and share of the KV cache over `time_s`, where the run states them."""
+    return {name: list(values) for name, values in (facts.get("timeline") or {}).items()}
 
 
 def memory_note(facts: Facts) -> str:
@@ -108,22 +89,3 @@ def memory_note(facts: Facts) -> str:
         f"preemptions, {facts['num_rejected']:,} rejected, {facts['num_requests']:,} requests in "
         f"{facts['num_steps']:,} steps."
     )
-
-
-def _pool(facts: Facts) -> float:
-    layout = facts.get("layout") or {}
-    return float((facts.get("memory") or {}).get("kv_tokens_per_rank", 0)) * float(layout.get("attention_dp", 1))
-
-
-def _columns(data: bytes | None, names: Sequence[str]) -> dict[str, np.ndarray]:
-    if data is None:
-        return {}
-    rows = list(csv.DictReader(io.StringIO(data.decode())))
-    return {name: np.array([_number(row.get(name, "")) for row in rows]) for name in names}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

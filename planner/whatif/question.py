@@ -229,7 +229,8 @@ def _experts(scenario: Scenario, model: ModelConfig, faults: _Faults) -> ExpertS
     good: dict[str, Any] = {}
     for field, value in chosen.items():
         tried = good | {field: value}
-        tried |= {"residency": chosen["residency"]} if field == "resident" else {}
+        if field == "resident" and "residency" not in good:
+            continue
         if faults.read(field, partial(options.experts, model, ExpertChoices(**tried))) is not None:
             good = tried
     return options.experts(model, ExpertChoices(**good))
