@@ -76,10 +76,7 @@ def test_a_link_that_cannot_be_read_says_which_value_and_keeps_the_rest() -> Non
     query = {"gpus": "many", "rate": "nan", "config": bomb, "system": "b200-sxm", "unknown": "x", "seed": "9" * 40}
     scenario, problems = from_query(query)
     assert scenario == Scenario(system="b200-sxm")
-    assert [
-        part for name in ("gpus='many'", "rate='nan'", "config=", "seed=") for part in problems if name in part
-    ] != []
-    assert len(problems) == 4
+    assert [p.split("says ")[1].split("=")[0] for p in problems] == ["gpus", "rate", "seed", "config"]
 
 
 @pytest.mark.parametrize("system", ["h200-sxm", "gb200-nvl72", "dgx-spark"])
@@ -320,11 +317,9 @@ def test_fewer_resident_experts_are_hit_less_and_cost_more() -> None:
 
 
 def test_dense_models_have_no_experts_to_look_at() -> None:
-    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000,
-              "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 8192}  # fmt: skip
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "max_position_embeddings": 8192} | sizes
     dense = replace(SMALL, config=json.dumps(config), config_name="dense.json")
-    if "architectures" in str(config_problem(dense.config, "dense.json")) or config_problem(dense.config, "x"):
-        pytest.skip("no dense family is read")
     assert _lab(dense).knobs is None and "dense" in str(_problems(replace(dense, ep=4)))
 
 
