@@ -300,7 +300,7 @@ def _simulated(job: jobs.Job, facts: Mapping[str, Any]) -> None:
     _tiles(outcome.tiles(facts))
     st.markdown(rows.plain(outcome.sentences(facts)))
     samples = outcome.quantiles(facts)
-    for column, (metric, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=True):
+    for column, (metric, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=False):
         spec = charts.cdf(values, metric, outcome.limit_s(job, metric))
         with column:
             _chart(spec, f"Share of requests within a {metric}", rows.quantiles(values), f"cdf_{metric}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_two_sessions_do_not_share_their_state() -> None:
     _checked(one.number_input(key="in_rate").set_value(9.0).run())
     _checked(two.run())
     assert two.number_input(key="in_rate").value == 4.0
+
+
+@pytest.mark.slow
+def test_a_simulation_shows_its_result_beside_the_page() -> None:
+    page = _open(view="Simulation", workload="fixed:64/8")
+    _checked(page.button[0].click().run())
+    job = page.session_state["run"]
+    end = time.monotonic() + 120
+    while job.is_running and time.monotonic() < end:
+        time.sleep(0.1)
+    _checked(page.run())
+    assert job.problem() is None and "the SLO" in _texts(page)
+    assert {metric.label for metric in page.metric} >= {"TTFT p95", "TPOT p95", "Throughput"}
 
 
 @pytest.mark.slow
