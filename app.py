@@ -39,7 +39,7 @@ def main() -> None:
     else:
         found = _complain(found, notes, head)
     mood = "good" if found.meets_slo else "short" if found.chosen else "bad"
-    head.html(f'<div class="answer {mood}" role="status">{escape(analytic.headline(found))}</div>')
+    head.html(f'<div class="answer {mood}" role="status">{escape(f"Estimate: {analytic.headline(found)}")}</div>')
     VIEWS[view](found)
     _footer(found)
     _remember(scenario, view)
@@ -181,6 +181,8 @@ def _plan(found: Answer) -> None:
     if found.chosen is None:
         return
     _tiles(analytic.tiles(found))
+    if (job := st.session_state.get("run")) and job.scenario == found.question.scenario and (facts := job.facts()):
+        st.success(rows.plain(f"Simulated: {outcome.verdict(facts)}"))
     st.markdown(f"**Bottleneck.** {analytic.bottleneck(found)}")
     st.caption(analytic.sure_sentence(found))
     for near in analytic.borderline(found):
@@ -192,8 +194,11 @@ def _plan(found: Answer) -> None:
     spec = charts.pareto(front.cloud(found), lines, front.at_demand(found), least)
     event = _chart(spec, alt, front.front(found), "front", pick=True)
     st.caption(front.CAPTION)
-    for point in list(event.selection.get(charts.PICK) or ())[:1]:
-        _picked(point, found)
+    clicked = [str(point["id"]) for point in event.selection.get(charts.PICK) or ()][:1]
+    names = front.names(found)
+    typed = st.selectbox("Details of a layout", [*names], None, names.get, placeholder="or choose one here")
+    if typed or clicked:
+        _picked(typed or clicked[0], found)
     st.markdown(f"**Memory of one GPU.** {analytic.memory_line(found)}")
     memory = details.memory_rows(found)
     _chart(charts.stacked(memory, "GB per GPU", 1e9), "Memory of one GPU by use", rows.parts(memory), "memory")
@@ -209,8 +214,8 @@ def _plan(found: Answer) -> None:
         _chart(charts.tornado(rate, found_bars), alt, [asdict(bar) for bar in found_bars], "tornado")
 
 
-def _picked(point: Mapping[str, Any], found: Answer) -> None:
-    asked = analytic.with_layout(found, str(point["id"]))
+def _picked(identity: str, found: Answer) -> None:
+    asked = analytic.with_layout(found, identity)
     other = analytic.answer(asked)
     if isinstance(other, Answer) and other.chosen is not None:
         with st.container(border=True, key="details"):
@@ -299,15 +304,10 @@ def _simulated(job: jobs.Job, facts: Mapping[str, Any]) -> None:
     st.markdown(f"**{rows.plain(outcome.verdict(facts))}**")
     _tiles(outcome.tiles(facts))
     st.markdown(rows.plain(outcome.sentences(facts)))
-    samples = outcome.quantiles(facts)
-    for column, (metric, values) in zip(st.columns(len(samples) or 1), samples.items(), strict=False):
-        spec = charts.cdf(values, metric, outcome.limit_s(job, metric))
-        with column:
-            _chart(spec, f"Share of requests within a {metric}", rows.quantiles(values), f"cdf_{metric}")
-    series = outcome.timeline(facts)
-    for name, title in outcome.SERIES.items() if series else ():
-        spec = charts.timeline(series, name, title)
-        st.vega_lite_chart(spec=spec, width="stretch", theme=None, alt=f"{title} over time", key=f"time_{name}")
+    for columns in outcome.figures(facts, job.scenario.slo):
+        for place, figure in zip(st.columns(len(columns)), columns, strict=True):
+            with place:
+                _chart(figure.spec, figure.alt, figure.table, figure.alt)
 
 
 def _compare(found: Answer) -> None:

@@ -223,7 +223,7 @@ def tornado(base: float, found: Sequence[Bar]) -> Spec:
     y = {"field": "input", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 240}}
     return _spec(
         {
-            "height": 26 * len(found) + 20,
+            "height": 30 * len(found) + 80,
             "data": {"values": values},
             "mark": {"type": "bar", "height": {"band": 0.66}},
             "encoding": {"y": y, "x": x, "x2": {"field": "base"}, "color": colour, "tooltip": tips},
@@ -250,10 +250,12 @@ def timeline(series: Mapping[str, Sequence[float]], name: str, title: str) -> Sp
     """One quantity over simulated time."""
     values = [{"t": t, "value": v} for t, v in zip(series["time_s"], series[name], strict=True)]
     x = {"field": "t", "type": "quantitative", "title": "Simulated time (s)"}
-    axis = {"format": ".0%"} if name == "kv_share" else {}
-    y = {"field": "value", "type": "quantitative", "title": title, "axis": axis}
+    axis: Spec = {"tickCount": 3, "tickMinStep": 1} | (
+        {"format": ".0%", "tickMinStep": 0.01} if name == "kv_share" else {}
+    )
+    y = {"field": "value", "type": "quantitative", "title": title, "axis": axis, "scale": {"domainMin": 0}}
     mark = {"type": "area", "color": ACCENT, "opacity": 0.25, "interpolate": "step-after", "line": {"color": ACCENT}}
-    return _spec({"height": 130, "data": {"values": values}, "mark": mark, "encoding": {"x": x, "y": y}})
+    return _spec({"height": 150, "data": {"values": values}, "mark": mark, "encoding": {"x": x, "y": y}})
 
 
 def _spec(spec: Spec) -> Spec:

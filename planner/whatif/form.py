@@ -74,7 +74,7 @@ def advanced_fields() -> tuple[tuple[Field, ...], ...]:
         (Field("engine", "Engine", "select", choices=engines()),),
         (Field("users", "Users in a closed loop", "number", "Instead of the rate; 0: the rate counts."),),
         (
-            Field("weights", "Weights", "select", None, ("", "bf16", "fp8", "nvfp4", "int4_g128"), {"": "as stored"}),
+            Field("weights", "Weights", "select", None, ("", "bf16", "fp8", "nvfp4", "int4_g128"), {"": "stored"}),
             Field("kv", "KV cache", "select", None, ("", "bf16", "fp8"), {"": "auto"}),
         ),
         (Field("layout", "Layout", "text", "Such as tp=8,ep=8,replicas=2; empty: the planner chooses."),),

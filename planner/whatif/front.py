@@ -25,6 +25,11 @@ def front(found: Answer) -> list[dict[str, object]]:
     return sorted(rows, key=lambda row: -float(str(row["output_tok_per_s_per_gpu"])))
 
 
+def names(found: Answer) -> dict[str, str]:
+    """Layouts by identity, those that carry most per GPU within the SLO first."""
+    return {str(row["id"]): f"{row['layout']}, {row['kv']} KV, {row['gpus_per_replica']} GPUs" for row in front(found)}
+
+
 def cloud(found: Answer) -> list[dict[str, object]]:
     """The layouts that carry most within the SLO, and the chosen one, each at several batches."""
     shown = {str(row["id"]) for row in front(found)[:_MOST_SHOWN]}

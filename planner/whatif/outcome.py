@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from planner.units import format_bytes, format_seconds, format_usd, significant
+from planner.whatif import charts, rows
 from planner.whatif.analytic import Tile
-from planner.whatif.jobs import Job
 from planner.workload import parse_slo
 
 _SATURATION = {
@@ -16,7 +17,16 @@ _SATURATION = {
     "overloaded": "Overloaded: the queue grows for as long as the load lasts.",
 }
 Facts = Mapping[str, Any]
-SERIES = {"queue": "Waiting", "batch": "In the batch", "kv_share": "KV cache in use"}
+SERIES = {"queue": "Waiting", "batch": "Running", "kv_share": "KV in use"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figure:
+    """A chart with its text for people who cannot see it."""
+
+    spec: charts.Spec
+    alt: str
+    table: list[dict[str, str]]
 
 
 def verdict(facts: Facts) -> str:
@@ -64,19 +74,21 @@ def sentences(facts: Facts) -> str:
     return " ".join(text for text in (saturation(facts), memory_note(facts), sure(facts)) if text)
 
 
-def limit_s(job: Job, metric: str) -> float | None:
-    """The SLO's limit of `metric` (TTFT or TPOT) in the scenario of the run."""
-    return parse_slo(job.scenario.slo).limits_s().get(metric.lower())
-
-
-def quantiles(facts: Facts) -> dict[str, list[float]]:
-    """101 quantiles [s] of TTFT and TPOT, where the run states them."""
-    return {name.removesuffix("_s").upper(): list(values) for name, values in (facts.get("cdf") or {}).items()}
-
-
-def timeline(facts: Facts) -> dict[str, list[float]]:
-    """Waiting requests, batch and share of the KV cache over `time_s`, where the run states them."""
-    return {name: list(values) for name, values in (facts.get("timeline") or {}).items()}
+def figures(facts: Facts, slo: str) -> list[list[Figure]]:
+    """Rows of figures: how requests fared against the limits of `slo`, then queue, batch and cache over time."""
+    limits = parse_slo(slo).limits_s()
+    samples = {name.removesuffix("_s"): list(values) for name, values in (facts.get("cdf") or {}).items()}
+    shares = [
+        Figure(charts.cdf(q, m.upper(), limits.get(m)), f"Share of requests within a {m.upper()}", rows.quantiles(q))
+        for m, q in samples.items()
+    ]
+    series = facts.get("timeline") or {}
+    times = [
+        Figure(charts.timeline(series, name, title), f"{title} over time", rows.over_time(series, name))
+        for name, title in SERIES.items()
+        if name in series
+    ]
+    return [row for row in (shares, *([figure] for figure in times)) if row]
 
 
 def memory_note(facts: Facts) -> str:

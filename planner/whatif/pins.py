@@ -107,6 +107,8 @@ def _text(value: float | None, show: str) -> str:
 
 
 def _signed(value: float, show: str) -> str:
+    if abs(value) < 1e-12:
+        return "same"
     if show == "share":
         return f"{100 * value:+.0f} points"
     sign = "-" if value < 0 else "+"

@@ -150,6 +150,13 @@ def quantiles(values: Sequence[float]) -> list[Text]:
     return [{"share of requests": f"{at}%", "within": format_seconds(values[at])} for at in (5, 25, 50, 75, 90, 95, 99)]
 
 
+def over_time(series: Mapping[str, Sequence[float]], name: str) -> list[Text]:
+    """Eleven moments of a series."""
+    picks = np.unique(np.linspace(0, len(series["time_s"]) - 1, 11).astype(int))
+    shown = "{:.0%}" if name == "kv_share" else "{:,.0f}"
+    return [{"simulated time": format_seconds(series["time_s"][i]), name: shown.format(series[name][i])} for i in picks]
+
+
 _MEASURES = {
     "layout": "layout",
     "busiest rank over the even share": "max_over_mean",
