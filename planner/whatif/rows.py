@@ -81,7 +81,7 @@ def systems(rows: Sequence[Rival]) -> list[Text]:
     return [
         {
             "system": r.gpu,
-            "GPUs": f"{r.num_gpus} ({r.nodes} nodes)" if r.num_gpus else "none found",
+            "GPUs": f"{r.num_gpus} ({r.nodes} node{'s' * (r.nodes > 1)})" if r.num_gpus else "none found",
             "layout": r.layout or r.problem,
             **{
                 n.replace("_", " ").upper(): format_seconds(dict(r.objectives)[n]) if r.objectives else ""
