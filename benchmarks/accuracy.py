@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from planner import validation
-from planner.calibration import CLASS_OF, OFF, PARAMETERS, shipped, to_toml
+from planner.calibration import CLASS_OF, OFF, PARAMETERS, Calibrations, shipped, to_toml
 from planner.figures import svg
 from planner.hardware.catalogue import profile_path
 from planner.validation.calibrating import Calibrated, calibrate
@@ -47,6 +47,8 @@ SOURCE = (
 )
 LABELS = {"tpot_mean_ms": "TPOT", "ttft_mean_ms": "TTFT", "output_tok_s_per_gpu": "output tok/s/GPU"}
 WORST = 8
+TRIED = (1.0, 1.3)
+"""Factors on data sheets between which the right one is interpolated."""
 LEAST_POINTS = 10
 """Points without which a slice gets no bar."""
 COLOURS = {True: "#0b5cad", False: "#e3a857"}
@@ -54,9 +56,11 @@ COLOURS = {True: "#0b5cad", False: "#e3a857"}
 
 def write_fitted(found: Calibrated, judged: validation.Validation) -> None:
     """Write the calibrations, and the intervals fitted to predictions of left-out combinations."""
-    CALIBRATIONS.write_text(to_toml(replace(found.found, source=SOURCE)), encoding="utf-8")
+    fit = replace(found.found, source=SOURCE)
+    fit = replace(fit, data_sheets=data_sheets_factor(judged.source, fit))
+    CALIBRATIONS.write_text(to_toml(fit), encoding="utf-8")
     shipped.cache_clear()
-    unmeasured = on_unmeasured_gpus(judged.source)
+    unmeasured = on_unmeasured_gpus(judged.source, fit)
     fitted = fit_intervals(
         residuals(judged, [unmeasured]), source=SOURCE, as_of=date.today().isoformat(), command=COMMAND
     )
@@ -74,7 +78,24 @@ def left_out(found: Calibrated) -> validation.Validation:
     return replace(found.after, predictions=tuple(predictions))
 
 
-def on_unmeasured_gpus(source: PointsFile) -> validation.Validation:
+def data_sheets_factor(source: PointsFile, fit: Calibrations) -> float:
+    """Factor on operations of GPUs without measured kernels at which the median TPOT is as measured.
+
+    One number for all engines and GPUs: it is interpolated between two factors, in logarithms.
+    """
+    bias = [_tpot_bias(on_unmeasured_gpus(source, replace(fit, data_sheets=factor))) for factor in TRIED]
+    share = bias[0] / (bias[0] - bias[1])
+    return float(f"{np.exp(np.log(TRIED[0]) + share * np.log(TRIED[1] / TRIED[0])):.3g}")
+
+
+def _tpot_bias(found: validation.Validation) -> float:
+    """Median of log measured over predicted TPOT."""
+    column = METRICS.index("tpot_mean_ms")
+    pairs = [(row.point, p.values[column]) for row, p in found.pairs if row.point is not None and p.is_ok]
+    return float(np.nanmedian([np.log(point.measured[column] / value) for point, value in pairs]))
+
+
+def on_unmeasured_gpus(source: PointsFile, fit: Calibrations) -> validation.Validation:
     """Predictions of all points on copies of their GPUs under names that no measured table knows."""
     with tempfile.TemporaryDirectory() as folder:
         rows = []
@@ -82,7 +103,7 @@ def on_unmeasured_gpus(source: PointsFile) -> validation.Validation:
             if row.point is not None:
                 row = replace(row, point=replace(row.point, gpu=_unmeasured(row.point.gpu, Path(folder))))
             rows.append(row)
-        return validation.validate(replace(source, rows=tuple(rows)))
+        return validation.validate(replace(source, rows=tuple(rows)), calibrations=fit)
 
 
 def _unmeasured(gpu: str, folder: Path) -> str:
@@ -310,7 +331,8 @@ METHOD = (
 INTERVAL_TEXT = (
     "Bounds of measured / predicted that hold 80 % of left-out points, fitted {} by `{}`. A class with few "
     "combinations of model, GPU and engine leans on the class above it. With one combination left out at a time the "
-    "intervals held: {}."
+    "intervals held: {}. Operations of a GPU without any measured kernel take {:.3g} times their rooflines: one number "
+    "for all engines, at which the median TPOT of all points predicted without measured kernels is as measured."
 )
 HEAD = ["points", "given", "predicted", *(f"{label}: median / mean / bias" for label in LABELS.values())]
 
@@ -345,7 +367,11 @@ def page(found: Calibrated, judged: validation.Validation) -> str:
         *["### By server", "", *table(HEAD, by_engine + by_server), ""],
         *["### Furthest off", "", "Predicted / measured.", "", *worst_rows(judged), ""],
         *["### Not predicted", "", *(ids or ["Every point is predicted."]), ""],
-        *["### Intervals", "", fill(INTERVAL_TEXT.format(held.as_of, held.command, shares), 120)],
+        *[
+            "### Intervals",
+            "",
+            fill(INTERVAL_TEXT.format(held.as_of, held.command, shares, shipped().data_sheets), 120),
+        ],
         *["", *interval_rows(), ""],
         *[(HERE / "accuracy_reading.md").read_text("utf-8").rstrip(), "", *kernel_summary(), ""],
     ]

@@ -18,13 +18,13 @@ import numpy as np
 from planner.cost import StepCost
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import engine
+from planner.enumeration import BATCHED_TOKENS, layouts
 from planner.facts.variants import smallest_gpus
 from planner.fit import limits_for
 from planner.hardware import Cluster, parse_cluster, system
 from planner.memory import Ledger
 from planner.model import ModelConfig, load, override
 from planner.model.custom import from_toml
-from planner.search import BATCHED_TOKENS, layouts
 from planner.steady import steady_state
 from planner.variants import (
     Variant,

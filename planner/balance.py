@@ -149,8 +149,9 @@ def _deployable(
     deployment: Deployment, layout: Layout, experts: ExpertSettings, workload: Workload
 ) -> list[Deployment]:
     fixed = (deployment.engine, deployment.limits, deployment.backend, int(_context(workload)))
+    asked = (deployment.router, deployment.terms)
     try:
-        return [deploy(deployment.model, deployment.cluster, layout, *fixed, experts, deployment.tactics)]
+        return [deploy(deployment.model, deployment.cluster, layout, *fixed, experts, deployment.tactics, *asked)]
     except (Infeasible, LayoutError):
         return []
 

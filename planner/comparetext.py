@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.tables import table
-from planner.units import format_chance, format_seconds, format_usd, significant
+from planner.units import format_chance, format_gpus, format_seconds, format_usd, significant
 
 Facts = dict[str, Any]
 _BAR = 20
@@ -100,7 +100,7 @@ def _odds(facts: Facts) -> list[str]:
                 "-" if best is None else ("#" * round(_BAR * best)).ljust(_BAR),
                 "-" if interval is None else f"{format_usd(interval[0])} to {format_usd(interval[1])}",
                 format_chance(one["probability_enough"]),
-                "none" if sure is None else f"{sure['num_gpus']:,} GPUs",
+                "none" if sure is None else format_gpus(sure["num_gpus"]),
                 "-" if sure is None else _usd(sure["usd_per_month"]),
                 "-" if regret is None else format_usd(regret["mean"]),
                 _interval(one["intervals"]),
@@ -155,7 +155,7 @@ def _growth(facts: Facts) -> list[str]:
         return []
     rates = list(rows[0]["months"])
     cells = [
-        (row["name"], f"x{row['room']:.2f}", *("-" if m is None else f"{m:.0f} months" for m in row["months"].values()))
+        (row["name"], f"x{row['room']:.2f}", *("-" if m is None else f"{m:.0f} mo" for m in row["months"].values()))
         for row in rows
     ]
     header = ["system", "carries", *(f"{rate} a year" for rate in rates)]
@@ -251,10 +251,10 @@ def _rent_or_buy(facts: Facts) -> list[str]:
     found = facts["rent_or_buy"]
     if found is None:
         return []
-    cells = [(f"{row['month']} months", _usd(row["rent_usd"]), _usd(row["buy_usd"])) for row in found["rows"]]
+    cells = [(f"{row['month']} mo", _usd(row["rent_usd"]), _usd(row["buy_usd"])) for row in found["rows"]]
     crossing = found["crossing_month"]
     verdict = f"buying pays from month {crossing}" if crossing else "buying never pays within it"
-    title = f"Rent or buy {found['num_gpus']} GPUs of {found['name']}: {verdict} ({found['basis']})"
+    title = f"Rent or buy {format_gpus(found['num_gpus'])} of {found['name']}: {verdict} ({found['basis']})"
     return [title, table(["after", "rent", "buy"], cells)]
 
 

@@ -11,13 +11,16 @@ inside the simulation costs a few list look-ups.
 
 from __future__ import annotations
 
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner import inventory
-from planner.capacity import buffer_limit
-from planner.engine import Engine
+from planner.calibration import Calibration
+from planner.capacity import BufferLimit, buffer_limit
+from planner.engine import MAX_GRAPH, Engine, Graphs, padding
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
@@ -28,7 +31,7 @@ from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format
 from planner.offload import Offload
 from planner.routedcost import RoutedCost
-from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, Part, StepTime, Sum, bilinear, join
+from planner.steptime import LENGTHS, SEQS, TOKENS, Fixed, Floats, Line, Part, Plane, StepTime, Sum
 
 _PAIR_FIT_LENGTHS = (2048.0, 65536.0)
 _MODULE_SHAPE = (7168, 1536, 192)
@@ -87,37 +90,43 @@ class StepCost:
 
     @cached_property
     def routed(self) -> RoutedCost:
-        """Costs of the routed experts."""
-        fixed = (self.model, self.layout, self.cluster, self.tables, self.backend, self.experts)
+        """Costs of the routed experts, shared by layouts that differ in the number of stages or replicas only."""
+        stage = replace(self.layout, pp=1, replicas=1)
+        fixed = (self.model, stage, self.cluster, self.tables, self.backend, self.experts)
         by_fp8 = self.cluster.system.gpu.arch in self.engine.mxfp4_by_fp8
         buffer = buffer_limit(self.engine) if self.engine.dispatch_buffer else None
+        if self.offload is None:
+            return _shared(*fixed, buffer, by_fp8, self.calibration)
         return RoutedCost(*fixed, self.offload, self._rest_s, buffer, by_fp8, self.calibration)
 
     def _rest_s(self, tokens: Floats, phase: str) -> Floats:
         """Seconds of an average layer without experts and attention kernels, by tokens of one rank."""
         table = self.prompt_token_table if phase == "prefill" else self.token_table
-        total = np.sum(list(table.terms.values()), axis=0) / self.model.num_layers
-        return np.asarray(np.interp(tokens, TOKENS, total))
+        return np.asarray(np.interp(tokens, TOKENS, table.total / self.model.num_layers))
 
     # --- tabulated on TOKENS ---
 
     @cached_property
     def token_table(self) -> Sum:
         """Terms that grow with the tokens of one rank: projections, dense FFN, router, norms, all-reduce, hops."""
+        return self._own_tokens
+
+    @cached_property
+    def _own_tokens(self) -> Sum:
         return self._token_sum(self._kinds)
 
     @cached_property
     def prompt_token_table(self) -> Sum:
         """`token_table` of steps with prompts, which are launched kernel by kernel."""
-        return self._prompt_token_sum(self._kinds)
+        return self._prompt_sum(self._own_tokens.copy(), self._kinds)
 
     @cached_property
     def encoder_table(self) -> Sum:
         """`prompt_token_table` of encoder layers, paid by prompt tokens of encoder-decoder models only."""
-        return self._prompt_token_sum(self._encoder_kinds)
+        return self._prompt_sum(self._token_sum(self._encoder_kinds), self._encoder_kinds)
 
-    def _prompt_token_sum(self, kinds: list[tuple[Layer, int]]) -> Sum:
-        total = self._token_sum(kinds).scaled(lambda _: self.calibration.prompts)
+    def _prompt_sum(self, own: Sum, kinds: list[tuple[Layer, int]]) -> Sum:
+        total = own.scaled(lambda _: self.calibration.prompts)
         if self.calibration.prompt_layer_s and kinds:
             launches_s = self.calibration.prompt_layer_s * sum(count for _, count in kinds)
             total.add("prompt_launches", np.full(TOKENS.shape, launches_s), Origin.EXTRAPOLATED)
@@ -131,8 +140,7 @@ class StepCost:
             total.add("norms", stream * count, Origin.ROOFLINE)
             if self.layout.tp > 1:
                 for rows in inventory.reduced_rows(layer, self.layout):
-                    bytes_ = TOKENS * rows * _BF16_BYTES
-                    total.curve("all_reduce", self.tables.all_reduce(self.layout.tp), bytes_, count)
+                    total.on_tokens("all_reduce", self.tables.all_reduce(self.layout.tp), count, rows * _BF16_BYTES)
         if self.layout.pp > 1 and kinds:
             total.add("pipeline_hops", self._hop_s(), Origin.ROOFLINE)
         if self.calibration.layer_s and kinds:
@@ -146,7 +154,7 @@ class StepCost:
             if module and gemm.label == "attention_projections":
                 continue
             curve = self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols)
-            total.curve(gemm.label, curve, TOKENS, gemm.count * count)
+            total.on_tokens(gemm.label, curve, gemm.count * count)
 
     def _hop_s(self) -> Floats:
         """Point-to-point transfers of the residual stream between pipeline stages."""
@@ -183,7 +191,7 @@ class StepCost:
     def _logits_sum(self) -> Sum:
         total = Sum(TOKENS.shape)
         gemm = inventory.head_gemm(self.model, self.layout)
-        total.curve("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols), TOKENS)
+        total.on_tokens("lm_head", self.tables.gemm(compute_format(gemm.fmt), gemm.rows, gemm.cols))
         stream = _SAMPLING_PASSES * TOKENS * self.model.vocab * 4.0 / self._stream_bytes_per_s
         total.add("sampling", stream, Origin.ROOFLINE)
         return total.scaled(self.calibration.factor)
@@ -201,7 +209,6 @@ class StepCost:
         return self._mixer_sum("prefill")
 
     def _mixer_sum(self, phase: str) -> Sum:
-        x, y = SEQS[:, None], LENGTHS[None, :]
         total = Sum((len(SEQS), len(LENGTHS)))
         kinds = self._encoder_kinds if phase == "prefill" and self._encoder_kinds else self._kinds
         for layer, count in kinds:
@@ -209,7 +216,7 @@ class StepCost:
                 if isinstance(mixer, Attention):
                     label = "attention_module" if self._is_module(mixer) else "attention"
                     least = Origin.MEASURED if self._is_known_mla(mixer) else Origin.EXTRAPOLATED
-                    total.surface(label, self._attention(mixer, phase), x, y / mixer.compress_ratio, count, least)
+                    total.on_plane(label, self._attention(mixer, phase), count, mixer.compress_ratio, least)
                 else:
                     self._add_recurrent(total, mixer, phase, count)
         prompts = self.calibration.prompts if phase == "prefill" else 1.0
@@ -257,7 +264,7 @@ class StepCost:
                 "prefill" if phase == "prefill" else "decode", *heads, mixer.k_head_dim, mixer.v_head_dim
             )
             if surface is not None:
-                total.surface("recurrence", surface, x, y, count)
+                total.on_plane("recurrence", surface, count)
                 return
         tokens = x * y if phase == "prefill" else x * np.ones_like(y)
         state_s = 2.0 * x * mixer.state_values * 4.0 / tp / self._stream_bytes_per_s
@@ -272,7 +279,7 @@ class StepCost:
         A chunk of q tokens after p cached ones costs its own causal prefill plus q x p pairs. The part is found by
         least squares of relative error on 1, L and L^2; a causal prompt of L tokens has L^2 / 2 pairs.
         """
-        table = np.sum(list(self.prefill_table.terms.values()), axis=0)[0]
+        table = self.prefill_table.total[0]
         first, last = np.searchsorted(LENGTHS, _PAIR_FIT_LENGTHS)
         lengths, seconds = LENGTHS[first:last], table[first:last]
         basis = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1) / seconds[:, None]
@@ -283,66 +290,81 @@ class StepCost:
 
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps: `seqs` sequences on every attention-DP rank with `context` tokens each."""
-        return self._step(self._decode_parts(seqs, context))
+        return self._step(self._decode_parts(seqs, context), np.broadcast_shapes(np.shape(seqs), np.shape(context)))
 
     def _decode_parts(self, seqs: Floats, context: Floats) -> list[Part]:
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        tokens, arch = seqs * self.query_tokens, self.cluster.system.gpu.arch
-        padded = np.array([self.engine.padded_batch(int(n), arch) for n in tokens.ravel()], float).reshape(seqs.shape)
+        tokens = seqs * self.query_tokens
         return [
-            self._at(self.token_table, padded),
-            self._at(self.moe_table("decode"), tokens * self.layout.attention_dp),
-            self._at(self.head_table, tokens),
-            self._at_surface(self.decode_table, seqs, context),
+            Line(self.token_table, self._padded(tokens)),
+            Line(self.moe_table("decode"), tokens * self.layout.attention_dp),
+            Line(self.head_table, tokens),
+            Plane(self.decode_table, seqs, context),
         ]
+
+    def _padded(self, tokens: Floats) -> Floats:
+        """Tokens of decode steps after padding to the next captured graph."""
+        whole = tokens.astype(np.int64)
+        padded = _padding(self.engine.graphs, self.cluster.system.gpu.arch)
+        return np.where(whole <= MAX_GRAPH, padded[np.minimum(whole, MAX_GRAPH)], whole).astype(float)
 
     def prefill(self, tokens: Floats, past: Floats | float = 0.0, ranks: Floats | float | None = None) -> StepTime:
         """Steps that prefill a chunk of `tokens` after `past` cached ones on `ranks` attention-DP ranks (all)."""
-        return self._step(self._prefill_parts(tokens, past, ranks))
+        return self._step(self._prefill_parts(tokens, past, ranks), np.shape(tokens))
 
     def _prefill_parts(self, tokens: Floats, past: Floats | float, ranks: Floats | float | None) -> list[Part]:
         tokens = np.asarray(tokens, float)
         dp, one = self.layout.attention_dp if ranks is None else ranks, np.ones_like(tokens)
         encoder = bool(self._encoder_kinds)
-        parts = [
-            self._at(self.encoder_table if encoder else self.prompt_token_table, tokens),
-            self._at(self.encoder_moe_table if encoder else self.moe_table("prefill"), tokens * dp),
-            self._at(self.head_table, one),
-            self._at_surface(self.prefill_table, one, tokens),
+        parts: list[Part] = [
+            Line(self.encoder_table if encoder else self.prompt_token_table, tokens),
+            Line(self.encoder_moe_table if encoder else self.moe_table("prefill"), tokens * dp),
+            Line(self.head_table, one),
+            Plane(self.prefill_table, one, tokens),
         ]
         pairs_s = self.pair_s * tokens * past
-        return [*parts, ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s})]
+        return [*parts, Fixed("attention", pairs_s, Origin.EXTRAPOLATED)]
 
-    def _step(self, parts: list[Part]) -> StepTime:
-        """`parts` and the host time of a step."""
-        seconds = np.full(np.shape(next(iter(parts[0][1].values()))), self.host_s)
-        return join([*parts, ({"host": seconds}, {Origin.EXTRAPOLATED.name.lower(): seconds})])
+    def _step(self, parts: list[Part], shape: tuple[int, ...]) -> StepTime:
+        """`parts` and the host time of steps, arrays of `shape`."""
+        return StepTime([*parts, Fixed("host", np.full(shape, self.host_s), Origin.EXTRAPOLATED)])
 
     def mixed(self, tokens: Floats, past: Floats, ranks: Floats, seqs: Floats, context: Floats) -> StepTime:
         """Steps in which `ranks` ranks prefill a chunk of `tokens` while all ranks decode `seqs` sequences."""
         if self.has_encoder:
-            return self._step([*self._decode_parts(seqs, context), *self._prefill_parts(tokens, past, ranks)])
+            parts = [*self._decode_parts(seqs, context), *self._prefill_parts(tokens, past, ranks)]
+            return self._step(parts, np.shape(tokens))
         one, pairs_s = np.ones_like(tokens), self.pair_s * tokens * past
         decoded = seqs * self.query_tokens
         return self._step(
             [
-                self._at(self.prompt_token_table, tokens + decoded),
-                self._at(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
-                self._at(self.head_table, decoded + 1),
-                self._at_surface(self.prefill_table, one, tokens),
-                self._at_surface(self.decode_table, seqs, context),
-                ({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s}),
-            ]
+                Line(self.prompt_token_table, tokens + decoded),
+                Line(self.moe_table("prefill"), tokens * ranks + decoded * self.layout.attention_dp),
+                Line(self.head_table, decoded + 1),
+                Plane(self.prefill_table, one, tokens),
+                Plane(self.decode_table, seqs, context),
+                Fixed("attention", pairs_s, Origin.EXTRAPOLATED),
+            ],
+            np.shape(tokens),
         )
 
-    @staticmethod
-    def _at(table: Sum, x: Floats) -> Part:
-        terms = {label: np.interp(x, TOKENS, values) for label, values in table.terms.items()}
-        origin = {o.name.lower(): np.interp(x, TOKENS, table.origin[o]) for o in Origin}
-        return terms, origin
 
-    @staticmethod
-    def _at_surface(table: Sum, x: Floats, y: Floats) -> Part:
-        terms = {label: bilinear(x, y, values) for label, values in table.terms.items()}
-        origin = {o.name.lower(): bilinear(x, y, table.origin[o]) for o in Origin}
-        return terms, origin
+@lru_cache(maxsize=128)
+def _shared(
+    model: ModelConfig,
+    stage: Layout,
+    cluster: Cluster,
+    tables: Tables,
+    backend: str,
+    experts: ExpertSettings,
+    buffer: BufferLimit | None,
+    by_fp8: bool,
+    calibration: Calibration,
+) -> RoutedCost:
+    return RoutedCost(model, stage, cluster, tables, backend, experts, None, None, buffer, by_fp8, calibration)
+
+
+@lru_cache(maxsize=16)
+def _padding(graphs: Graphs, arch: str) -> NDArray[np.int64]:
+    """Batch after padding to the next graph, for 0 to MAX_GRAPH sequences."""
+    return np.array(padding(graphs.sizes(MAX_GRAPH, arch), MAX_GRAPH), dtype=np.int64)

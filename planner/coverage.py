@@ -102,7 +102,7 @@ class _Blank:
         return np.full(self.seconds(*where).shape, int(Origin.ROOFLINE), dtype=np.int8)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Recorder:
     """Stands in for `Tables`: passes look-ups on, remembers them, and may nudge one."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from planner.capacity import buffer_limit
 from planner.cost import StepCost
-from planner.economics import gpu_hour, usd_per_mtok
+from planner.economics import DEFAULT_TERMS, Terms, hourly_usd, usd_per_mtok
 from planner.engine import Engine, Limits
 from planner.enginespec import EngineSpec
 from planner.epochs import EpochTimer
@@ -34,6 +34,7 @@ from planner.timer import CostTimer
 from planner.ubatch import UbatchTimer
 from planner.units import format_bytes
 from planner.workload import Slo, Workload
+from planner.workload.demand import MIN_REQUESTS
 
 MAX_SIMULATED_REPLICAS = 2
 MAX_SIMULATED_RANKS = 16
@@ -41,8 +42,6 @@ MAX_SIMULATED_RANKS = 16
 
 
 MAX_LIMIT = 131_072
-MIN_REQUESTS = 1000
-"""Requests below which a p95 means little."""
 UNSUSTAINED = "stability (the queue grows)"
 _UNSTABLE_RATIO = 1.01
 """Reported where a run fails without missing a numeric objective."""
@@ -67,6 +66,7 @@ class Deployment:
     offload: Offload | None = None
     tactics: Tactics = PLAIN
     router: str = "least_requests"
+    terms: Terms = DEFAULT_TERMS
 
     @property
     def name(self) -> str:
@@ -84,9 +84,8 @@ class Deployment:
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Rent of all GPUs, None when the price is unknown."""
-        price = gpu_hour(self.cluster.system)
-        return price.usd * self.layout.num_gpus if price else None
+        """Bill of all GPUs, None when the price is unknown."""
+        return hourly_usd(self.cluster.system, self.layout.num_gpus, self.terms, replica_gpus=self.layout.replica_gpus)
 
     def cost(self) -> StepCost:
         """Step times of this deployment."""
@@ -144,6 +143,7 @@ def deploy(
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
     router: str = "least_requests",
+    terms: Terms = DEFAULT_TERMS,
 ) -> Deployment:
     """A checked deployment. LayoutError if the layout is invalid or too large, DoesNotFit if memory is short."""
     check_layout(model, layout)
@@ -186,7 +186,7 @@ def deploy(
             f"{format_bytes(memory.capacity_bytes)} per GPU; {memory.breaking_term} breaks it",
             ["fewer tokens per step (--max-batched-tokens)", "a lower precision (--weights)", "more GPUs per replica"],
         )
-    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics, router)
+    return Deployment(model, cluster, engine, layout, limits, backend, memory, experts, away, tactics, router, terms)
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,7 @@ def run(
     summary = simulation.summary(slo, warmup=0.0 if outages and outages.incidents else None)
     objective, ratio = worst_objective(summary)
     tok_per_s = summary.output_tok_per_s / share
-    price = gpu_hour(deployment.cluster.system)
-    usd = usd_per_mtok(price.usd, deployment.layout.num_gpus, tok_per_s) if price and tok_per_s > 0 else None
+    usd = usd_per_mtok(deployment.usd_per_hour, 1, tok_per_s, deployment.terms.demand.mean_over_peak)
     drawn = None
     if timer.loads:
         routed = tokens_of(simulation.steps, deployment.tactics.query_tokens)
@@ -365,6 +364,7 @@ def simulate_layout(
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
     router: str = "least_requests",
+    terms: Terms = DEFAULT_TERMS,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
     failures: FailureSettings | None = None,
@@ -380,7 +380,7 @@ def simulate_layout(
         limits = replace(limits, max_num_seqs=min(limits.max_num_seqs, -(-users // layout.replicas)))
     context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
     backend = backend if layout.attention_dp > 1 else "all_reduce"
-    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics, router)
+    deployment = deploy(model, cluster, layout, engine, limits, backend, context, experts, tactics, router, terms)
     return run(deployment, workload, slo, seed=seed, max_replicas=layout.replicas, progress=progress, failures=failures)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from planner.engine import Engine, Limits
+from planner.enumeration import MIN_BATCHED_TOKENS, layouts
 from planner.errors import InputError
 from planner.hardware import Cluster, System
 from planner.layout import Layout
 from planner.memory import Ledger, MemoryUse
 from planner.model import ModelConfig
-from planner.search import MIN_BATCHED_TOKENS, layouts
 
 MAX_GPUS = 1024
 """Largest replica that is tried; one copy of a model on more GPUs than this is not a serving layout."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -226,11 +227,15 @@ def _reduced(question: Question, placed: Placement, tokens: Sequence[int], more:
     by_device = question.limit is not None and question.limit.rule_for(question.selection.top_k).scope == "device"
     if question.limit is not None and not by_device:
         counts, rates, padded = _limited(counts, question, tokens, question.num_sources)
-    slots = counts if _is_plain(question) else _split(placed, counts)
     if by_device:
-        slots, rates, padded = _limited(slots, question, tokens, question.num_ranks)
-    served = _busiest(slots, question.local_slots)
-    active = np.maximum(_busiest(np.minimum(slots, 1.0), question.local_slots), 1.0)
+        slots, rates, padded = _limited(_split(placed, counts), question, tokens, question.num_ranks)
+        served, active = _extremes(slots, question)
+    else:
+        # Step by step, so that the slots of a step stay in the cache of the processor.
+        split = partial(_split, placed) if not _is_plain(question) else np.asarray
+        steps = [_extremes(split(step), question) for step in counts]
+        served, active = (np.stack([step[kind] for step in steps]) for kind in (0, 1))
+    active = np.maximum(active, 1.0)
     # Padded experts compute all their slots, so the weights of every one are read.
     active = np.where(padded[:, None, None] > 0, question.local_slots, active)
     rows = np.maximum(served, padded[:, None, None])
@@ -265,13 +270,31 @@ def _split(placed: Placement, counts: Floats) -> Floats:
     slots = placed.slot_loads(counts)
     if not placed.num_redundant:
         return slots
-    share = np.take_along_axis(1.0 / placed.copies, placed.physical_to_logical, axis=1)
-    z = np.random.default_rng(_SEED).standard_normal(slots.shape[1:], dtype=np.float32)
+    share, z = _chances(placed, slots.shape[-3:])
     return np.asarray(np.maximum(slots + np.sqrt(slots * (1 - share)) * z, 0.0))
 
 
-def _busiest(slots: Floats, width: int) -> Floats:
-    """Largest sum over ranks [...] of `slots` [..., ranks x width]; adding seat by seat is fast for narrow ranks."""
+@lru_cache(maxsize=2)
+def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[Floats, NDArray[np.float32]]:
+    """Chance that a token of an expert takes the copy of a slot [layers, slots], and the luck of each [*shape]."""
+    share = np.take_along_axis(1.0 / placed.copies, placed.physical_to_logical, axis=1)
+    return share, np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
+
+
+def _extremes(slots: NDArray[Any], question: Question) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Assignments and active slots of the busiest rank [...], for `slots` [..., ranks x width]."""
+    width, halved = question.local_slots, not question.redundant and question.limit is None
+    seen: NDArray[Any] = np.minimum(slots, 1.0)
+    return _busiest(slots, width, halved), _busiest(seen, width, halved)
+
+
+def _busiest(slots: NDArray[Any], width: int, halved: bool) -> NDArray[Any]:
+    """Largest sum over ranks [...] of `slots` [..., ranks x width]; adding seat by seat is fast for narrow ranks.
+
+    Wide ones may be `halved` first where slots hold whole numbers, whose sum is the same in any order.
+    """
+    while halved and width % 2 == 0:
+        slots, width = slots[..., ::2] + slots[..., 1::2], width // 2
     ranks = slots[..., ::width].copy()
     for seat in range(1, width):
         ranks += slots[..., seat::width]

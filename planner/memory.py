@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -38,6 +38,7 @@ TERMS = (
 
 `draft` and `draft_kv_cache`, the drafter's weights and cache, are there with speculative decoding only.
 """
+_BEFORE_CACHE = TERMS[: TERMS.index("kv_cache")]
 _CACHES = ("kv_cache", "draft_kv_cache", "reserve")
 
 _TERM_OF_PART = {
@@ -50,7 +51,7 @@ _TERM_OF_PART = {
     "embedding": "embeddings",
     "lm_head": "embeddings",
 }
-_WEIGHT_TERMS = ("experts", "attention", "dense", "embeddings")
+WEIGHT_TERMS = ("experts", "attention", "dense", "embeddings")
 _STATE_BYTES = 4.0  # recurrent state is kept in fp32 (handbook models 5)
 _CONV_BYTES = 2.0
 _ACTIVATION_COPIES = {1: 10, 2: 6, 4: 5, 8: 5}  # AIConfigurator sdk/memory.py prior, by TP
@@ -88,7 +89,14 @@ class MemoryUse:
     @property
     def weight_bytes(self) -> float:
         """Weights on this GPU."""
-        return sum(self.terms[term] for term in _WEIGHT_TERMS)
+        return sum(self.terms[term] for term in WEIGHT_TERMS)
+
+
+def _cached_tokens(pool_bytes: float, bytes_per_token: float) -> float:
+    """Tokens that a pool holds; any number where tokens leave nothing behind."""
+    if bytes_per_token > 0:
+        return pool_bytes / max(bytes_per_token, 1e-9)
+    return 1e12 if pool_bytes > 0 else 0.0
 
 
 def low_latency_buffer_bytes(max_tokens: int, hidden: int, num_experts: int) -> int:
@@ -115,6 +123,7 @@ class Ledger:
     def __init__(self, model: ModelConfig, system: System, engine: Engine, tactics: Tactics = PLAIN) -> None:
         self.model, self.system, self.engine, self.tactics = model, system, engine, tactics
         self._weights = lru_cache(maxsize=None)(self._stage_weights)
+        self._num_graphs = lru_cache(maxsize=None)(engine.num_graphs)
         self._draft = lru_cache(maxsize=None)(self._draft_bytes)
 
     def use(
@@ -124,24 +133,29 @@ class Ledger:
 
         `resident_share` of the routed experts are in HBM, the others elsewhere.
         """
-        weights, kv_per_token = self._weights(replace(layout, replicas=1), context_tokens)
-        weights = weights * np.where(np.array(_WEIGHT_TERMS) == "experts", resident_share, 1.0)
+        stage_layout = layout if layout.replicas == 1 else replace(layout, replicas=1)
+        weights, per_token = self._weights(stage_layout, context_tokens)
+        if resident_share != 1.0:
+            experts = WEIGHT_TERMS.index("experts")
+            weights = [[*row[:experts], row[experts] * resident_share, *row[experts + 1 :]] for row in weights]
         fixed = self._fixed(layout, limits, backend)
         budget = self._budget(layout, limits, backend)
-        free = np.array([budget - float(w) - self._claimed(fixed) for w in weights.sum(axis=1)])
+        claimed = sum(value for term, value in fixed.items() if term in self._claims)
+        free = [budget - sum(row) - claimed for row in weights]
         draft = draft_per_token = 0.0
         if self.tactics.speculation is not None:
-            draft, draft_per_token = self._draft(replace(layout, replicas=1), context_tokens)
+            draft, draft_per_token = self._draft(stage_layout, context_tokens)
             free[-1] -= draft
-            kv_per_token = kv_per_token + draft_per_token * np.eye(layout.pp)[-1]
-        pools = free * (self.engine.kv_fraction if self.engine.kv_fraction_of == "free" else 1.0)
-        tokens = np.where(kv_per_token > 0, pools / np.maximum(kv_per_token, 1e-9), np.where(pools > 0, 1e12, 0.0))
-        stage = int(np.argmin(np.where(free < 0, free, tokens)))
-        terms = dict(zip(_WEIGHT_TERMS, weights[stage].tolist(), strict=True)) | fixed
+            per_token = [*per_token[:-1], per_token[-1] + draft_per_token]
+        fraction = self.engine.kv_fraction if self.engine.kv_fraction_of == "free" else 1.0
+        pools = [size * fraction for size in free]
+        tokens = [_cached_tokens(pool, each) for pool, each in zip(pools, per_token, strict=True)]
+        stage = min(range(layout.pp), key=lambda i: free[i] if free[i] < 0 else tokens[i])
+        terms = dict(zip(WEIGHT_TERMS, weights[stage], strict=True)) | fixed
         if draft:
             last = stage == layout.pp - 1
-            terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / float(kv_per_token[stage]) * last}
-        room = (budget, float(pools[stage]), int(max(0.0, tokens.min())), float(kv_per_token[stage]))
+            terms |= {"draft": draft * last, "draft_kv_cache": draft_per_token / per_token[stage] * last}
+        room = (budget, pools[stage], int(max(0.0, min(tokens))), per_token[stage])
         return self._verdict(terms, *room)
 
     def _verdict(self, terms: dict[str, float], budget: float, pool: float, tokens: int, per_token: float) -> MemoryUse:
@@ -151,8 +165,8 @@ class Ledger:
             terms["draft_kv_cache"] *= terms["kv_cache"]
             terms["kv_cache"] -= terms["draft_kv_cache"]
         spent, breaking = 0.0, None
-        for term in TERMS[: TERMS.index("kv_cache")]:
-            spent += terms.get(term, 0.0) if self._is_claimed(term) else 0.0
+        for term in _BEFORE_CACHE:
+            spent += terms.get(term, 0.0) if term in self._claims else 0.0
             if spent > budget and breaking is None:
                 breaking = term
         if breaking is None and tokens < self.engine.block_tokens:
@@ -174,12 +188,10 @@ class Ledger:
     def _is_static(self) -> bool:
         return self.engine.kv_fraction_of == "static"
 
-    def _is_claimed(self, term: str) -> bool:
-        """False for terms that SGLang's static reserve already holds."""
-        return term in _WEIGHT_TERMS or term in ("context", "draft") or not self._is_static
-
-    def _claimed(self, fixed: Mapping[str, float]) -> float:
-        return sum(value for term, value in fixed.items() if self._is_claimed(term))
+    @cached_property
+    def _claims(self) -> tuple[str, ...]:
+        """Terms but those that SGLang's static reserve already holds."""
+        return (*WEIGHT_TERMS, "context", "draft") if self._is_static else TERMS
 
     def _static_reserve(self, layout: Layout, limits: Limits, backend: str) -> float:
         """SGLang's reserve [bytes]: srt/arg_groups/memory_hook.py as read in handbook 5.1.
@@ -202,7 +214,7 @@ class Ledger:
         overheads, arch = self.engine.overheads, self.system.gpu.arch
         return {
             "activations": self._activation_bytes(layout, limits),
-            "cuda_graphs": self.engine.num_graphs(limits.max_num_seqs * self.tactics.query_tokens, arch)
+            "cuda_graphs": self._num_graphs(limits.max_num_seqs * self.tactics.query_tokens, arch)
             * self.engine.graphs.bytes_per_graph,
             "communication_buffers": (overheads.nccl_bytes if layout.replica_gpus > 1 else 0.0)
             + (self._deepep_bytes(layout) if backend == "deepep" else 0.0),
@@ -239,12 +251,11 @@ class Ledger:
         chunk = min(assignments, 16384.0 * moe.active_experts)  # engines chunk the expert workspace at 16K tokens
         return max(stream + 2.0 * chunk * (2 * moe.expert_hidden + width), logits)
 
-    def _stage_weights(self, layout: Layout, context_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _stage_weights(self, layout: Layout, context_tokens: int) -> tuple[list[list[float]], list[float]]:
         """Weight bytes [stages, 4 terms] and KV bytes per cached token [stages] of one GPU."""
         tp, pp = layout.tp, layout.pp
         kinds = [layer for layer, _ in self.model.layer_kinds]
-        index = {layer: i for i, layer in enumerate(kinds)}
-        order = np.array([index[layer] for layer in self.model.layers])
+        order = np.array(self.model.layer_order)
         shares = np.array([self._layer_weights(layer, layout) for layer in kinds])
         caches = np.array([self._layer_cache(layer, tp, context_tokens) for layer in kinds])
         stages = np.array_split(order, pp)
@@ -253,10 +264,10 @@ class Ledger:
         for weight in self.model.weights:
             share = stored_bytes(weight, self.model.format_of(weight.part)) / (tp if weight.shard == "vocab" else 1)
             stage = 0 if weight.part == "embedding" else pp - 1
-            weights[stage, _WEIGHT_TERMS.index(_TERM_OF_PART[weight.part])] += share
+            weights[stage, WEIGHT_TERMS.index(_TERM_OF_PART[weight.part])] += share
             if self.model.tied and pp > 1 and weight.part == "embedding":
-                weights[pp - 1, _WEIGHT_TERMS.index("embeddings")] += share
-        return weights, per_token
+                weights[pp - 1, WEIGHT_TERMS.index("embeddings")] += share
+        return weights.tolist(), per_token.tolist()
 
     def _draft_bytes(self, layout: Layout, context_tokens: int) -> tuple[float, float]:
         """Weight bytes and cache bytes per token of the drafter on one GPU; MTP shares embedding and head."""
@@ -265,11 +276,11 @@ class Ledger:
             return 0.0, 0.0
         ledger = Ledger(speculation.draft, self.system, self.engine)
         weights, per_token = ledger._stage_weights(speculation.draft_layout(layout), context_tokens)
-        held = weights[0] if speculation.method == "draft" else weights[0, : _WEIGHT_TERMS.index("embeddings")]
-        return float(held.sum()), float(per_token[0])
+        held = weights[0] if speculation.method == "draft" else weights[0][: WEIGHT_TERMS.index("embeddings")]
+        return sum(held), per_token[0]
 
     def _layer_weights(self, layer: Layer, layout: Layout) -> list[float]:
-        totals = dict.fromkeys(_WEIGHT_TERMS, 0.0)
+        totals = dict.fromkeys(WEIGHT_TERMS, 0.0)
         for weight in layer.weights:
             cut = shards(weight, layer, layout.tp, layout.ep, layout.moe_tp)
             copies = 1.0

@@ -13,7 +13,6 @@ from planner.capacity import CapacityLimit, default_limit
 from planner.capacity import rule as capacity_rule
 from planner.choices import ExpertChoices
 from planner.compare.question import Demand
-from planner.deployment import MIN_REQUESTS
 from planner.engine import Engine
 from planner.engine import engine as load_engine
 from planner.errors import InputError, nearest
@@ -33,6 +32,7 @@ from planner.routing.records import Record, check_model
 from planner.routing.statistics import request_concentration
 from planner.units import format_bytes
 from planner.workload import Slo, Workload, load_workload, parse_slo
+from planner.workload.demand import MIN_REQUESTS
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(TB|GB|MB|TiB|GiB|MiB)\s*", re.IGNORECASE)
 _SCALE = {"tb": 1e12, "gb": 1e9, "mb": 1e6, "tib": 2.0**40, "gib": 2.0**30, "mib": 2.0**20}

@@ -11,15 +11,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost import StepCost
-from planner.model.config import Layer
+from planner.engine import Engine
+from planner.experts import ExpertSettings
+from planner.hardware import Cluster
+from planner.layout import Layout
+from planner.model import ModelConfig
 from planner.scheduler import Rank, RankWork
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 _SIZES: Floats = np.exp2(np.arange(15.0))
 """Sequences or prompt tokens of a rank at which the split is tabulated."""
@@ -48,8 +54,8 @@ class StageSplit:
         return table[min(max(size, 1).bit_length() - 1, len(table) - 1)]
 
 
-def stage_layers(layers: Sequence[Layer], num_stages: int) -> list[tuple[Layer, ...]]:
-    """Layers of each stage: as even in number as can be, the first stages one more, as engines and `memory` cut."""
+def stage_layers(layers: Sequence[T], num_stages: int) -> list[tuple[T, ...]]:
+    """Layers or their kinds of each stage: as even in number as can be, the first stages one more, as engines cut."""
     bounds = np.array_split(np.arange(len(layers)), num_stages)
     return [tuple(layers[int(i)] for i in stage) for stage in bounds]
 
@@ -70,19 +76,31 @@ def stage_split(cost: StepCost) -> StageSplit:
 def stage_seconds(cost: StepCost, phase: str) -> Floats:
     """Seconds of each stage in steps of `phase`, decode or prefill [15, stages], without transfers between stages."""
     found = np.zeros((len(_SIZES), cost.layout.pp))
-    alone = {layer: _terms(cost, layer, phase) for layer in dict.fromkeys(cost.model.layers)}
-    for stage, layers in enumerate(stage_layers(cost.model.layers, cost.layout.pp)):
-        for layer, count in Counter(layers).items():
-            found[:, stage] += count * sum(v for k, v in alone[layer].items() if k not in _ONCE)
-    found[:, -1] += sum(v for k, v in alone[cost.model.layers[-1]].items() if k in _HEAD)
+    order = cost.model.layer_order
+    alone_on = replace(cost.layout, pp=1, replicas=1)
+    fixed = (cost.model, alone_on, cost.cluster, cost.engine, cost.backend, cost.experts, phase)
+    alone = [_terms(kind, *fixed) for kind in range(len(cost.model.layer_kinds))]
+    for stage, kinds in enumerate(stage_layers(order, cost.layout.pp)):
+        for kind, count in Counter(kinds).items():
+            found[:, stage] += count * sum(v for k, v in alone[kind].items() if k not in _ONCE)
+    found[:, -1] += sum(v for k, v in alone[order[-1]].items() if k in _HEAD)
     return found
 
 
-def _terms(cost: StepCost, layer: Layer, phase: str) -> Mapping[str, Floats]:
-    """Seconds by operation of a step of one layer and the head, on one stage."""
-    model = replace(cost.model, layers=(layer,))
-    layout = replace(cost.layout, pp=1, replicas=1)
-    of = StepCost(model, layout, cost.cluster, cost.engine, cost.backend, cost.experts)
+@lru_cache(maxsize=256)
+def _terms(
+    kind: int,
+    model: ModelConfig,
+    stage: Layout,
+    cluster: Cluster,
+    engine: Engine,
+    backend: str,
+    experts: ExpertSettings,
+    phase: str,
+) -> Mapping[str, Floats]:
+    """Seconds by operation of a step of one layer of a kind and the head, on one stage; any number have such stages."""
+    layer, _ = model.layer_kinds[kind]
+    of = StepCost(replace(model, layers=(layer,)), stage, cluster, engine, backend, experts)
     step = of.decode(_SIZES, np.full_like(_SIZES, _CONTEXT)) if phase == "decode" else of.prefill(_SIZES)
     return step.terms
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from planner.balance import balance_options
 from planner.deployment import UNSUSTAINED, Run, check_context, run, scaled
+from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
@@ -71,6 +72,7 @@ class Recommendation:
     remedies: tuple[str, ...]
     wall_s: float
     tactics: Tactics = PLAIN
+    terms: Terms = DEFAULT_TERMS
 
     @property
     def feasible(self) -> bool:
@@ -99,6 +101,7 @@ def recommend(
     experts: ExpertSettings = AS_SERVED,
     tactics: Tactics = PLAIN,
     router: str = "least_requests",
+    terms: Terms = DEFAULT_TERMS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Recommendation:
@@ -110,12 +113,14 @@ def recommend(
     runs: list[Run] = []
     for cluster in clusters:
         variants = [override(model, kv=kv) for kv in kv_formats or default_kv_formats(model, cluster)]
-        search = Search(cluster, engine, workload, slo, experts, tactics, router)
+        search = Search(cluster, engine, workload, slo, experts, tactics, router, terms)
         found = search.run(variants, _part(progress, f"search {cluster.name}"))
         searches.append((cluster.name, found))
         runs += _simulate_finalists(found, trial, workload, _part(progress, f"simulate {cluster.name}"))
     beyond = _beyond_hbm(model, clusters, searches, workload, engine, experts)
-    runs += [trial(replace(tried, router=router), workload) for found in beyond for tried in found.deployments]
+    runs += [
+        trial(replace(tried, router=router, terms=terms), workload) for found in beyond for tried in found.deployments
+    ]
     runs += _balanced(runs, trial, workload)
     runs.sort(key=_preference)
     winner = runs[0] if runs else None
@@ -133,9 +138,10 @@ def recommend(
         tuple(searches),
         beyond,
         _sustained_factor(winner, trial, workload) if winner and meets else 0.0,
-        _remedies(model, searches, clusters, workload, engine, winner),
+        _remedies(model, searches, clusters, workload, engine, winner, terms),
         time.perf_counter() - start,
         tactics,
+        terms,
     )
 
 
@@ -164,11 +170,12 @@ def _remedies(
     workload: Workload,
     engine: Engine,
     winner: Run | None,
+    terms: Terms,
 ) -> tuple[str, ...]:
     """What would meet the SLO, or hold in HBM what the winner keeps outside; nothing when all is well."""
     if winner is not None and winner.meets_slo and winner.deployment.offload is None:
         return ()
-    return remedies(model, searches, clusters, workload, engine, winner)
+    return remedies(model, searches, clusters, workload, engine, winner, terms)
 
 
 def default_kv_formats(model: ModelConfig, cluster: Cluster) -> tuple[str, ...]:

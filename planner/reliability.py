@@ -260,6 +260,6 @@ def _resized(deployment: Deployment, factor: float, workload: Workload) -> Deplo
     backend = deployment.backend if other.attention_dp > 1 else "all_reduce"
     asked = (deployment.model, deployment.cluster, other, deployment.engine, deployment.limits, backend)
     try:
-        return deploy(*asked, context, deployment.experts)
+        return deploy(*asked, context, deployment.experts, terms=deployment.terms)
     except (Infeasible, LayoutError):
         return None

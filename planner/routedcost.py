@@ -70,9 +70,16 @@ class RoutedCost:
         stored = compute_format(model.format_of("expert"))
         self._format = "mxfp4_fp8" if stored == "mxfp4" and mxfp4_by_fp8 else stored
         self._nodes = -(-layout.stage_gpus // cluster.scale_up_gpus)
+        self._tables: dict[tuple[str, tuple[tuple[Layer, int], ...]], Sum] = {}
 
     def table(self, phase: str, kinds: Kinds) -> Sum:
         """Experts, dispatch and combine of `kinds` on TOKENS, all ranks together, in expectation over draws."""
+        key = phase, tuple(kinds)
+        if key not in self._tables:
+            self._tables[key] = self._table(phase, kinds)
+        return self._tables[key]
+
+    def _table(self, phase: str, kinds: Kinds) -> Sum:
         total = Sum(TOKENS.shape)
         for layer, count in kinds:
             if layer.moe:

@@ -20,6 +20,7 @@ import numpy as np
 from planner import __version__
 from planner.deployment import Run
 from planner.disaggregation.deployment import PoolsRun
+from planner.economics import terms_tables
 from planner.errors import InputError
 from planner.facts import model_facts
 from planner.facts.experts import settings_facts
@@ -63,6 +64,7 @@ def _inputs(answer: Recommendation) -> dict[str, Any]:
         "slo": [asdict(objective) for objective in answer.slo.objectives],
         "experts": settings_facts(answer.experts),
         **tactic_facts(answer.tactics),
+        "terms": terms_tables(answer.terms),
         "seed": answer.seed,
     }
 

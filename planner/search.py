@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
 from planner.cost import StepCost
 from planner.deployment import Deployment, with_replicas
+from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine, Limits
+from planner.enumeration import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, backends, layouts
 from planner.errors import InputError
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
-from planner.layout import Layout, layout_problem
-from planner.memory import Ledger, MemoryUse
+from planner.layout import Layout
+from planner.memory import WEIGHT_TERMS, Ledger, MemoryUse
 from planner.model import ModelConfig
 from planner.prefixhits import HitModel, caches_prefixes
 from planner.steady import SteadyState, steady_state, steady_with_hits
@@ -29,11 +33,6 @@ from planner.tacticcost import step_cost
 from planner.tactics import PLAIN, Tactics
 from planner.workload import Slo, Workload
 
-MAX_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
-BATCHED_TOKENS = (2048, 4096, 8192, 16384)
-MIN_BATCHED_TOKENS = 256
-PIPELINES = (1, 2, 3, 4, 8)
-"""Pipeline depths engines are run with; 3 serves clusters of three nodes."""
 CANNOT_SUSTAIN = "cannot sustain the load"
 CANNOT_DRAFT = "the draft model cannot be cut so"
 MORE_THAN_NEEDED = "more GPUs than needed"
@@ -97,33 +96,6 @@ class SearchResult:
                 self.nearest_miss[reason] = (excess, text)
 
 
-def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[Layout]:
-    """Valid layouts of one replica on up to all GPUs of `cluster`.
-
-    Replicas inside a node may have any size that divides it, larger ones take whole nodes; tensor parallelism
-    stays inside the scale-up domain.
-    """
-    node, domain = cluster.gpus_per_node, cluster.scale_up_gpus
-    sizes = [s for s in range(1, cluster.num_gpus + 1) if (node % s == 0 if s <= node else s % node == 0)]
-    for gpus in sizes:
-        for pp in (d for d in PIPELINES if gpus % d == 0):
-            stage = gpus // pp
-            for tp in (d for d in _divisors(stage) if d <= domain):
-                for ep in _expert_degrees(model, engine, stage):
-                    layout = Layout(tp, pp, ep, stage // tp, stage // ep)
-                    attends_alone = layout.attention_dp == 1 or (model.moe and engine.moe_backends)
-                    if attends_alone and layout_problem(model, layout) is None:
-                        yield layout
-
-
-def backends(engine: Engine, layout: Layout) -> tuple[str, ...]:
-    """How ranks of `layout` can meet at the experts under `engine`."""
-    if layout.attention_dp == 1:
-        return ("all_reduce",)
-    whole_experts = layout.ep > 1 and layout.moe_tp == 1  # DeepEP sends tokens to ranks that hold whole experts
-    return engine.moe_backends if whole_experts else engine.moe_backends[:1]
-
-
 def _check(cluster: Cluster, workload: Workload) -> None:
     if cluster.num_gpus > MAX_OFFERED_GPUS:
         raise InputError(
@@ -132,16 +104,6 @@ def _check(cluster: Cluster, workload: Workload) -> None:
         )
     if workload.arrivals.kind == "trace" and not np.isfinite(workload.arrivals.rate_per_s):
         raise InputError(f"{workload.name}: all rows arrive at once, which is no rate to plan for. Use --concurrency.")
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _expert_degrees(model: ModelConfig, engine: Engine, stage: int) -> list[int]:
-    if model.moe is None or engine.expert_parallel == "none":
-        return [1]
-    return sorted({1, stage}) if engine.expert_parallel == "all_or_none" else _divisors(stage)
 
 
 class Search:
@@ -156,9 +118,10 @@ class Search:
         experts: ExpertSettings = AS_SERVED,
         tactics: Tactics = PLAIN,
         router: str = "least_requests",
+        terms: Terms = DEFAULT_TERMS,
     ) -> None:
         self.cluster, self.engine, self.workload, self.slo, self.experts = cluster, engine, workload, slo, experts
-        self.tactics, self.router = tactics, router
+        self.tactics, self.router, self.terms = tactics, router, terms
         self.result = SearchResult()
         _check(cluster, workload)
         self._context = int(workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
@@ -191,22 +154,23 @@ class Search:
         """Sequences that one rank can run at once."""
         return min(max_seqs // layout.pp, steady.batch_within(use.kv_tokens / layout.pp, self._context))
 
+    def means(self, steady: SteadyState, batch: Floats) -> tuple[Floats, Floats]:
+        """Mean TTFT and TPOT [s] with `batch` running sequences per rank."""
+        return steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)
+
     def loaded(self, deployment: Deployment, steady: SteadyState, replicas: np.ndarray) -> list[Candidate]:
         """Estimates of each number of `replicas` of `deployment`, also where it cannot keep up or misses the SLO."""
-        layout = deployment.layout
-        limit = self.running(layout, deployment.limits.max_num_seqs, deployment.memory, steady)
+        layout, use = deployment.layout, deployment.memory
+        limit = np.array(self.running(layout, deployment.limits.max_num_seqs, use, steady), dtype=float)
         batch, capacity = self._load(steady, replicas * layout.pp * layout.attention_dp, limit)
-        times = self.means(steady, batch)
-        placed = [replace(deployment, layout=with_replicas(layout, int(n))) for n in replicas]
-        return [self._candidate(each, steady, i, batch, times, capacity) for i, each in enumerate(placed)]
-
-    def _candidate(
-        self, deployment: Deployment, steady: SteadyState, i: int, batch: Floats, times: dict[str, Floats], rate: Floats
-    ) -> Candidate:
-        """Number `i` of the estimates; `rate` is what can be carried."""
-        found = None if steady.hit_rate is None else float(np.interp(batch[i], steady.batch, steady.hit_rate))
-        means = float(batch[i]), float(times["ttft"][i]), float(times["tpot"][i])
-        return Candidate(deployment, *means, float(rate[i]), self._score(times, i, float(rate[i])), found)
+        ttft_s, tpot_s, score = self._estimates(steady, batch, capacity)
+        found = []
+        for i, count in enumerate(replicas):
+            placed = replace(deployment, layout=with_replicas(layout, int(count)))
+            b, ttft, tpot, most, ratio = (float(values[i]) for values in (batch, ttft_s, tpot_s, capacity, score))
+            hit_rate = None if steady.hit_rate is None else float(np.interp(b, steady.batch, steady.hit_rate))
+            found.append(Candidate(placed, b, ttft, tpot, most, ratio, hit_rate))
+        return found
 
     def _layouts(self, model: ModelConfig) -> list[Layout]:
         found = list(layouts(model, self.cluster, self.engine))
@@ -229,13 +193,18 @@ class Search:
         replicas = np.arange(1, self.cluster.num_gpus // layout.replica_gpus + 1)
         cost: StepCost | None = None
         tactics = ledger.tactics
-        for budget in self._budgets(layout):
-            choices = self._sequence_limits(layout, backend, budget, tactics)
-            uses = [ledger.use(layout, Limits(n, budget), backend, self._context) for n in choices]
-            self.result.considered += len(uses) * len(replicas)
-            fitting = [
-                (n, use) for n, use in zip(choices, uses, strict=True) if self._fits(layout, use, n, len(replicas))
-            ]
+        trials = [(b, n) for b in self._budgets(layout) for n in self._sequence_limits(layout, backend, b, tactics)]
+        self.result.considered += len(trials) * len(replicas)
+        for budget, choices in groupby(trials, key=itemgetter(0)):
+            fitting = []
+            for _, n in choices:
+                use = ledger.use(layout, Limits(n, budget), backend, self._context)
+                if use.breaking_term in WEIGHT_TERMS and (budget, n) == trials[0]:
+                    # Larger limits take more memory, so none of them comes nearer to fitting.
+                    self._fits(layout, use, n, len(trials) * len(replicas))
+                    return
+                if self._fits(layout, use, n, len(replicas)):
+                    fitting.append((n, use))
             if not fitting:
                 continue
             if cost is None:
@@ -304,83 +273,92 @@ class Search:
         steady: SteadyState,
         tactics: Tactics,
     ) -> None:
-        """Load `replicas` copies with the demand and keep what even optimistic bounds cannot exclude."""
+        """Load `replicas` copies with the demand under every limit that fits, arrays of [limits, replicas], and keep
+        what even optimistic bounds cannot exclude."""
         ranks = replicas * layout.pp * layout.attention_dp
-        for max_seqs, use in fitting:
-            limit = self.running(layout, max_seqs, use, steady)
-            batch, capacity = self._load(steady, ranks, limit)
-            estimates = self.means(steady, batch)
-            name = f"{max_seqs} seqs, {budget} tok/step on {self.cluster.system.name}"
-            alive = self._within(layout, name, capacity / ranks, batch, ranks, limit)
-            alive = self._bounded(steady, batch, layout, name, alive)
-            alive = self._not_surplus(alive, capacity, batch, layout, name)
-            self.result.fitting += len(replicas)
-            for i in np.flatnonzero(alive):
-                placed = with_replicas(layout, int(replicas[i]))
-                fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
-                deployment = Deployment(*fixed, None, tactics, self.router)
-                found = self._candidate(deployment, steady, int(i), batch, estimates, capacity)
-                self.result.survivors.append(found)
+        limit = np.array([[self.running(layout, n, use, steady)] for n, use in fitting], dtype=float)
+        batch, capacity = self._load(steady, ranks, limit)
+        names = [f"{n} seqs, {budget} tok/step on {self.cluster.system.name}" for n, _ in fitting]
+        alive = self._within(layout, names, capacity / ranks, batch, ranks, limit)
+        alive = self._bounded(steady, batch, layout, names, alive)
+        alive = self._not_surplus(alive, capacity, batch, layout, names)
+        self.result.fitting += batch.size
+        ttft_s, tpot_s, score = self._estimates(steady, batch, capacity)
+        hits = None if steady.hit_rate is None else np.interp(batch, steady.batch, steady.hit_rate)
+        for i, j in zip(*np.nonzero(alive), strict=True):
+            max_seqs, use = fitting[i]
+            placed = with_replicas(layout, int(replicas[j]))
+            fixed = (model, self.cluster, self.engine, placed, Limits(max_seqs, budget), backend, use, self.experts)
+            deployment = Deployment(*fixed, None, tactics, self.router, self.terms)
+            hit_rate = None if hits is None else float(hits[i, j])
+            b, ttft, tpot, most, ratio = (float(found[i, j]) for found in (batch, ttft_s, tpot_s, capacity, score))
+            self.result.survivors.append(Candidate(deployment, b, ttft, tpot, most, ratio, hit_rate))
 
-    def _load(self, steady: SteadyState, ranks: np.ndarray, limit: float) -> tuple[Floats, Floats]:
+    def _load(self, steady: SteadyState, ranks: np.ndarray, limit: Floats) -> tuple[Floats, Floats]:
         """Running batch per rank under the demand, and the request rate all ranks can sustain."""
-        capacity = steady.capacity_per_s(np.array(limit)) * ranks
+        capacity = steady.capacity_per_s(limit) * ranks
         if self.workload.arrivals.concurrency:
-            return steady.batch_of(self.workload.arrivals.concurrency / ranks, self._think_s), capacity
+            batch = steady.batch_of(self.workload.arrivals.concurrency / ranks, self._think_s)
+            return np.broadcast_to(batch, capacity.shape), capacity
         return np.minimum(steady.batch_at(self.workload.arrivals.rate_per_s / ranks), limit), capacity
 
     def _within(
-        self, layout: Layout, name: str, capacity: Floats, batch: Floats, ranks: np.ndarray, limit: float
+        self, layout: Layout, names: list[str], capacity: Floats, batch: Floats, ranks: np.ndarray, limit: Floats
     ) -> np.ndarray:
         if self.workload.arrivals.concurrency:
-            alive = batch <= max(limit, 1.0)
-            ratio = batch / max(limit, 1e-9)
+            alive = batch <= np.maximum(limit, 1.0)
+            ratio = batch / np.maximum(limit, 1e-9)
         else:
             demand = self.workload.arrivals.rate_per_s / ranks
             alive = capacity >= demand * _BOUND_SLACK
             ratio = demand / np.maximum(capacity, 1e-12)
-        self._count(~np.asarray(alive), ratio, layout, name, CANNOT_SUSTAIN, "demand is {:.2f} x capacity")
+        self._count(~alive, ratio, layout, names, CANNOT_SUSTAIN, "demand is {:.2f} x capacity")
         return np.asarray(alive)
 
-    def _not_surplus(self, alive: np.ndarray, capacity: Floats, batch: Floats, layout: Layout, name: str) -> np.ndarray:
+    def _not_surplus(
+        self, alive: np.ndarray, capacity: Floats, batch: Floats, layout: Layout, names: list[str]
+    ) -> np.ndarray:
         """`alive`, less replicas beyond the second count that has `_SURPLUS` times what the load needs."""
         if self.workload.arrivals.concurrency:
             excess = 1.0 / np.maximum(batch, 1e-12)
         else:
             excess = capacity / self.workload.arrivals.rate_per_s / _SURPLUS
         enough = (excess >= 1.0) & alive
-        surplus = enough & (np.cumsum(enough) > _KEPT_SURPLUS)
-        self._count(surplus, excess, layout, name, MORE_THAN_NEEDED, f"capacity is {{:.1f}} x {_SURPLUS:g} x the load")
+        surplus = enough & (np.cumsum(enough, axis=1) > _KEPT_SURPLUS)
+        text = f"capacity is {{:.1f}} x {_SURPLUS:g} x the load"
+        self._count(surplus, excess, layout, names, MORE_THAN_NEEDED, text)
         return np.asarray(alive & ~surplus)
 
-    def _bounded(self, steady: SteadyState, batch: Floats, layout: Layout, name: str, alive: np.ndarray) -> np.ndarray:
+    def _bounded(
+        self, steady: SteadyState, batch: Floats, layout: Layout, names: list[str], alive: np.ndarray
+    ) -> np.ndarray:
         """`alive`, less where an objective is missed even without queueing."""
         decode_s = np.interp(batch, steady.batch, steady.decode_s)
-        prefill_s = np.full(len(batch), steady.prefill_s.min())
+        prefill_s = np.full(batch.shape, steady.prefill_s.min())
         bounds = {"tpot": decode_s, "ttft": prefill_s, "e2e": prefill_s + decode_s * self.workload.mean_output_tokens}
         for objective in self.slo.objectives:
             ratio = bounds[objective.metric] * _BOUND_SLACK / objective.limit_s
             meets = ratio <= 1.0
             text = f"{objective.metric.upper()} at best {{:.2f}} x its limit"
             reason = f"misses {objective.metric.upper()}"
-            self._count(alive & ~meets, ratio / _BOUND_SLACK, layout, name, reason, text)
+            self._count(alive & ~meets, ratio / _BOUND_SLACK, layout, names, reason, text)
             alive = alive & meets
         return alive
 
-    def _count(self, lost: np.ndarray, ratio: Floats, layout: Layout, name: str, reason: str, text: str) -> None:
-        """Count the candidates of `layout` marked in `lost` [replicas]; the nearest is the one with least `ratio`."""
+    def _count(self, lost: np.ndarray, ratio: Floats, layout: Layout, names: list[str], reason: str, text: str) -> None:
+        """Count the candidates of `layout` marked in `lost` [limits, replicas]; nearest is that of least `ratio`."""
         if lost.any():
-            replicas = int(np.argmin(np.where(lost, ratio, np.inf)))
-            best = float(ratio[replicas])
+            limit, replicas = divmod(int(np.argmin(np.where(lost, ratio, np.inf))), lost.shape[1])
+            best = float(np.broadcast_to(ratio, lost.shape)[limit, replicas])
             placed = with_replicas(layout, replicas + 1)
-            self.result.reject(reason, int(lost.sum()), best, f"{placed}, {name}: {text.format(best)}")
+            self.result.reject(reason, int(lost.sum()), best, f"{placed}, {names[limit]}: {text.format(best)}")
 
-    def means(self, steady: SteadyState, batch: Floats) -> dict[str, Floats]:
-        """Mean latencies [s] by metric with `batch` running sequences per rank."""
-        ttft_s, tpot_s = steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)
-        return {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
-
-    def _score(self, estimates: dict[str, Floats], i: int, capacity: float) -> float:
-        ratios = [estimates[o.metric][i] * TAIL[o.metric][o.statistic] / o.limit_s for o in self.slo.objectives]
-        demand = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s / max(capacity, 1e-12)
-        return float(max([*ratios, demand]))
+    def _estimates(self, steady: SteadyState, batch: Floats, capacity: Floats) -> tuple[Floats, Floats, Floats]:
+        """TTFT, TPOT and score of `Candidate`."""
+        ttft_s, tpot_s = self.means(steady, batch)
+        estimates = {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
+        load = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s
+        score = load / np.maximum(capacity, 1e-12)
+        for o in self.slo.objectives:
+            score = np.maximum(score, estimates[o.metric] * TAIL[o.metric][o.statistic] / o.limit_s)
+        return ttft_s, tpot_s, score

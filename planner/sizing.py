@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from planner.deployment import Run, with_replicas
 from planner.engine import Engine, Limits
+from planner.enumeration import MAX_SEQS, backends, layouts
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.fit import limits_for
 from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
-from planner.search import MAX_SEQS, TAIL, backends, layouts
+from planner.search import TAIL
 from planner.steady import SteadyState, steady_state
 from planner.tacticcost import step_cost
 from planner.workload import Slo, Workload

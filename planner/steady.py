@@ -9,6 +9,7 @@ mean time per output token T(b) and the request rate X(b) = b / (output x T). Wi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from planner.prefixhits import HitModel
 from planner.steptime import Floats
 from planner.workload import Workload
 
-_GRID_POINTS = 28
+_BATCHES: Floats = np.unique(np.round(np.geomspace(1, 4096, 28)))
 _HIT_ROUNDS = 4
 """Hits change the rate and the rate the hits: rounds after which the share found is within 0.7 percentage points of its
 limit at every batch of the cases of `benchmarks/prefix_hits.py`."""
@@ -80,6 +81,12 @@ class SteadyState:
         return np.asarray(self.frontend_s + service + waiting + self.tpot_at(batch) * self.tokens_per_step / 2)
 
 
+@lru_cache(maxsize=4)
+def _decoding(cost: StepCost, context: float) -> tuple[Floats, Floats]:
+    """Decode steps with `context` tokens per sequence, and their longest stage over the mean one: for any budget."""
+    return cost.decode(_BATCHES, np.full_like(_BATCHES, context)).total_s, unevenness(cost, _BATCHES)
+
+
 def steady_with_hits(
     cost: StepCost, max_batched_tokens: int, policy: str, workload: Workload, model: HitModel, kv_tokens: float
 ) -> SteadyState:
@@ -104,11 +111,11 @@ def steady_state(
     max_batched_tokens = min(max_batched_tokens, cost.engine.ubatch_tokens or max_batched_tokens)
     whole, output = workload.mean_prompt_tokens, max(1.0, workload.mean_output_tokens)
     prompt, found = whole * (1.0 - hit_rate), whole * hit_rate
-    batch = np.unique(np.round(np.geomspace(1, 4096, _GRID_POINTS)))
+    batch = _BATCHES
     context = whole + output / 2
     output = max(1.0, output / cost.tokens_per_step)
     contexts = np.full_like(batch, context)
-    decode_s = cost.decode(batch, contexts).total_s
+    decode_s, longest_stage = _decoding(cost, context)
     # Prompt tokens per step: as many prompts as arrive while `batch` sequences make one token, one chunk at least.
     chunk = np.clip(prompt * batch / output, np.minimum(prompt, max_batched_tokens), max_batched_tokens)
     chunks = prompt / chunk
@@ -132,7 +139,7 @@ def steady_state(
         tpot_s = decode_s + any_rank * (own + (stages - 1) / stages) * prompt_step_s * overload
         alone = own
     per_prompt_s = chunks * prompt_step_s * alone
-    tpot_s = tpot_s * unevenness(cost, batch)
+    tpot_s = tpot_s * longest_stage
     rate = batch / (output * tpot_s)
     # Prompts share a mixed step up to its token budget; in a prefill-first scheduler they take the rank for themselves.
     busy = rate * tpot_s * prompt / max_batched_tokens if policy == "mixed" else rate * per_prompt_s

@@ -28,7 +28,7 @@ from planner.model.config import Attention, Layer, Recurrent
 from planner.model.precision import compute_format, kv_bytes_per_layer
 from planner.offload import Offload
 from planner.overlap import compute_share, two_batch_s
-from planner.steptime import LENGTHS, SEQS, TOKENS, Floats, Part, StepTime, Sum, join
+from planner.steptime import LENGTHS, SEQS, TOKENS, Fixed, Floats, Known, Line, Part, Plane, StepTime, Sum
 from planner.tactics import PLAIN, Tactics
 
 EXCHANGE = ("dispatch", "combine")
@@ -98,12 +98,12 @@ class TacticCost(StepCost):
     @cached_property
     def token_table(self) -> Sum:
         """Terms that grow with the tokens of one rank."""
-        return _with_draft(self._token_sum(self._kinds), self.first.token_table if self.first else None)
+        return _with_draft(self._own_tokens, self.first.token_table if self.first else None)
 
     @cached_property
     def prompt_token_table(self) -> Sum:
         """`token_table` of steps with prompts."""
-        own = self._prompt_token_sum(self._kinds)
+        own = self._prompt_sum(self._own_tokens.copy(), self._kinds)
         return _with_draft(own, self.first.prompt_token_table if self.first else None)
 
     def moe_table(self, phase: str) -> Sum:
@@ -139,7 +139,7 @@ class TacticCost(StepCost):
         total = _with_draft(total, self.later._logits_sum(), runs, _DRAFT_HEAD)
         if runs > 1:
             total = _with_draft(total, self.later.token_table, runs - 1)
-            everywhere = _stretched(self.later.moe_table("decode"), TOKENS * self.layout.attention_dp)
+            everywhere = Sum.of(Line(self.later.moe_table("decode"), TOKENS * self.layout.attention_dp))
             total = _with_draft(total, everywhere, runs - 1)
         return total
 
@@ -203,29 +203,26 @@ class TacticCost(StepCost):
         one = Sum((len(SEQS), len(LENGTHS)))
         self._add_recurrent(one, mixer, "decode", count)
         rows, lengths = np.broadcast_arrays(SEQS[:, None] * self.query_tokens, LENGTHS[None, :])
-        _add_all(total, *self._at_surface(one, rows, lengths))
+        total.add_sum(Sum.of(Plane(one, rows, lengths)))
 
     # --- whole steps ---
 
     def decode(self, seqs: Floats, context: Floats) -> StepTime:
         """Pure decode steps of `seqs` sequences on every rank with `context` tokens each, drafting included."""
         seqs, context = np.broadcast_arrays(np.asarray(seqs, float), np.asarray(context, float))
-        whole = _joined([super().decode(seqs, context)], [self._drafting(seqs)])
+        whole = self._drafting(super().decode(seqs, context), seqs)
         overlap = self.tactics.overlap
         if overlap is None:
             return whole
         part, dp, q = self.moe_part, self.layout.attention_dp, self.query_tokens
-        arch = self.cluster.system.gpu.arch
-        padded = np.array([self.engine.padded_batch(int(n), arch) for n in (seqs * q).ravel()], float).reshape(
-            seqs.shape
-        )
+        padded = self._padded(seqs * q)
 
         def layers(share: float) -> StepTime:
-            return join(
+            return StepTime(
                 [
-                    self._at(part.token_table, padded * share),
-                    self._at(part.moe_table("decode"), seqs * q * dp * share),
-                    self._at_surface(part.decode_table, seqs * share, context),
+                    Line(part.token_table, padded * share),
+                    Line(part.moe_table("decode"), seqs * q * dp * share),
+                    Plane(part.decode_table, seqs * share, context),
                 ]
             )
 
@@ -234,7 +231,7 @@ class TacticCost(StepCost):
     def prefill(self, tokens: Floats, past: Floats | float = 0.0, ranks: Floats | float | None = None) -> StepTime:
         """Steps that prefill a chunk of `tokens` after `past` cached ones on `ranks` attention-DP ranks (all)."""
         tokens = np.asarray(tokens, float)
-        whole = _joined([super().prefill(tokens, past, ranks)], [self._drafting(np.ones_like(tokens))])
+        whole = self._drafting(super().prefill(tokens, past, ranks), np.ones_like(tokens))
         overlap, dp = self.tactics.overlap, self.layout.attention_dp if ranks is None else ranks
         if overlap is None:
             return whole
@@ -246,7 +243,7 @@ class TacticCost(StepCost):
 
     def mixed(self, tokens: Floats, past: Floats, ranks: Floats, seqs: Floats, context: Floats) -> StepTime:
         """Steps in which `ranks` ranks prefill a chunk of `tokens` while all ranks decode `seqs` sequences."""
-        whole = _joined([super().mixed(tokens, past, ranks, seqs, context)], [self._drafting(seqs + 1)])
+        whole = self._drafting(super().mixed(tokens, past, ranks, seqs, context), seqs + 1)
         overlap, decoded = self.tactics.overlap, seqs * self.query_tokens
         if overlap is None:
             return whole
@@ -266,27 +263,23 @@ class TacticCost(StepCost):
 
         def layers(share: float) -> StepTime:
             everywhere = tokens * ranks + decoded * self.layout.attention_dp
-            terms, origin = self._at_surface(part.prefill_table, np.ones_like(tokens), tokens)
-            parts = [
-                self._at(part.prompt_token_table, (tokens + decoded) * share),
-                self._at(part.moe_table("prefill"), everywhere * share),
-                ({k: v * share for k, v in terms.items()}, {k: v * share for k, v in origin.items()}),
+            parts: list[Part] = [
+                Line(part.prompt_token_table, (tokens + decoded) * share),
+                Line(part.moe_table("prefill"), everywhere * share),
+                Plane(part.prefill_table, np.ones_like(tokens), tokens, share),
+                Fixed("attention", part.pair_s * tokens * past * share, Origin.EXTRAPOLATED),
             ]
-            pairs_s = part.pair_s * tokens * past * share
-            parts.append(({"attention": pairs_s}, {Origin.EXTRAPOLATED.name.lower(): pairs_s}))
             if np.any(seqs > 0):
-                parts.append(self._at_surface(part.decode_table, seqs * share, context))
-            return join(parts)
+                parts.append(Plane(part.decode_table, seqs * share, context))
+            return StepTime(parts)
 
         return layers
 
-    def _drafting(self, seqs: Floats) -> Part:
-        """`draft_table` for `seqs` sequences, padded to a captured graph."""
+    def _drafting(self, step: StepTime, seqs: Floats) -> StepTime:
+        """`step` and `draft_table` for `seqs` sequences, padded to a captured graph."""
         if not self.draft_table.terms:
-            return {}, {}
-        arch = self.cluster.system.gpu.arch
-        padded = np.array([self.engine.padded_batch(int(n), arch) for n in seqs.ravel()], float).reshape(seqs.shape)
-        return self._at(self.draft_table, padded)
+            return step
+        return StepTime([*step.parts, Line(self.draft_table, self._padded(seqs))])
 
     def _overlapped(self, whole: StepTime, layers: Any, phase: str, where: Flags) -> StepTime:
         """`whole` with its layers with experts overlapped, at points where the engine does so.
@@ -302,20 +295,22 @@ class TacticCost(StepCost):
             before, dispatch, after, combine = (parts[name] / count for name in STAGES)
             seconds = two_batch_s(before, dispatch, after, combine, count, kept, np.maximum)
             terms = {label: 2.0 * value for label, value in half.terms.items()}
-            origin = {name: 2.0 * value for name, value in half.origin.items()}
             total, exchange = np.asarray(sum(terms.values())), sum(terms[label] for label in EXCHANGE)
             exposed = np.clip(1.0 - (total - seconds) / np.maximum(exchange, 1e-15), 0.0, 1.0)
             terms |= {label: terms[label] * exposed for label in EXCHANGE}
+            apart, times = half, 2.0
         else:
-            terms, origin, total = dict(full.terms), dict(full.origin), full.total_s
+            terms, total = dict(full.terms), full.total_s
             hidden = np.minimum(terms["dispatch"], terms.get("shared_experts", 0.0))
             terms["dispatch"] = terms["dispatch"] - hidden
-            seconds = total - hidden
-        origin = {name: value * seconds / total for name, value in origin.items()}
-        return StepTime(
-            {k: v + np.where(where, terms.get(k, 0.0) - full.terms.get(k, 0.0), 0.0) for k, v in whole.terms.items()},
-            {k: v + np.where(where, origin[k] - full.origin[k], 0.0) for k, v in whole.origin.items()},
-        )
+            seconds, apart, times = total - hidden, full, 1.0
+
+        def origin() -> dict[str, Floats]:
+            overlapped = {k: times * v * seconds / total for k, v in apart.origin.items()}
+            return {k: np.where(where, overlapped[k] - v, 0.0) for k, v in full.origin.items()}
+
+        saved = {k: np.where(where, terms.get(k, 0.0) - v, 0.0) for k, v in full.terms.items()}
+        return StepTime([*whole.parts, Known(saved, origin)])
 
 
 def stage_seconds(terms: Any) -> dict[str, Any]:
@@ -329,26 +324,8 @@ def stage_seconds(terms: Any) -> dict[str, Any]:
 
 def _with_draft(own: Sum, draft: Sum | None, count: int = 1, label: str = _DRAFT) -> Sum:
     """`own` with `count` times `draft` as one term."""
-    if draft is not None and count and draft.terms:
-        own.terms[label] = own.terms.get(label, 0.0) + count * np.sum(list(draft.terms.values()), axis=0)
-        own.origin += count * draft.origin
-    return own
-
-
-def _stretched(table: Sum, x: Floats) -> Sum:
-    """`table` read at `x` instead of TOKENS."""
-    found = Sum(x.shape)
-    found.terms = {label: np.interp(x, TOKENS, values) for label, values in table.terms.items()}
-    found.origin = np.array([np.interp(x, TOKENS, row) for row in table.origin])
-    return found
-
-
-def _add_all(total: Sum, terms: dict[str, Floats], origin: dict[str, Floats]) -> None:
-    for label, seconds in terms.items():
-        total.terms[label] = total.terms.get(label, 0.0) + seconds
-    for code in Origin:
-        total.origin[code] += origin[code.name.lower()]
-
-
-def _joined(steps: list[StepTime], parts: list[Part]) -> StepTime:
-    return join([(dict(step.terms), dict(step.origin)) for step in steps] + parts)
+    if draft is None or not count:
+        return own
+    total = own.copy()
+    total.add_sum(draft, count, label)
+    return total

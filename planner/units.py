@@ -90,3 +90,12 @@ def format_chance(chance: float) -> str:
     ('83%', '>99%', '<1%')
     """
     return ">99%" if chance > 0.99 else "<1%" if chance < 0.01 else f"{chance:.0%}"
+
+
+def format_gpus(count: int) -> str:
+    """A number of GPUs.
+
+    >>> format_gpus(1), format_gpus(1024)
+    ('1 GPU', '1,024 GPUs')
+    """
+    return f"{count:,} GPU{'' if count == 1 else 's'}"

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from planner import options
 from planner.compare.comparison import Comparison, compare
-from planner.compare.inverse import Limit, bought, parse_limit
+from planner.compare.inverse import Limit, bought, check_limit, parse_limit
 from planner.compare.question import Demand, DemandError, Offer, Question, parse_demand_error, parse_offers
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import odds, triangular
 from planner.comparetext import compare_text
-from planner.economics import DEFAULT_TERMS, Terms, bill
+from planner.economics import DEFAULT_TERMS, bill
 from planner.errors import InputError
 from planner.facts.comparison import comparison_facts
 from planner.facts.plan import plan_facts
@@ -137,12 +137,13 @@ def test_bands_name_the_cheapest_of_every_ten_tokens(answer: Comparison) -> None
 
 
 def test_owned_hardware_is_paid_in_whole_nodes(answer: Comparison) -> None:
-    owned = Terms(basis="owned")
     one = next(s for s in answer.standings if s.offer.cluster.system.name == "h100-sxm")
-    moved = replace(one, terms=owned, bill=bill(one.system, one.num_gpus, owned))
-    assert moved.bill is not None and moved.bill.billed_gpus == 8
-    world = moved.usd_in(World())
-    assert world is not None and float(world) == pytest.approx(moved.bill.usd_per_month or 0.0)
+    opened = replace(one.offer, is_open=True, basis="owned")
+    for offer, gpus in ((opened, 8), (replace(one.offer, basis="owned"), 1)):
+        moved = standing(offer, one.demands, one.entrants, DEFAULT_TERMS)
+        assert moved.bill is not None and moved.bill.billed_gpus == gpus and moved.name.endswith("@own")
+        world = moved.usd_in(World())
+        assert world is not None and float(world) == pytest.approx(moved.bill.usd_per_month or 0.0)
 
 
 def test_a_budget_buys_whole_nodes_and_more_carries_more(answer: Comparison) -> None:
@@ -162,7 +163,7 @@ def _e2e(one: Standing) -> float:
 
 def test_a_limit_below_one_node_is_refused_with_the_price_of_one(answer: Comparison) -> None:
     with pytest.raises(InputError, match="does not buy one node.*one node takes"):
-        bought(answer.standings, Limit("monthly_budget", 10.0))
+        check_limit([one.offer for one in answer.standings], DEFAULT_TERMS, Limit("monthly_budget", 10.0))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +199,11 @@ def test_limits_that_mean_nothing_are_refused(
 
 
 def test_offers_and_errors_of_the_demand_are_read() -> None:
-    first, second = parse_offers(["h200-sxm", "h200-sxm:2x8"])
+    first, second, third = parse_offers(["h200-sxm", "h200-sxm:2x8", "h200-sxm@own"])
     assert first.is_open and not second.is_open and second.cluster.num_gpus == 16
+    assert third.basis == "owned" and third.hardware == first.hardware and third.name == "h200-sxm@own"
+    with pytest.raises(InputError, match="@rent or @own"):
+        parse_offers(["h200-sxm@lease"])
     assert parse_demand_error("rate=30%,output=5%") == DemandError(0.3, 0.1, 0.05)
     for wrong in ("rate=30", "users=3%", "rate=120%"):
         with pytest.raises(InputError, match="--uncertain"):
@@ -246,6 +250,7 @@ def test_command_refuses_bad_input_and_writes_a_folder(tmp_path: Path, moeplan: 
     for arguments, message in (
         (["--cluster", "h100-sxm:1x1", "--cluster", "h100-sxm:1x1"], "given twice"),
         (["--cluster", "h100-sxm:1x1", "--budget", "5M", "--racks", "2"], "one limit at a time"),
+        (["--cluster", "h100-sxm:1x1", "--power", "0.0001"], "one node takes 0.00153 MW"),
         (["--cluster", "h100-sxm:1x1", "--out", str(Path(__file__))], "is a file"),
         (["--cluster", "h100-sxm:1x1", "--terms", str(tmp_path / "none.toml")], "none.toml"),
     ):

@@ -23,6 +23,7 @@ from planner.economics import (
     owned_cost,
     owned_gpu_hour,
     profit_margin,
+    rental_usd_per_gpu_hour,
     revenue_usd,
     scaled_power_w,
     sinking_fund_factor,
@@ -127,8 +128,6 @@ def test_residual_lowers_the_capital_part_only() -> None:
 @given(st.floats(0.0, 0.5), st.floats(0.5, 15.0))
 @settings(deadline=None, derandomize=True)
 def test_recovery_is_sinking_fund_plus_interest(rate: float, years: float) -> None:
-    if rate < 1e-6:
-        rate = 0.0
     assert capital_recovery_factor(rate, years) == pytest.approx(sinking_fund_factor(rate, years) + rate, rel=1e-6)
 
 
@@ -200,6 +199,7 @@ def test_power_per_gpu() -> None:
         lambda: Site(pue=0.9),
         lambda: Owning(residual_share=1.0),
         lambda: Renting(commit_discount=1.0),
+        lambda: rental_usd_per_gpu_hour(2.0, 1.0),
         lambda: profit_margin(1.0, 0.0),
         lambda: nodes_needed(1.0, 0.0, 1.0),
     ],

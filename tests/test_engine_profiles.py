@@ -14,11 +14,12 @@ from planner.balancer import RANK_ROUTERS
 from planner.cost import StepCost
 from planner.deployment import deploy, run
 from planner.engine import Engine, Limits, engine, engine_tables, engine_text, versions
+from planner.enumeration import layouts
 from planner.errors import InputError, LayoutError
 from planner.hardware import Cluster, parse_cluster
 from planner.layout import Layout, parse_layout
 from planner.model import ModelConfig
-from planner.search import Search, layouts
+from planner.search import Search
 from planner.steady import steady_state
 from planner.workload import load_workload, parse_slo
 from tests.conftest import Command

@@ -21,7 +21,7 @@ FLOORS = [
     {"placement", "capacity", "residency"},
     {"loads"},
     {"experts"},
-    {"memory"},
+    {"memory", "enumeration"},
     {"inventory"},
     {"measurements"},
     {"offload"},

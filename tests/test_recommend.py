@@ -6,13 +6,14 @@ import pytest
 
 from planner.deployment import Run, deploy, run, scaled, simulate_layout
 from planner.engine import Engine, Limits, engine
+from planner.enumeration import MAX_SEQS, layouts
 from planner.errors import DoesNotFit, LayoutError, WorkloadError
 from planner.facts.plan import plan_facts
 from planner.hardware import Cluster, parse_cluster
 from planner.layout import Layout, layout_problem
 from planner.model import ModelConfig, load
 from planner.recommend import Recommendation, recommend
-from planner.search import MAX_SEQS, Search, layouts
+from planner.search import Search
 from planner.steady import steady_state
 from planner.text import plan_text
 from planner.workload import load_workload, parse_slo

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from planner.cli.experts_variants import show_variants
 from planner.cost import StepCost
 from planner.engine import Engine, Limits
+from planner.enumeration import layouts
 from planner.errors import InputError, ModelConfigError, WorkloadError
 from planner.experts import ExpertSettings
 from planner.hardware import Cluster, parse_cluster
@@ -23,7 +24,6 @@ from planner.memory import Ledger
 from planner.model import ModelConfig, load
 from planner.model.config import Moe
 from planner.routing import Measured
-from planner.search import layouts
 from planner.variants import (
     Mix,
     Variant,

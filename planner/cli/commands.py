@@ -80,7 +80,6 @@ def fit(
     from planner.facts import fit_facts
     from planner.hardware import Cluster
     from planner.hardware import system as load_system
-    from planner.remedies import memory_remedies
     from planner.text import fit_text
 
     options.check_positive(context=context, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
@@ -88,7 +87,11 @@ def fit(
     system = load_system(gpu)
     limits = fitting.limits_for(profile, system, max_num_seqs, max_batched_tokens)
     answer = fitting.fit(chosen, system, profile, context_tokens=context, num_gpus=num_gpus, limits=limits)
-    remedies = () if answer.fits else memory_remedies(chosen, [Cluster(system, 1, 1)], profile, context)
+    remedies: tuple[str, ...] = ()
+    if not answer.fits:
+        from planner.remedies import memory_remedies
+
+        remedies = memory_remedies(chosen, [Cluster(system, 1, 1)], profile, context)
     show(fit_facts(chosen, system, profile, answer) | {"next": list(remedies)}, json, fit_text)
     if not answer.fits:
         sys.exit(3)
@@ -113,6 +116,7 @@ def plan(
     no_prefix_cache: bool = False,
     experts: Experts = DEFAULTS,
     tactics: Chosen = NONE,
+    terms: str | None = None,
     disaggregate: bool = False,
     seed: int = 0,
     out: Path | None = None,
@@ -160,6 +164,8 @@ def plan(
         How experts are picked, placed and limited.
     tactics
         What the engine does beyond plain batching.
+    terms
+        Prices and commercial terms, a TOML (docs/economics.md); rental list prices otherwise.
     disaggregate
         Also search prefill and decode in two pools, and say whether that is worth it.
     seed
@@ -170,17 +176,17 @@ def plan(
         Print the facts as JSON.
     """
     from planner import options
-    from planner.disaggregation.plan import check_question, plan_pools
-    from planner.facts.disaggregation import plan_pools_facts
+    from planner.economics import load_terms
     from planner.facts.plan import plan_facts
     from planner.pooltext import plan_pools_text
     from planner.recommend import recommend
-    from planner.runfolder import check_folder, write_run
     from planner.tactics import parse_tactics
     from planner.text import plan_text
     from planner.workload import parse_slo
 
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     objectives = parse_slo(slo)
     demand = options.plan_demand(workload, rate, concurrency, num_requests, objectives)
@@ -188,8 +194,10 @@ def plan(
     profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
     clusters = options.clusters(cluster, oversubscription, not no_rails)
-    settings = options.experts(chosen, experts)
+    settings, agreed = options.experts(chosen, experts), load_terms(terms)
     if disaggregate:
+        from planner.disaggregation.plan import check_question
+
         check_question(chosen, demand, settings, drafts, router)
     with progress_bar() as progress:
         answer = recommend(
@@ -202,14 +210,23 @@ def plan(
             router=router,
             experts=settings,
             tactics=drafts,
+            terms=agreed,
             seed=seed,
             progress=progress,
         )
-        pools = plan_pools(answer, progress) if disaggregate else None
+        pools = None
+        if disaggregate:
+            from planner.disaggregation.plan import plan_pools
+
+            pools = plan_pools(answer, progress)
     facts = plan_facts(answer, command_line())
     if pools is not None:
+        from planner.facts.disaggregation import plan_pools_facts
+
         facts["disaggregation"] = plan_pools_facts(pools)
     if out is not None:
+        from planner.runfolder import write_run
+
         write_run(out, answer, facts)
     wall_s = answer.wall_s + (pools.wall_s if pools else 0.0)
     show(facts, json, plan_pools_text if pools else plan_text, wall_s=wall_s)
@@ -242,6 +259,7 @@ def simulate(
     tactics: Chosen = NONE,
     failures: Failures = NO_FAILURES,
     pools: Pools = ONE_POOL,
+    terms: str | None = None,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -298,6 +316,8 @@ def simulate(
         Ranks that die during the run.
     pools
         Prefill and decode in two pools.
+    terms
+        As in `plan`.
     seed
         Seed of arrivals and lengths.
     out
@@ -308,23 +328,25 @@ def simulate(
     from planner import options
     from planner.capacity.buffers import most_sequences
     from planner.deployment import simulate_layout
+    from planner.economics import load_terms
     from planner.facts import simulation_facts
     from planner.failures.settings import failure_settings
     from planner.fit import limits_for
     from planner.layout import parse_layout
-    from planner.runfolder import check_folder, write_simulation
     from planner.tactics import parse_tactics
     from planner.text import simulation_text
     from planner.workload import parse_slo
 
     options.check_positive(max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     start = time.perf_counter()
     chosen = options.precision(model, weights, kv)
     profile = options.engine(engine, no_prefix_cache, calibration)
     drafts = parse_tactics(tactics.speculative, tactics.acceptance, tactics.overlap, chosen, profile)
-    failing = failure_settings(profile, failures)
+    failing, agreed = failure_settings(profile, failures), load_terms(terms)
     if pools != ONE_POOL or layout is None:
         from planner.cli.pools import simulate_two
         from planner.disaggregation.deployment import check_combination
@@ -334,7 +356,8 @@ def simulate(
         offered = options.clusters([cluster], oversubscription, not no_rails)[0]
         given = (max_num_seqs, max_batched_tokens)
         judged = parse_slo(slo) if slo else None
-        simulate_two(chosen, offered, layout, pools, asked, judged, profile, given, backend, experts, seed, out, json)
+        settings = (profile, given, backend, experts, agreed, seed, out, json)
+        simulate_two(chosen, offered, layout, pools, asked, judged, *settings)
         return
     cut = parse_layout(layout)
     offered = options.clusters([cluster], oversubscription, not no_rails)[0]
@@ -354,6 +377,7 @@ def simulate(
             experts=options.experts(chosen, experts, cut),
             tactics=drafts,
             router=router,
+            terms=agreed,
             seed=seed,
             progress=lambda share: progress("simulate", share),
             failures=failing,
@@ -361,5 +385,7 @@ def simulate(
     wall_s = time.perf_counter() - start
     facts = simulation_facts(run, command_line())
     if out is not None:
+        from planner.runfolder import write_simulation
+
         write_simulation(out, run, facts)
     show(facts, json, simulation_text, wall_s=wall_s)

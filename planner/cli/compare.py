@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from planner.cli.expert_options import DEFAULTS, Experts
-from planner.cli.terminal import command_line, progress_bar, show
+from planner.cli.terminal import command_for, command_line, progress_bar, show
 
 
 def compare(
@@ -138,9 +139,25 @@ def compare(
             jobs=jobs,
             progress=progress,
         )
-    facts = comparison_facts(answer, command_line())
+    facts = comparison_facts(answer, command_line(), _plan_command(model, locals()))
     if out is not None:
         write_comparison(out, facts)
     show(facts, json, compare_text, wall_s=time.perf_counter() - start)
     if not facts["meets_slo"]:
         sys.exit(3)
+
+
+_SHARED = (
+    *("workload", "rate", "concurrency", "slo", "engine", "calibration", "num_requests"),
+    *("weights", "kv", "oversubscription", "terms", "seed"),
+)
+
+
+def _plan_command(model: str, given: dict[str, Any]) -> str:
+    """The plan of one system, with what was given here; the cluster is to be filled in."""
+    defaults = {name: p.default for name, p in signature(compare).parameters.items()}
+    options = {f"--{name.replace('_', '-')}": given[name] for name in _SHARED if given[name] != defaults[name]}
+    flags = {"--no-rails": given["no_rails"], "--no-prefix-cache": given["no_prefix_cache"]}
+    return command_for("plan", model, options={"--cluster": "{cluster}", **options, **flags}).replace(
+        "'{cluster}'", "{cluster}"
+    )

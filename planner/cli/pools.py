@@ -10,6 +10,7 @@ from planner.choices import ExpertChoices, PoolChoices
 from planner.cli.terminal import command_line, progress_bar, show
 from planner.disaggregation.deployment import pools, run_pools
 from planner.disaggregation.handover import Handover, handover
+from planner.economics import Terms
 from planner.engine import Engine, Limits
 from planner.errors import InputError
 from planner.facts.disaggregation import pools_facts
@@ -20,7 +21,6 @@ from planner.model import ModelConfig
 from planner.options import check_positive
 from planner.options import experts as expert_settings
 from planner.pooltext import pools_text
-from planner.runfolder import check_folder, write_pools
 from planner.workload import Slo, Workload
 
 _Limits = tuple[int | None, int | None]
@@ -37,6 +37,7 @@ def simulate_two(
     limits: _Limits,
     backend: str,
     experts: ExpertChoices,
+    terms: Terms,
     seed: int,
     out: Path | None,
     json: bool,
@@ -44,6 +45,8 @@ def simulate_two(
     """Simulate the pools of `chosen`; `limits` and `backend` are those of a pool that has none of its own."""
     layouts = _layouts(layout, chosen)
     if out is not None:
+        from planner.runfolder import check_folder
+
         check_folder(out)
     start = time.perf_counter()
     clusters, shared = _clusters(cluster, chosen)
@@ -52,7 +55,17 @@ def simulate_two(
     bounds = _limits(chosen, limits, backends, profile, clusters, layouts)
     settings = expert_settings(model, experts)
     deployment = pools(
-        model, clusters, layouts, bounds, backends, profile, rules, workload, shared=shared, experts=settings
+        model,
+        clusters,
+        layouts,
+        bounds,
+        backends,
+        profile,
+        rules,
+        workload,
+        shared=shared,
+        experts=settings,
+        terms=terms,
     )
     with progress_bar() as progress:
         run = run_pools(
@@ -60,6 +73,8 @@ def simulate_two(
         )
     facts = pools_facts(run, command_line())
     if out is not None:
+        from planner.runfolder import write_pools
+
         write_pools(out, run, facts)
     show(facts, json, pools_text, wall_s=time.perf_counter() - start)
 

@@ -45,6 +45,21 @@ def command_line() -> str:
     return "moeplan " + shlex.join(kept)
 
 
+def command_for(name: str, *positional: str, options: dict[str, Any]) -> str:
+    """A command with those of `options` that are set: None, False and empty are left out.
+
+    >>> command_for("plan", "mixtral-8x7b", options={"--rate": 2.0, "--no-rails": True, "--kv": None})
+    'moeplan plan mixtral-8x7b --rate 2 --no-rails'
+    """
+    words = [name, *positional]
+    for option, value in options.items():
+        if value is True:
+            words.append(option)
+        elif value not in (None, False, ""):
+            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    return "moeplan " + shlex.join(words)
+
+
 PROGRESS_VARIABLE = "MOEPLAN_PROGRESS"
 
 

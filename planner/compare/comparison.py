@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.compare.bands import Band, FrontPoint, bands, front
 from planner.compare.entrant import Entrant, evaluate
-from planner.compare.inverse import Bought, Ceiling, Limit, bought, ceilings
+from planner.compare.inverse import Bought, Ceiling, Limit, bought, ceilings, check_limit
 from planner.compare.question import Offer, Question
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import Odds, Swing, odds, swings
@@ -87,6 +87,8 @@ def compare(
     """
     start = time.perf_counter()
     reference = _baseline(offers, baseline)
+    if limit is not None:
+        check_limit(offers, terms, limit)
     for demand in question.demands:
         check_context(demand.model, demand.workload)
     entrants = _evaluated(question, offers, jobs, progress)
@@ -126,18 +128,19 @@ def _evaluated(
     question: Question, offers: tuple[Offer, ...], jobs: int | None, progress: Progress | None
 ) -> list[tuple[Entrant, ...]]:
     """Entrants by offer and model, evaluated in any order and returned in theirs."""
-    tasks = [(index, offer) for offer in offers for index in range(len(question.demands))]
+    hardware = {offer.hardware: offer for offer in offers}
+    tasks = [(index, offer) for offer in hardware.values() for index in range(len(question.demands))]
     workers = min(jobs or len(os.sched_getaffinity(0)), len(tasks))
     tell = progress or (lambda label, share: None)
     tell("plan", 0.0)
-    results: dict[tuple[int, str], Entrant] = {}
+    results: dict[tuple[int, object], Entrant] = {}
     if workers <= 1:
         for index, offer in tasks:
-            results[index, offer.name] = evaluate(question, index, offer)
+            results[index, offer.hardware] = evaluate(question, index, offer)
             tell("plan", len(results) / len(tasks))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(evaluate, question, index, offer): (index, offer.name) for index, offer in tasks}
+            futures = {pool.submit(evaluate, question, index, offer): (index, offer.hardware) for index, offer in tasks}
             try:
                 for future in as_completed(futures):
                     results[futures[future]] = future.result()
@@ -145,7 +148,7 @@ def _evaluated(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return [tuple(results[index, offer.name] for index in range(len(question.demands))) for offer in offers]
+    return [tuple(results[index, offer.hardware] for index in range(len(question.demands))) for offer in offers]
 
 
 def _room(one: Standing) -> float:
@@ -182,4 +185,4 @@ def _ceilings(winner: Standing | None, stated: float | None) -> list[float]:
 
 
 def _rent_or_buy(winner: Standing | None, terms: Terms) -> RentOrBuy | None:
-    return None if winner is None else rent_or_buy(winner.system, winner.num_gpus, terms)
+    return None if winner is None else rent_or_buy(winner.system, winner.num_gpus, winner.terms)

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from planner.compare.bands import FrontPoint
-from planner.compare.question import Demand
+from planner.compare.question import Demand, Offer
 from planner.compare.standing import Standing
-from planner.economics import Bill, bill, usd_per_mtok
+from planner.economics import Bill, Terms, bill, usd_per_mtok
 from planner.errors import InputError
 from planner.sizing import capacity, demand_of
 from planner.units import DAY_S
@@ -100,18 +100,22 @@ def _check_amount(option: str, amount: float, remedy: str) -> None:
         raise InputError(f"{option} {amount:g}: write {remedy}")
 
 
-def bought(standings: Sequence[Standing], limit: Limit) -> tuple[Bought, ...]:
-    """What `limit` buys of every offer. InputError when it does not buy one node of any."""
-    rows = [_bought(one, limit) for one in standings if len(one.entrants) == 1]
-    if rows and not any(row.nodes for row in rows):
-        reasons = "; ".join(f"{row.name}: {row.note}" for row in rows)
+def check_limit(offers: Sequence[Offer], terms: Terms, limit: Limit) -> None:
+    """Raise InputError when `limit` does not buy one node of any offer."""
+    found = [(offer.name, *_nodes(offer, terms, limit)) for offer in offers]
+    if not any(nodes for _, nodes, _ in found):
+        reasons = "; ".join(f"{name}: {note}" for name, _, note in found)
         raise InputError(f"{limit} does not buy one node of any offer: {reasons}")
-    return tuple(rows)
+
+
+def bought(standings: Sequence[Standing], limit: Limit) -> tuple[Bought, ...]:
+    """What `limit` buys of every offer of one model."""
+    return tuple(_bought(one, limit) for one in standings if len(one.entrants) == 1)
 
 
 def _bought(one: Standing, limit: Limit) -> Bought:
     unit = one.system.gpus_per_node
-    nodes, note = _nodes(one, limit)
+    nodes, note = _nodes(one.offer, one.terms, limit)
     entrant, demand = one.entrants[0], one.demands[0]
     if nodes == 0 or not entrant.curves.every:
         nothing = note or "experts outside HBM have no curves to scale"
@@ -146,22 +150,27 @@ def _rate_and_users(demand: Demand, plan: dict[str, object], carried: float) -> 
     return carried, carried * seconds
 
 
-def _nodes(one: Standing, limit: Limit) -> tuple[int, str]:
+def _nodes(offer: Offer, terms: Terms, limit: Limit) -> tuple[int, str]:
     """Whole nodes within `limit`, and why there are none."""
-    unit, low, high = one.system.gpus_per_node, 0, _MOST_GPUS // one.system.gpus_per_node
-    first = _taken(bill(one.system, unit, one.terms, _basis(limit)), limit)
+    system = offer.billed_system
+    unit, low, high = system.gpus_per_node, 0, _MOST_GPUS // system.gpus_per_node
+
+    def taken(nodes: int) -> float | None:
+        return _taken(bill(system, nodes * unit, terms, _basis(limit) or offer.basis), limit)
+
+    first = taken(1)
     if first is None:
         missing = {"power": "power of a node", "racks": "power of a node"}.get(limit.resource, "price")
         return 0, f"no {missing} on record"
     if first > limit.amount:
         text = f"${first:,.0f}" if "budget" in limit.resource else f"{first:g} {_UNIT[limit.resource]}"
         return 0, f"one node takes {text}"
-    if not one.offer.is_open:
-        high = one.offer.cluster.nodes + 1
+    if not offer.is_open:
+        high = offer.cluster.nodes + 1
     while high - low > 1:
         middle = (low + high) // 2
-        taken = _taken(bill(one.system, middle * unit, one.terms, _basis(limit)), limit)
-        low, high = (middle, high) if taken is not None and taken <= limit.amount else (low, middle)
+        use = taken(middle)
+        low, high = (middle, high) if use is not None and use <= limit.amount else (low, middle)
     return low, ""
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from planner.engine import Engine
 from planner.errors import InputError
 from planner.experts import AS_SERVED, ExpertSettings
-from planner.hardware import Cluster, parse_cluster
+from planner.hardware import Cluster, System, parse_cluster
 from planner.model import ModelConfig
 from planner.workload import Slo, Workload
 
+Basis = Literal["rental", "owned"]
+
 MAX_ERROR = 1.0
+_BASIS_OF: dict[str, Basis] = {"rent": "rental", "own": "owned"}
+_TEXT_OF = {basis: text for text, basis in _BASIS_OF.items()}
 _ITEM = re.compile(r"(?P<name>[a-z]+)=(?P<percent>[0-9]+(?:\.[0-9]+)?)%")
 
 
@@ -39,15 +44,35 @@ class DemandError:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A cluster that competes. `is_open` says that only the system was named: as many nodes as the demand takes."""
+    """A cluster that competes. `is_open` says that only the system was named: as many nodes as the demand takes.
+
+    `basis` is how it is paid, None for what the terms say.
+    """
 
     cluster: Cluster
     is_open: bool
+    basis: Basis | None = None
 
     @property
     def name(self) -> str:
         """As the user named it."""
-        return self.cluster.system.name if self.is_open else self.cluster.name
+        name = self.cluster.system.name if self.is_open else self.cluster.name
+        return name if self.basis is None else f"{name}@{_TEXT_OF[self.basis]}"
+
+    @property
+    def hardware(self) -> tuple[Cluster, bool]:
+        """What is planned on: the same for offers that differ in how they are paid."""
+        return self.cluster, self.is_open
+
+    @property
+    def billed_system(self) -> System:
+        """The node that is bought: a fixed cluster with fewer GPUs per node has nodes of that size."""
+        system, size = self.cluster.system, self.cluster.gpus_per_node
+        if self.is_open or size >= system.gpus_per_node:
+            return system
+        power_w = None if system.node_power_w is None else system.node_power_w * size / system.gpus_per_node
+        link = replace(system.scale_up, size=min(system.scale_up.size, size))
+        return replace(system, gpus_per_node=size, node_power_w=power_w, scale_up=link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +89,26 @@ class Question:
 
 
 def parse_offers(texts: list[str], oversubscription: float = 1.0, rail_optimised: bool = True) -> tuple[Offer, ...]:
-    """Offers from `h200-sxm` (open) or `h200-sxm:4x8`; InputError on fewer than one or on equal names."""
+    """Offers from `h200-sxm` (open), `h200-sxm:4x8`, and `@rent` or `@own` behind either.
+
+    InputError on fewer than one, on equal names, and on another word behind the @.
+    """
     if not texts:
         raise InputError("no cluster is offered: give --cluster, such as --cluster h100-sxm --cluster b200-sxm:4x8")
-    offers = []
-    for text in texts:
-        cluster = replace(parse_cluster(text), oversubscription=oversubscription, rail_optimised=rail_optimised)
-        offers.append(Offer(cluster, is_open=":" not in text))
+    offers = [_offer(text, oversubscription, rail_optimised) for text in texts]
     names = [offer.name for offer in offers]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(f"--cluster {twice} is given twice: offer each cluster once")
     return tuple(offers)
+
+
+def _offer(text: str, oversubscription: float, rail_optimised: bool) -> Offer:
+    hardware, at, paid = text.partition("@")
+    if at and paid not in _BASIS_OF:
+        raise InputError(f"--cluster {text}: write @rent or @own behind it, or nothing")
+    cluster = replace(parse_cluster(hardware), oversubscription=oversubscription, rail_optimised=rail_optimised)
+    return Offer(cluster, ":" not in hardware, _BASIS_OF.get(paid))
 
 
 def parse_demand_error(text: str | None) -> DemandError:

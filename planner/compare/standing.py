@@ -57,7 +57,7 @@ class Standing:
     @property
     def system(self) -> System:
         """What is bought or rented."""
-        return self.offer.cluster.system
+        return self.offer.billed_system
 
     @property
     def num_gpus(self) -> int:
@@ -97,7 +97,8 @@ class Standing:
 
     def usd_in(self, world: World) -> Floats | None:
         """Dollars a month in `world`, `[draws]`; infinite where the offer cannot serve it; None without a price."""
-        gpus, terms = self.gpus_in(world), world.terms or self.terms
+        gpus = self.gpus_in(world)
+        terms = self.terms if world.terms is None else replace(world.terms, basis=self.terms.basis)
         usd = monthly_usd(self.system, np.maximum(gpus, 1), terms)
         if usd is None:
             return None
@@ -107,11 +108,12 @@ class Standing:
 def standing(offer: Offer, demands: tuple[Demand, ...], entrants: tuple[Entrant, ...], terms: Terms) -> Standing:
     """`offer` with its bill; a fixed cluster must hold all models side by side."""
     gpus = [entrant.num_gpus for entrant in entrants]
+    terms = terms if offer.basis is None else replace(terms, basis=offer.basis)
     problem = next((str(e.plan["headline"]) for e in entrants if not e.num_gpus), "")
     if not problem and not offer.is_open and sum(gpus) > offer.cluster.num_gpus:
         needs = " + ".join(f"{n} for {demand.model.name}" for n, demand in zip(gpus, demands, strict=True))
         problem = f"{offer.name} has {offer.cluster.num_gpus} GPUs; the models take {needs}"
-    cost = None if any(n == 0 for n in gpus) else bill(offer.cluster.system, sum(gpus), terms)
+    cost = None if any(n == 0 for n in gpus) else bill(offer.billed_system, sum(gpus), terms)
     return Standing(offer, demands, entrants, terms, cost, problem)
 
 

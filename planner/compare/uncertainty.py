@@ -111,8 +111,9 @@ def _drawn(standings: Sequence[Standing], errors: DemandError, seed: int, draws:
     price: dict[str, Floats] = {}
     terms = _drawn_terms(standings, seed, draws)
     for one in standings:
-        rng = np.random.default_rng([seed, zlib.crc32(one.name.encode())])
-        own, own_ttft, uniform = rng.standard_normal(draws), rng.standard_normal(draws), rng.uniform(size=draws)
+        # Errors are those of the GPU, whoever pays for it and how many are offered.
+        own, own_ttft = _generator(seed, one.system.name).standard_normal((2, draws))
+        uniform = _generator(seed, f"price of {one.name}").uniform(size=draws)
         slow = _mixed(common, own)
         late = _TIME_WITH_TTFT * slow + (1 - _TIME_WITH_TTFT**2) ** 0.5 * _mixed(common_ttft, own_ttft)
         time[one.name], ttft[one.name] = _factor(_widest(one, "time"), slow), _factor(_widest(one, "ttft"), late)
@@ -125,6 +126,10 @@ def _drawn(standings: Sequence[Standing], errors: DemandError, seed: int, draws:
         ttft,
         price,
     )
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def _mixed(common: Floats, own: Floats) -> Floats:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.deployment import (
-    MIN_REQUESTS,
     Deployment,
     check_context,
     deploy,
@@ -20,7 +19,7 @@ from planner.deployment import (
 from planner.disaggregation.handover import Handover
 from planner.disaggregation.simulation import PoolsSimulation, simulate_pools
 from planner.disaggregation.transfer import KvRoute, kv_route
-from planner.economics import usd_per_mtok
+from planner.economics import DEFAULT_TERMS, Terms, hourly_usd, usd_per_mtok
 from planner.engine import Engine, Limits
 from planner.errors import DoesNotFit, InputError, LayoutError
 from planner.experts import AS_SERVED, ExpertSettings
@@ -32,6 +31,7 @@ from planner.pipeline import stage_split
 from planner.tactics import PLAIN, Tactics
 from planner.timer import step_timer
 from planner.workload import Slo, Workload
+from planner.workload.demand import MIN_REQUESTS
 
 MAX_SIMULATED_RANKS = 32
 """Ranks of both pools that a plan simulates at least where a whole share of both pools has fewer."""
@@ -64,7 +64,9 @@ class Disaggregated:
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Rent of all GPUs, None when a price is unknown."""
+        """Bill of all GPUs, None when a price is unknown; pools on one cluster share its nodes."""
+        if self.prefill.cluster == self.decode.cluster:
+            return hourly_usd(self.prefill.cluster.system, self.num_gpus, self.prefill.terms)
         pools = [self.prefill.usd_per_hour, self.decode.usd_per_hour]
         return None if None in pools else sum(usd for usd in pools if usd is not None)
 
@@ -179,6 +181,7 @@ def pools(
     *,
     shared: bool,
     experts: ExpertSettings = AS_SERVED,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Disaggregated:
     """A checked pair, each argument as (prefill, decode). Raises what `deploy` and `pair` raise, naming the pool."""
     check_model(model)
@@ -192,7 +195,7 @@ def pools(
     ):
         chosen = backend if layout.attention_dp > 1 else "all_reduce"
         try:
-            built.append(deploy(model, cluster, layout, engine, limit, chosen, context, experts))
+            built.append(deploy(model, cluster, layout, engine, limit, chosen, context, experts, terms=terms))
         except DoesNotFit as error:
             raise DoesNotFit(f"{name} pool: {error}", error.remedies) from error
         except InputError as error:
@@ -270,7 +273,7 @@ def _judged(
     summaries = [_with_decode_waits(summary, simulation) for summary in summaries]
     objective, ratio = worst_objective(summaries[0])
     tok_per_s = summaries[0].output_tok_per_s / share
-    usd = usd_per_mtok(deployment.usd_per_hour, 1, tok_per_s) if tok_per_s > 0 else None
+    usd = usd_per_mtok(deployment.usd_per_hour, 1, tok_per_s, deployment.prefill.terms.demand.mean_over_peak)
     return PoolsRun(
         deployment, workload, slo, summaries[0], summaries[1], simulation, objective, ratio, tok_per_s, usd, share
     )

@@ -7,11 +7,11 @@ import numpy as np
 from planner.cost import StepCost
 from planner.disaggregation.attention_ffn import PlainPoint
 from planner.engine import Engine, Limits
+from planner.enumeration import backends, layouts
 from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
-from planner.search import backends, layouts
 
 _BATCHES = np.unique(np.round(np.geomspace(1, 4096, 240)))
 

@@ -119,7 +119,7 @@ def plan_pools(answer: Recommendation, progress: Callable[[str, float], None] | 
     rules, found = handover(answer.engine), {}
     for cluster in answer.clusters:
         part = partial(progress, f"pools {cluster.name}") if progress else None
-        question = (answer.engine, answer.workload, rules, answer.experts, part)
+        question = (answer.engine, answer.workload, rules, answer.experts, part, answer.terms)
         found[cluster.name] = search_pools(model, cluster, *question)
     tried = []
     for first, second in product(answer.clusters, answer.clusters):

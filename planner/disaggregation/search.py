@@ -24,13 +24,15 @@ from planner.disaggregation.rates import (
     prefill_rate,
 )
 from planner.disaggregation.transfer import kv_route
+from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine, Limits
+from planner.enumeration import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, backends, layouts
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
 from planner.memory import Ledger
 from planner.model import ModelConfig
-from planner.search import BATCHED_TOKENS, MAX_SEQS, MIN_BATCHED_TOKENS, TAIL, backends, layouts
+from planner.search import TAIL
 from planner.workload import Slo, Workload
 
 HOPELESS_SCORE = 1.25
@@ -125,6 +127,7 @@ def search_pools(
     handover: Handover,
     experts: ExpertSettings = AS_SERVED,
     progress: Callable[[float], None] | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> PoolSearch:
     """Rates of every layout of `model` on up to all GPUs of `cluster` as a prefill and as a decode pool."""
     found = PoolSearch(Demand.of(workload))
@@ -142,7 +145,7 @@ def search_pools(
                 if use.breaking_term or use.kv_tokens // layout.pp < longest[phase == "decode"] + kept:
                     continue
                 cost = cost or StepCost(model, layout, cluster, engine, backend, experts)
-                deployment = Deployment(model, cluster, engine, layout, limits, backend, use, experts)
+                deployment = Deployment(model, cluster, engine, layout, limits, backend, use, experts, terms=terms)
                 if phase == "prefill":
                     found.prefill.append(prefill_rate(cost, deployment, found.demand))
                 else:

@@ -24,7 +24,7 @@ from planner.economics.annuity import (
     owned_cost,
     sinking_fund_factor,
 )
-from planner.economics.bills import Bill, bill, billed_gpus, monthly_usd
+from planner.economics.bills import Bill, bill, billed_gpus, hourly_usd, monthly_usd
 from planner.economics.demand import HOURS_PER_MONTH, SHAPES, DemandProfile
 from planner.economics.horizon import RentOrBuy, rent_or_buy
 from planner.economics.power import (
@@ -99,6 +99,7 @@ __all__ = [
     "fleet_usd",
     "gpu_hour",
     "gpus_per_rack",
+    "hourly_usd",
     "is_rack_scale",
     "it_power_w_per_gpu",
     "kwh_per_mtok",

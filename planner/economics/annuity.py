@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from planner.economics.demand import HOURS_PER_MONTH
@@ -10,6 +11,8 @@ from planner.economics.refusal import positive
 from planner.economics.terms import DEFAULT_TERMS, Terms
 
 HOURS_PER_YEAR = 8760.0
+_NO_INTEREST = 1e-12
+"""Below it the factors are 1/n to within rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,13 @@ def capital_recovery_factor(rate: float, years: float) -> float:
     (0.3155, 0.25)
     """
     positive("years", years)
-    return 1 / years if rate == 0 else rate / (1 - (1 + rate) ** -years)
+    return 1 / years if rate < _NO_INTEREST else rate / -math.expm1(-years * math.log1p(rate))
 
 
 def sinking_fund_factor(rate: float, years: float) -> float:
     """Yearly saving per dollar wanted after n years: i / ((1 + i)^n - 1), and 1/n when i = 0."""
     positive("years", years)
-    return 1 / years if rate == 0 else rate / ((1 + rate) ** years - 1)
+    return 1 / years if rate < _NO_INTEREST else rate / math.expm1(years * math.log1p(rate))
 
 
 def capex_usd_per_gpu(purchase_usd_per_gpu: float, terms: Terms = DEFAULT_TERMS) -> float:

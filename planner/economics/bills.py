@@ -92,6 +92,17 @@ def bill(
     )
 
 
+def hourly_usd(
+    system: System, num_gpus: int, terms: Terms = DEFAULT_TERMS, *, replica_gpus: int | None = None
+) -> float | None:
+    """The bill per hour: price of a GPU-hour x billed GPUs, less what is not paid for at quiet hours; None unpriced."""
+    price = gpu_hour(system, terms)
+    if price is None:
+        return None
+    billed = billed_gpus(system, num_gpus, terms, price.basis)
+    return price.usd * billed * _hours_share(terms, price.basis, billed, replica_gpus or system.gpus_per_node)
+
+
 def billed_gpus(system: System, num_gpus: _Count, terms: Terms = DEFAULT_TERMS, basis: Basis | None = None) -> _Count:
     """GPUs that are paid for when `num_gpus` (a count or an array of counts) are used.
 

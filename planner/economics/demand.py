@@ -21,6 +21,7 @@ _PEAK_HOUR = 21
 _WAVE = tuple((1 + math.cos(2 * math.pi * (hour - _PEAK_HOUR) / HOURS_PER_DAY)) / 2 for hour in range(HOURS_PER_DAY))
 """One raised cosine: 1 at the peak hour, 0 twelve hours away, 0.5 in the mean."""
 _STEEPEST = 256.0
+_MAX_LOAD = 1e15
 
 
 def _smooth_day(mean: float) -> tuple[float, ...]:
@@ -79,8 +80,8 @@ class DemandProfile:
             count = len(self.shape)
             refuse_unless(count == HOURS_PER_DAY, f"shape has {count} numbers: write 24, one per hour of the day")
             refuse_unless(
-                all(math.isfinite(load) and load >= 0 for load in self.shape) and max(self.shape) > 0,
-                "shape: loads are finite and not negative, and one of them is above 0",
+                all(0 <= load <= _MAX_LOAD for load in self.shape) and max(self.shape) > 0,
+                f"shape: loads lie in 0 to {_MAX_LOAD:g}, and one of them is above 0",
             )
         if self.peak_to_mean is not None:
             within("peak_to_mean", self.peak_to_mean, 1.0, 8.0)

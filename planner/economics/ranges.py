@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from planner.economics.price import rental_usd_per_gpu_hour
 from planner.economics.sources import SOURCES
-from planner.economics.terms import DEFAULT_TERMS, Terms
+from planner.economics.terms import DEFAULT_TERMS, PriceBasis, Terms
 from planner.hardware import System
 
 
@@ -25,9 +23,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class PriceRange:
-    """What a system may cost: lowest, most likely (the quote that plans use), highest.
+    """What a system may cost: lowest, the quote that plans use, highest.
 
-    $ per GPU-hour after the discount of a commitment, or $ per GPU bought. `oldest` and `newest` date the quotes,
+    $ per GPU-hour before the discount of a commitment, or $ per GPU bought. `oldest` and `newest` date the quotes,
     `source` says how the range came about.
     """
 
@@ -83,9 +81,7 @@ def ranges_around(terms: Terms) -> dict[str, Range]:
     return moved
 
 
-def price_range(
-    system: System, terms: Terms = DEFAULT_TERMS, basis: Literal["rental", "purchase"] = "rental"
-) -> PriceRange | None:
+def price_range(system: System, terms: Terms = DEFAULT_TERMS, basis: PriceBasis = "rental") -> PriceRange | None:
     """Spread of the dated quotes of `system`; None when there is none.
 
     Quotes of different years stand side by side: the spread is that of sellers and of time. Fewer than `MANY_QUOTES`
@@ -105,7 +101,5 @@ def price_range(
         down, up = TYPICAL_SPREAD[basis]
         low, high = min(low, down * used.usd), max(high, up * used.usd)
         source += f", widened to the usual {down:g} to {up:g} times the price"
-    discount = terms.renting.commit_discount if basis == "rental" else 0.0
-    low, mode, high = (rental_usd_per_gpu_hour(usd, discount) for usd in (low, used.usd, high))
     dates = sorted(p.as_of for p in quotes)
-    return PriceRange(low, mode, high, len(quotes), dates[0], dates[-1], source)
+    return PriceRange(low, used.usd, high, len(quotes), dates[0], dates[-1], source)

@@ -11,7 +11,7 @@ from planner.errors import InputError
 from planner.hardware import system as load_system
 from planner.tomlfile import checked, read
 
-_PUBLIC = "public cost calculations gathered in serving.md 10.1, 2026-11"
+_PUBLIC = "public calculations (serving.md 10.1, 2026-11)"
 _NO_PROFILE = "assumed: no profile was stated"
 SOURCES: dict[str, str] = {
     "basis": "a rental price needs no assumption about life, power or interest",
@@ -27,7 +27,7 @@ SOURCES: dict[str, str] = {
     "site.usd_per_kwh": f"{_PUBLIC}: $0.06 to 0.12",
     "site.colo_usd_per_kw_month": f"{_PUBLIC}: $150 to 250, often with electricity",
     "site.colo_includes_power": "assumed: electricity is metered beside the colocation price",
-    "site.power": f"provisioned power is what a site must reserve ({_PUBLIC})",
+    "site.power": "provisioned power is what a site must reserve (MLPerf way, serving.md 10.1, 2026-11)",
     "site.idle_share": "assumed; matters only where power is paid as used",
     "site.rack_kw": "four DGX H100 of 10.2 kW per rack (NVIDIA DGX SuperPOD data center design for DGX H100, "
     "docs.nvidia.com, read 2026-11-22)",

@@ -22,8 +22,8 @@ PriceBasis = Literal["rental", "purchase"]
 Unit = Literal["gpu_hour", "node_hour", "gpu", "node", "rack"]
 
 _DATE = re.compile(r"20\d\d(-\d\d(-\d\d)?)?")
+_MAX_WEIGHT = 1e6
 _WEIGHTS = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")
-_CONVERT = "Convert it and name the exchange rate and its date in source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,7 @@ class Allocation:
         assert match is not None
         weights = float(match[1]), float(match[2])
         refuse_unless(weights[1] > 0, f"rule {self.rule!r}: the weight of output tokens must be above 0")
+        refuse_unless(max(weights) <= _MAX_WEIGHT, f"rule {self.rule!r}: weights are at most {_MAX_WEIGHT:,.0f}")
         return weights
 
     @property

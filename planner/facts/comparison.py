@@ -19,9 +19,12 @@ _GROWTHS = (0.25, 0.5, 1.0)
 """Growth per year looked at beside the stated one."""
 
 
-def comparison_facts(answer: Comparison, command: str) -> Facts:
-    """Everything `compare --json` prints; wall time is added by the caller, being no property of the answer."""
-    systems = [_system(answer, one) for one in answer.standings]
+def comparison_facts(answer: Comparison, command: str, plan_command: str = "") -> Facts:
+    """Everything `compare --json` prints; wall time is added by the caller, being no property of the answer.
+
+    `plan_command` with a cluster in the place of `{cluster}` plans the first model alone on one system.
+    """
+    systems = [_system(answer, one, plan_command) for one in answer.standings]
     return {
         "kind": "comparison",
         "headline": headline(answer),
@@ -95,7 +98,7 @@ def _question(answer: Comparison) -> Facts:
     }
 
 
-def _system(answer: Comparison, one: Standing) -> Facts:
+def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
     odds, cost = answer.odds.get(one.name), one.bill
     first, price = one.entrants[0], None if one.bill is None else one.bill.price
     plan, tokens = first.plan, _tokens(one)
@@ -105,6 +108,7 @@ def _system(answer: Comparison, one: Standing) -> Facts:
         "name": one.name,
         "title": one.system.title,
         "cluster": first.cluster.name,
+        "plan_command": plan_command.replace("{cluster}", first.cluster.name),
         "feasible": one.feasible,
         "meets_slo": one.meets_slo,
         "problem": one.problem or ("" if one.meets_slo else str(plan["headline"])),

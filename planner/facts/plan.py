@@ -7,10 +7,10 @@ import numpy as np
 from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
-from planner.economics import gpu_hour
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
 from planner.facts.certainty import certainty_facts, is_unlike_measured, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.prices import price_assumptions
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
@@ -235,22 +235,13 @@ def _assumptions(rec: Recommendation) -> list[Facts]:
     ]
     rows += tactic_assumptions(rec.tactics)
     for cluster in rec.clusters:
-        system, price = cluster.system, gpu_hour(cluster.system)
+        system = cluster.system
         for path, value in (
             ("gpu.hbm_bytes", f"{system.gpu.hbm_bytes / 1e9:.1f} GB"),
             ("gpu.hbm_bytes_per_s", f"{system.gpu.hbm_bytes_per_s / 1e12:.2f} TB/s"),
         ):
             rows.append({"name": f"{system.name} {path}", "value": value, "source": system.source(path) or "unknown"})
-        rows.append(
-            {
-                "name": f"{system.name} rental price",
-                "value": f"{format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}"
-                if price
-                else "unknown",
-                "source": price.source if price else "no dated rental price in the profile",
-            }
-        )
-    return rows
+    return rows + price_assumptions((cluster.system for cluster in rec.clusters), rec.terms)
 
 
 def _formats(model: ModelConfig) -> str:

@@ -66,7 +66,7 @@ def _row(
     experts: ExpertSettings | None,
     usd: float | None,
 ) -> Facts:
-    from planner.search import layouts
+    from planner.enumeration import layouts
     from planner.variants import decode_points, roomiest_kv_tokens
 
     choices = list(layouts(variant.model, cluster, engine))

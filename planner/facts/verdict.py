@@ -8,7 +8,7 @@ from planner.compare.comparison import Comparison
 from planner.compare.standing import Standing
 from planner.compare.uncertainty import DRAWS, Odds, Swing
 from planner.economics import bill, price_range
-from planner.units import format_chance, format_usd, significant
+from planner.units import format_chance, format_gpus, format_usd, significant
 
 _CLOSE = 0.6
 _SURE = 0.9
@@ -39,13 +39,13 @@ def risks(answer: Comparison) -> list[str]:
 
 
 def _enough(winner: Standing, odds: Odds) -> str:
-    text = f"{winner.num_gpus} GPUs are enough in {format_chance(odds.enough)} of the draws"
+    text = f"{format_gpus(winner.num_gpus)} will do in {format_chance(odds.enough)} of the draws"
     if odds.enough >= _SURE:
         return f"{text}."
     if odds.sure_gpus is None:
         return f"{text}; no number of them meets the SLO in {format_chance(odds.cannot)}. Calibrate, or relax the SLO."
     usd = bill(winner.system, odds.sure_gpus, winner.terms).usd_per_month
-    return f"{text}; {odds.sure_gpus} are in 90 %" + (f", for {format_usd(usd)} a month." if usd else ".")
+    return f"{text}; {odds.sure_gpus} will in 90 %" + (f", for {format_usd(usd)} a month." if usd else ".")
 
 
 def _surer(answer: Comparison, winner: Standing) -> list[str]:
@@ -60,7 +60,7 @@ def _surer(answer: Comparison, winner: Standing) -> list[str]:
     if best == winner.name:
         return []
     usd, sure = bills[best]
-    return [f"Sized to be 90 % sure, {best} is the cheapest: {sure} GPUs for {format_usd(usd)} a month."]
+    return [f"Sized to be 90 % sure, {best} is the cheapest: {format_gpus(sure)} for {format_usd(usd)} a month."]
 
 
 def _system_risks(one: Standing) -> list[str]:
@@ -95,6 +95,9 @@ def next_steps(answer: Comparison) -> list[str]:
     winner = answer.winner
     if winner is None:
         best = answer.standings[0]
+        if best.problem and best.bill is not None:
+            name = best.system.name
+            return [f"Offer at least {format_gpus(best.num_gpus)} of {name}, or {name} without a size."]
         return [text for entrant in best.entrants for text in entrant.plan.get("next", [])]
     steps = []
     share = winner.entrants[0].plan.get("origin_share") or {}
@@ -118,14 +121,15 @@ def headline(answer: Comparison) -> str:
         return f"No offer meets the SLO. Nearest: {best.name}: {best.problem or best.entrants[0].plan['headline']}"
     odds = answer.odds.get(winner.name)
     usd = winner.usd_per_month
-    text = f"{winner.name}: {winner.num_gpus} GPUs ({_layouts(winner)}) meet the SLO"
-    text += f" for {format_usd(usd)} a month" if usd is not None else ", price unknown"
+    text = f"{winner.name}: {format_gpus(winner.num_gpus)} ({_layouts(winner)}) "
+    text += f"for {format_usd(usd)} a month" if usd is not None else "at an unknown price"
+    text += " within the SLO"
     if odds is not None and odds.best is not None and len(answer.odds) > 1:
         text += f"; cheapest in {format_chance(odds.best)} of {DRAWS:,} draws"
     runner = next((one for one in answer.standings[1:] if one.meets_slo and one.usd_per_month is not None), None)
     if runner is not None and usd:
         more = (runner.usd_per_month or inf) / usd - 1
-        text += f". Next: {runner.name}, {runner.num_gpus} GPUs, {significant(100 * more, 2)} % more"
+        text += f". Next: {runner.name}, {format_gpus(runner.num_gpus)}, {significant(100 * more, 2)} % more"
     return text + "."
 
 

@@ -181,6 +181,14 @@ class ModelConfig:
     notes: tuple[str, ...] = ()
     source: str = ""
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Layers are many, and models key most caches."""
+        return hash((self.name, self.layers, self.weights, self.formats, self.kv_format))
+
     def format_of(self, part: Part) -> str:
         """Weight format in which the checkpoint stores `part`."""
         return dict(self.formats)[part]
@@ -195,6 +203,12 @@ class ModelConfig:
     def layer_kinds(self) -> tuple[tuple[Layer, int], ...]:
         """Distinct layers with their counts, in order of first appearance."""
         return tuple(Counter(self.layers).items())
+
+    @cached_property
+    def layer_order(self) -> tuple[int, ...]:
+        """Index into `layer_kinds` of every layer."""
+        index = {layer: kind for kind, (layer, _) in enumerate(self.layer_kinds)}
+        return tuple(index[layer] for layer in self.layers)
 
     @cached_property
     def moe(self) -> Moe | None:

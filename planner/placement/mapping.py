@@ -105,8 +105,12 @@ class Placement:
         Raises LayoutError if `load` has other experts or layers than the placement.
         """
         share = self._per_copy(load)
-        seats = [self._gathered(share, seat) for seat in range(self.slots_per_rank)]
-        return np.stack(seats, axis=-1).reshape(*share.shape[:-1], self.num_slots)
+        if self.num_layers == 1:
+            return np.asarray(share.take(self.physical_to_logical[0], axis=-1, mode="clip"))
+        flat = share.reshape(*share.shape[:-2], -1)
+        return flat.take(self._cell.transpose(1, 2, 0).ravel(), axis=-1, mode="clip").reshape(
+            *share.shape[:-1], self.num_slots
+        )
 
     def rank_loads(self, load: ArrayLike) -> Floats:
         """Tokens per rank [..., layers, ranks] for tokens per expert `load` [..., layers, experts].

@@ -7,7 +7,7 @@ SLO; batch limits are the engine's defaults, with fewer sequences where the buff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ import numpy as np
 from planner.deployment import Deployment, deploy
 from planner.economics import gpu_hour, usd_per_mtok
 from planner.engine import Limits
+from planner.enumeration import backends, layouts
 from planner.errors import PlannerError
 from planner.fit import limits_for
 from planner.layout import Layout, layout_problem
@@ -23,7 +24,7 @@ from planner.memory import Ledger
 from planner.model import ModelConfig
 from planner.model.precision import override
 from planner.recommend import default_kv_formats, rank
-from planner.search import TAIL, Candidate, Search, backends, layouts
+from planner.search import TAIL, Candidate, Search
 from planner.steady import SteadyState
 from planner.whatif.question import Question, ask
 from planner.whatif.scenario import Scenario
@@ -140,7 +141,7 @@ def curve(question: Question, kind: Kind) -> Curve:
     layout, steady = kind.deployment.layout, kind.steady
     search, output = _search(question), question.workload.mean_output_tokens
     batch = np.geomspace(1.0, max(1.0 + 1e-9, min(kind.running, steady.batch[-1])), _CURVE_POINTS)
-    worst = np.maximum.accumulate(_ratios(question.slo, search.means(steady, batch)))
+    worst = np.maximum.accumulate(_ratios(question.slo, search.means(steady, batch), output))
     within = None
     if worst[0] <= 1.0:
         # The batch at which the first objective reaches its limit becomes a point of the curve.
@@ -149,14 +150,17 @@ def curve(question: Question, kind: Kind) -> Curve:
         within = int(np.searchsorted(batch, last))
     rate = np.interp(batch, steady.batch, np.maximum.accumulate(steady.requests_per_s))
     rate = rate * layout.pp * layout.attention_dp
-    tpot_s = search.means(steady, batch)["tpot"]
+    tpot_s = steady.tpot_at(batch)
     return Curve(batch, 1 / tpot_s, rate * output / layout.replica_gpus, rate, within)
 
 
-def _ratios(slo: Slo, means: Mapping[str, np.ndarray]) -> np.ndarray:
+def _ratios(slo: Slo, means: tuple[np.ndarray, np.ndarray], output_tokens: float) -> np.ndarray:
     """Largest estimated objective over its limit, `[batch]`."""
-    found = [means[o.metric] * TAIL[o.metric][o.statistic] / o.limit_s for o in slo.objectives]
-    return np.asarray(np.max(found, axis=0))
+    ttft_s, tpot_s = means
+    by_metric = {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * output_tokens}
+    return np.asarray(
+        np.max([by_metric[o.metric] * TAIL[o.metric][o.statistic] / o.limit_s for o in slo.objectives], 0)
+    )
 
 
 def objectives(candidate: Candidate, slo: Slo, output_tokens: float) -> dict[str, tuple[float, float]]:

@@ -29,6 +29,8 @@ class RequestArrays:
 
 
 MAX_REQUESTS = 5_000_000
+MIN_REQUESTS = 1000
+"""Requests below which a p95 means little."""
 _SAMPLED_CONVERSATIONS = 4096
 """Conversations over which the lengths of turns are averaged."""
 
