@@ -111,7 +111,7 @@ def pictures(url: str, page: Any, folder: Path) -> None:
             page.goto(f"{url}/?{urlencode(query)}")
             expect(page.locator(".answer")).to_be_visible()
             if name == "simulation":
-                page.get_by_role("button", name="Simulate this layout").click()
+                page.get_by_role("button", name="Simulate the plan").click()
                 expect(page.get_by_role("button", name="Download the run folder")).to_be_visible()
                 page.mouse.move(5, 5)
             idle(page)

@@ -7,7 +7,9 @@ import json
 import shlex
 import sys
 import time
+import tomllib
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.cli.dashboard import _flags, _shipped
 from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.hardware import systems
@@ -388,6 +391,31 @@ def test_charts_hold_the_numbers_and_no_address() -> None:
 def test_text_of_users_is_shown_as_it_is() -> None:
     assert rows.plain("[x](http://y) $a$ `b` <script>") == r"\[x\]\(http\://y\) \$a\$ \`b\` \<script\>"
     assert jobs.safe_name("../../a b;rm -rf.json") == "a_b_rm_-rf.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "says"),
+    [(["--port", "0"], object(), "--port 0"), ([], None, "pip install 'moeplan[dashboard]'")],
+)
+def test_the_command_says_what_keeps_it_from_starting(
+    moeplan: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    found: object,
+    says: str,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    code, out, err = moeplan("dashboard", *arguments)
+    assert code == 2 and says in err and not out
+
+
+def test_the_page_is_served_to_this_machine_and_tells_nobody() -> None:
+    flags = _flags(tomllib.loads(_shipped("config.toml").read_text()))
+    assert {"--server.address=127.0.0.1", "--browser.gatherUsageStats=false", "--server.fileWatcherType=none"} <= set(
+        flags
+    )
+    assert any(flag.startswith("--server.maxUploadSize=") for flag in flags) and _shipped("app.py").is_file()
+    assert len(_shipped("app.py").read_text().splitlines()) <= 350
 
 
 # --- simulations beside the page -------------------------------------------------------------------------------------
