@@ -83,9 +83,7 @@ def _complain(problems: Sequence[Problem], notes: Mapping[str, Any], head: Any) 
     for problem in problems:
         notes.get(problem.field, head).error(rows.plain(problem.message))
     head.warning("The answer below is to your last valid question: correct the field marked red.")
-    found = analytic.answer(st.session_state.good)
-    assert isinstance(found, Answer)
-    return found
+    return analytic.answer(st.session_state.good)
 
 
 def _side_bar() -> dict[str, Any]:
@@ -171,6 +169,8 @@ def _footer(found: Answer) -> None:
     left.code(analytic.command(found), language="bash", wrap_lines=True)
     is_full = len(pinned) >= pins.MOST_PINS or scenario in pinned
     right.button("Pin this answer", disabled=is_full, key="pin", on_click=lambda: pinned.append(scenario))
+    with st.expander("How to start this layout"):
+        st.code(details.launch_text(found), language="bash", wrap_lines=True)
     with st.expander("Facts and sources behind this answer"):
         st.table(details.sources(found), hide_index=True)
 
@@ -236,7 +236,6 @@ def _remedies(found: Answer) -> None:
 def _knobs(found: Answer) -> None:
     scenario = found.question.scenario
     measured = lab.lab(scenario)
-    assert isinstance(measured, lab.Lab)
     st.caption(rows.plain(measured.note))
     st.table(rows.knobs(measured), hide_index=True)
     loads = lab.heat(scenario)

@@ -16,7 +16,7 @@ from planner.epochs import rebalance
 from planner.errors import Infeasible, LayoutError
 from planner.experts import ExpertSettings
 from planner.layout import Layout
-from planner.loads import KNOTS, load_table, placement_of, weights_of
+from planner.loads import KNOTS, Question, load_table, placement_of, weights_of
 from planner.routing import PROMPT_SPREAD, UNIFORM, Measured
 from planner.routing.drift import Drift
 from planner.steady import steady_state
@@ -76,6 +76,13 @@ def balance_options(run: Run) -> tuple[BalanceOption, ...]:
         if (experts, layout) != (deployment.experts, deployment.layout):
             tried += _deployable(deployment, layout, experts, run.workload)
     return tuple(_option(d, run) for d in tried)
+
+
+def router_question(deployment: Deployment) -> Question:
+    """What decides the loads of the ranks of `deployment` in decode steps; only for models with experts."""
+    cost, moe = deployment.cost(), deployment.model.moe
+    assert moe is not None
+    return cost.routed.question(cost.experts.router(moe), "decode")
 
 
 def uneven_s(run: Run) -> float:
@@ -157,15 +164,14 @@ def _deployable(
 
 
 def _option(deployment: Deployment, run: Run) -> BalanceOption:
-    cost, moe = deployment.cost(), deployment.model.moe
-    assert moe is not None
+    cost = deployment.cost()
     context = _context(run.workload)
     steady = steady_state(
         cost, deployment.limits.max_batched_tokens, deployment.engine.policy, run.workload, run.summary.prefix_hit_rate
     )
     layout = deployment.layout
     running = min(deployment.limits.max_num_seqs, deployment.memory.kv_tokens / max(context, 1.0))
-    table = load_table(cost.routed.question(cost.experts.router(moe), "decode"))
+    table = load_table(router_question(deployment))
     return BalanceOption(
         deployment,
         float(table.max_over_mean(_tokens(run))),

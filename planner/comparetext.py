@@ -186,8 +186,11 @@ def _whatif(title: str, rows: list[Facts], facts: Facts) -> list[str]:
     lines = [title] if rows else []
     if cells:
         lines.append(table(["system", "change", "GPUs now", "then", "layout then"], cells, left=2))
-    same = [f"{row['system']} {row['change']}" for row in rows if row not in moved]
-    return lines + ([f"  No change of GPUs: {'; '.join(same)}."] if same else [])
+    same: dict[str, list[str]] = {}
+    for row in rows:
+        if row not in moved:
+            same.setdefault(row["system"], []).append(row["change"])
+    return lines + [f"  No change of GPUs on {name}: {', '.join(changes)}." for name, changes in same.items()]
 
 
 def _inverse(facts: Facts) -> list[str]:

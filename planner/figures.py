@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 INK, MUTED, LINE, ACCENT, WARN, SLO_AREA = "#1b1f24", "#5b6570", "#d5dae0", "#0b5cad", "#b4530a", "#e9f3e6"
+_Box = tuple[float, float, float, float]
 PALETTE = ("#0b5cad", "#5b9bd5", "#2f7d6b", "#8cc2a8", "#b4530a", "#e3a857", "#7a5195", "#b9a3c9", "#5b6570", "#a9b2bb")
 """Segments of a bar in order: hues in dark and light pairs, so that neighbours differ in print too."""
 
@@ -52,8 +53,12 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_ACRONYM = re.compile(r"\b(cuda|ep|ffn|gemm|gpu|hbm|kv|lm|mla|moe|mtp|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
+_ACRONYM = re.compile(r"\b(cuda|ep|ffn|gemm|gpu|hbm|kv|lm|mla|moe|mtp|mw|nccl|pp|qkv|slo|tp|tpot|ttft)\b")
 _WIDTH_IN = 7.6
+_AXES_PT = (490.0, 195.0)
+"""Paper of the axes of `frontier` [points]."""
+_CHAR_PT = 4.9
+"""Mean width of a letter of a label [points]."""
 _MAX_POINTS = 300
 """Points kept of a long series; a page stays small and still looks the same."""
 
@@ -83,7 +88,7 @@ def frontier(
     Rows need `interactivity_tok_per_s_per_user` and `output_tok_per_s_per_gpu`; `meets_slo` fills the dot,
     row number `chosen` is ringed; it and the two ends are named.
     """
-    with _axes(3.4) as (figure, (axes,)):
+    with axes_of(3.4) as (figure, (axes,)):
         x = [row["interactivity_tok_per_s_per_user"] for row in front]
         y = [row["output_tok_per_s_per_gpu"] for row in front]
         right, top = 1.12 * max(x) or 1.0, 1.15 * max(y) or 1.0
@@ -103,7 +108,7 @@ def frontier(
         for row, px, py in zip(front, x, y, strict=True):
             face = ACCENT if row.get("meets_slo") else "white"
             axes.plot(px, py, "o", ms=6, mfc=face, mec=ACCENT if row.get("meets_slo") else MUTED, mew=1.1)
-        _name_points(axes, front, chosen, right)
+        _name_points(axes, front, chosen, right, top)
         axes.set(xlim=(0, right), ylim=(0, top), xlabel="Interactivity (output tok/s per user)")
         axes.set_ylabel("Output tok/s per GPU")
         axes.grid(True)
@@ -112,7 +117,7 @@ def frontier(
 
 def memory_bar(terms: Mapping[str, float], capacity_bytes: float | None = None) -> Figure:
     """What fills the memory of the fullest GPU, in bytes, against its capacity."""
-    with _axes(1.75) as (figure, (axes,)):
+    with axes_of(1.75) as (figure, (axes,)):
         used = sum(terms.values())
         right = max(used, capacity_bytes or 0.0)
         left = 0.0
@@ -141,7 +146,7 @@ def step_breakdown(phases: Mapping[str, Mapping[str, float]], top: int = 9) -> F
     """Seconds per operation of one step, a panel per phase, longest first; beyond `top` they are summed as other."""
     most = max(min(len(ops), top + 1) for ops in phases.values())
     height = 0.75 + 0.24 * most
-    with _axes(height, columns=len(phases)) as (figure, panels):
+    with axes_of(height, columns=len(phases)) as (figure, panels):
         for axes, (phase, ops) in zip(panels, phases.items(), strict=True):
             rows = largest_first(ops, top)
             total = sum(ops.values())
@@ -167,7 +172,7 @@ def latency_cdf(samples: Mapping[str, Sequence[float]], limits: Mapping[str, flo
 
     A dotted line marks 95 % of the requests.
     """
-    with _axes(2.5, columns=len(samples)) as (figure, panels):
+    with axes_of(2.5, columns=len(samples)) as (figure, panels):
         for axes, (metric, values) in zip(panels, samples.items(), strict=True):
             share = np.linspace(0, 1, min(_MAX_POINTS, max(len(values), 2)))
             times = np.quantile(np.asarray(values, dtype=float), share)
@@ -194,7 +199,7 @@ def timeline(series: Mapping[str, Sequence[float]]) -> Figure:
     """
     names = [name for name in ("queue", "batch", "kv_share") if name in series]
     titles = {"queue": "Waiting requests", "batch": "Requests in the batch", "kv_share": "KV cache in use"}
-    with _axes(0.6 + 1.05 * len(names), rows=len(names), sharex=True) as (figure, panels):
+    with axes_of(0.6 + 1.05 * len(names), rows=len(names), sharex=True) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             time_s, values = _thinned(series["time_s"], series[name])
             axes.fill_between(time_s, values, step="post", color=ACCENT, alpha=0.18, lw=0)
@@ -220,7 +225,7 @@ def line_grid(
     rows, columns = (list(dict.fromkeys(points[name])) for name in ("row", "column"))
     colours = dict(zip(dict.fromkeys(points["series"]), _LINES, strict=False))
     height = 0.85 + max(1.75 * len(rows), 2.7)
-    with _axes(height, len(rows), len(columns), sharex=True, sharey="row") as (figure, panels):
+    with axes_of(height, len(rows), len(columns), sharex=True, sharey="row") as (figure, panels):
         for number, axes in enumerate(panels):
             row, column = divmod(number, len(columns))
             in_row = points[points["row"] == rows[row]]
@@ -264,13 +269,24 @@ def largest_first(parts: Mapping[str, float], top: int) -> list[tuple[str, float
 
 
 @contextmanager
-def _axes(
-    height_in: float, rows: int = 1, columns: int = 1, sharex: bool = False, sharey: Literal["row"] | bool = False
+def axes_of(
+    height_in: float,
+    rows: int = 1,
+    columns: int = 1,
+    sharex: bool = False,
+    sharey: Literal["row"] | bool = False,
+    width_in: float | None = None,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of the house style with its panels, row by row; as wide as a page of text unless `width_in` is given."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+        figure = Figure(figsize=(width_in or _WIDTH_IN, height_in), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
         yield figure, list(grid.ravel())
+
+
+def format_axis(axis: Any, text: Callable[[float], str]) -> None:
+    """Write the ticks of `axis` as `text` says."""
+    axis.set_major_formatter(lambda value, _: text(value))
 
 
 def _line(axes: Axes, line: pd.DataFrame, name: str, colour: str) -> None:
@@ -284,25 +300,52 @@ def _line(axes: Axes, line: pd.DataFrame, name: str, colour: str) -> None:
         axes.plot(x[turns], y[turns], "o", color=colour, ms=4)
 
 
-def _name_points(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: int | None, right: float) -> None:
-    x = [row["interactivity_tok_per_s_per_user"] for row in rows]
-    y = [row["output_tok_per_s_per_gpu"] for row in rows]
-    ends = {y.index(max(y)), x.index(max(x))}
-    for index in sorted(ends | ({chosen} if chosen is not None else set())):
-        is_chosen, is_right = index == chosen, x[index] > 0.72 * right
+def _name_points(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: int | None, right: float, top: float) -> None:
+    """Ring and name the chosen point, then name the two ends where there is room."""
+    points = [(row["interactivity_tok_per_s_per_user"], row["output_tok_per_s_per_gpu"]) for row in rows]
+    x, y = ([point[axis] for point in points] for axis in (0, 1))
+    ends = [index for index in (y.index(max(y)), x.index(max(x))) if index != chosen]
+    named = list(dict.fromkeys([*([chosen] if chosen is not None else []), *ends]))
+    repeated = len({row.get("layout") for row in rows if row.get("layout")}) < len(rows)
+    # Offsets are points on paper, so data are scaled to the paper of the axes.
+    paper = [(px / right * _AXES_PT[0], py / top * _AXES_PT[1]) for px, py in points]
+    taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in paper]
+    for index in named:
+        is_chosen = index == chosen
         if is_chosen:
-            axes.plot(x[index], y[index], "o", ms=12, mfc="none", mec=WARN, mew=1.6)
-        name = layout_name(rows[index])
+            axes.plot(*points[index], "o", ms=12, mfc="none", mec=WARN, mew=1.6)
+        name = layout_name(rows[index]) if repeated else str(rows[index].get("layout") or layout_name(rows[index]))
+        text = f"{name} (chosen)" if is_chosen else name
+        place = _free_place(paper[index], _CHAR_PT * len(text), taken)
+        if place is None and not is_chosen:
+            continue
+        box, offset, align = place or ((0, 0, 0, 0), (10, 8), "left")
+        taken.append(box)
         axes.annotate(
-            f"{name} (chosen)" if is_chosen else name,
-            (x[index], y[index]),
-            (-10 if is_right else 10, -13 if is_right and not is_chosen else 7),
+            text,
+            points[index],
+            offset,
             textcoords="offset points",
-            ha="right" if is_right else "left",
+            ha=align,
             color=WARN if is_chosen else MUTED,
             weight="bold" if is_chosen else "normal",
             fontsize=8.5,
         )
+
+
+def _free_place(
+    point: tuple[float, float], width: float, taken: Sequence[_Box]
+) -> tuple[_Box, tuple[float, float], Literal["left", "right"]] | None:
+    """Box, offset and alignment of a label of `width` beside `point` that covers nothing `taken` [points]."""
+    for dy in (7, -15, 19, -27, 31, -39):
+        for align, dx in (("left", 10.0), ("right", -10.0)):
+            left = point[0] + dx - (width if align == "right" else 0.0)
+            box = (left, point[1] + dy - 2, left + width, point[1] + dy + 9)
+            inside = box[0] >= 0 and box[2] <= _AXES_PT[0] and box[1] >= 0 and box[3] <= _AXES_PT[1]
+            free = all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken)
+            if inside and free:
+                return box, (dx, float(dy)), "left" if align == "left" else "right"
+    return None
 
 
 def _upper_hull(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -176,6 +176,16 @@ def load_table(question: Question) -> LoadTable:
     return replace(table, mean_over_draws=mean[0], active_over_draws=mean[1])
 
 
+def rank_shares(question: Question) -> Floats:
+    """Lasting load of every rank over the even share, [layers, ranks]; draws of single steps scatter around it.
+
+    Copies of an expert take equal parts of its tokens; a capacity limit is not applied.
+    """
+    weights = weights_of(question.law, question.num_experts, question.num_layers)
+    ranks = placement_of(question).rank_loads(inclusion_from_load(weights, question.selection.top_k))
+    return np.asarray(ranks / ranks.mean(axis=-1, keepdims=True))
+
+
 def placement_of(question: Question) -> Placement:
     """Where the experts of the representative layers are put, for the popularity the placement was learned on.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from planner.facts.launch import launch_lines
 from planner.tables import table
 from planner.text import plan_text
 from planner.units import format_bytes, format_seconds, format_usd, significant
@@ -76,6 +77,8 @@ def pools_text(facts: Facts) -> str:
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
             f"{format_seconds(facts['simulated_s'])} simulated",
             *[f"  ! {warning}" for warning in facts["warnings"]],
+            "",
+            *launch_lines(facts)[:-1],
         ]
     )
 
@@ -142,7 +145,7 @@ def _two_pools_lines(pools: Facts) -> list[str]:
     if pools["sustained_factor"]:
         grows = f"Demand can grow to at least {pools['sustained_factor']:g} x on this pair"
         lines.append(f"  {grows if pools['sustained_factor'] > 1 else 'There is less than 10 % room for growth'}")
-    return [*lines, "", *_curve_lines(pools)]
+    return [*lines, "", *_curve_lines(pools), "", *launch_lines(winner)[:-1]]
 
 
 def _run_row(row: Facts) -> tuple[str, ...]:

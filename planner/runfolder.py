@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,10 @@ from planner.facts import model_facts
 from planner.facts.experts import settings_facts
 from planner.facts.tactics import tactic_facts
 from planner.recommend import Recommendation
-from planner.report import html, markdown
+from planner.units import finite
+
+FACTS = ("plan.json", "simulation.json", "comparison.json")
+"""Facts of a run, one of them in every folder."""
 
 
 def check_folder(folder: Path) -> None:
@@ -37,18 +40,14 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"--out {folder}: is not empty, and an earlier run is never overwritten. Give a new folder.")
     parent = folder.resolve().parent
     if not parent.is_dir():
-        raise InputError(f"--out {folder}: {parent} does not exist. Create it first.")
+        found = "is a file" if parent.exists() else "does not exist"
+        raise InputError(f"--out {folder}: {parent} {found}. Name a place in an existing folder.")
+    _writable(parent)
 
 
 def write_run(folder: Path, answer: Recommendation, facts: dict[str, Any]) -> None:
     """Write a plan: resolved inputs, facts, layouts, the winner's requests, the report as HTML and Markdown."""
-    files = {
-        "inputs.json": _json(_inputs(answer)),
-        "plan.json": _json(facts),
-        "layouts.csv": _layouts(answer),
-        "report.html": html(facts),
-        "report.md": markdown(facts),
-    }
+    files = {"inputs.json": _json(_inputs(answer)), "layouts.csv": _layouts(answer)} | _answer("plan.json", facts)
     if answer.winner is not None:
         files["requests.csv"] = _table(answer.winner.simulation.requests)
     _write(folder, files, facts)
@@ -70,29 +69,99 @@ def _inputs(answer: Recommendation) -> dict[str, Any]:
 
 
 def write_simulation(folder: Path, run: Run, facts: dict[str, Any]) -> None:
-    """Write a simulation: `simulation.json`, `requests.csv`, `steps.csv`."""
-    files = {
-        "simulation.json": _json(facts),
+    """Write a simulation: `simulation.json`, `requests.csv`, `steps.csv`, the report as HTML and Markdown."""
+    files = _answer("simulation.json", facts) | {
         "requests.csv": _table(run.simulation.requests),
         "steps.csv": _table(run.simulation.steps, run.expert_steps.columns() if run.expert_steps else {}),
     }
     _write(folder, files, facts)
 
 
-def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
-    """Write a comparison: `comparison.json`."""
-    _write(folder, {"comparison.json": _json(facts)}, facts)
-
-
 def write_pools(folder: Path, run: PoolsRun, facts: dict[str, Any]) -> None:
-    """Write a simulation of two pools: `simulation.json`, `requests.csv`, `prefill_steps.csv`, `decode_steps.csv`."""
-    files = {
-        "simulation.json": _json(facts),
+    """Write a simulation of two pools as `write_simulation`, with the steps of each pool."""
+    files = _answer("simulation.json", facts) | {
         "requests.csv": _table(run.simulation.requests, run.simulation.handovers.columns()),
         "prefill_steps.csv": _table(run.simulation.prefill_steps),
         "decode_steps.csv": _table(run.simulation.decode_steps),
     }
     _write(folder, files, facts)
+
+
+def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
+    """Write a comparison: facts, one row per system, the report as HTML and Markdown."""
+    files = {"systems.csv": _systems(facts)} | _answer("comparison.json", facts)
+    _write(folder, files, facts)
+
+
+def rewrite_report(folder: Path) -> list[Path]:
+    """Make the HTML and Markdown of a run folder again from its JSON; the paths written.
+
+    The manifest follows. Raises InputError on a folder without facts, and on facts that are no JSON or of other keys.
+    """
+    from planner.report import write
+
+    facts = _facts_of(folder)
+    try:
+        written = [write(facts, folder / f"report.{suffix}") for suffix in ("html", "md")]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder}: its facts cannot be shown ({type(error).__name__}: {error}). They were edited, or written by "
+            "another version: run the command in manifest.json again with --out."
+        ) from error
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        said = _read(manifest)
+        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
+        manifest.write_text(_json(said | {"sha256": said.get("sha256", {}) | hashes}), encoding="utf-8")
+    return written
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    found = [folder / name for name in FACTS if (folder / name).is_file()]
+    if not found:
+        raise InputError(f"{folder}: no {', '.join(FACTS)} in it. Name a folder that --out wrote.")
+    return _read(found[0])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}). Run the command again with --out.") from error
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: holds no facts but a {type(facts).__name__}. Run the command again with --out.")
+    return facts
+
+
+def _answer(name: str, facts: dict[str, Any]) -> dict[str, str]:
+    """The facts under `name` and their report, made from what the file says so that it can be made again."""
+    # Drawing takes half a second to import, which only a run with --out should wait for.
+    from planner.report import html, markdown
+
+    text = _json(facts)
+    told = json.loads(text)
+    return {name: text, "report.html": html(told), "report.md": markdown(told)}
+
+
+def _systems(facts: dict[str, Any]) -> str:
+    """One row per system of a comparison; percentiles and intervals in columns of their own."""
+    rows = [dict(_flat(system)) for system in facts.get("systems") or ()]
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}_")
+        elif isinstance(item, list | tuple):
+            yield from ((f"{prefix}{key}_{index}", part) for index, part in enumerate(item))
+        else:
+            yield f"{prefix}{key}", item
 
 
 def _write(folder: Path, files: dict[str, str], facts: dict[str, Any]) -> None:
@@ -128,7 +197,7 @@ def _writable(parent: Path) -> Path:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def _layouts(answer: Recommendation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
+from planner.facts.launch import launch_lines
 from planner.facts.tactics import tactic_lines
 from planner.failuretext import incident_lines
 from planner.tables import table
@@ -132,8 +133,9 @@ def plan_text(facts: Facts) -> str:
         lines += ["", "Next" if facts["meets_slo"] else "What would make it work, cheapest first"]
         lines += [f"  - {step}" for step in facts["next"]]
     lines += [f"  ! {warning}" for warning in facts.get("warnings", [])]
+    lines += ["", *launch_lines(facts)]
     question = facts["question"]
-    lines += ["", f"Question  {question['model']}, {question['workload']}, {question['slo']}, {question['engine']}"]
+    lines += [f"Question  {question['model']}, {question['workload']}, {question['slo']}, {question['engine']}"]
     return "\n".join(lines)
 
 
@@ -211,6 +213,7 @@ def _prefix_lines(facts: Facts) -> list[str]:
 def simulation_text(facts: Facts) -> str:
     """Text of `simulate`."""
     verdict = {True: "meets the SLO", False: "misses the SLO", None: "no SLO given"}[facts["meets_slo"]]
+    launch = launch_lines(facts)
     return "\n".join(
         [
             f"{facts['layout']['name']} on {facts['cluster']}: {_number(facts['output_tok_per_s'])} output tok/s "
@@ -237,6 +240,7 @@ def simulation_text(facts: Facts) -> str:
             *run_lines(facts["experts"]),
             *incident_lines(facts.get("failures")),
             *[f"  ! {warning}" for warning in facts["warnings"]],
+            *(["", *launch[:-1]] if launch else []),
         ]
     )
 

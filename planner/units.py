@@ -6,6 +6,7 @@ Seconds, bytes, FLOP, watts and US dollars everywhere; 1 GB = 1e9 bytes, 1 GiB =
 from __future__ import annotations
 
 import math
+from typing import Any
 
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
@@ -83,6 +84,18 @@ def format_usd(value: float) -> str:
     return f"${significant(value)}"
 
 
+def format_usd_short(value: float) -> str:
+    """US dollars in thousands or millions, for axes and narrow columns.
+
+    >>> format_usd_short(46_603.2), format_usd_short(1_250_000), format_usd_short(12.0), format_usd_short(4.512)
+    ('$46.6k', '$1.25M', '$12', '$4.51')
+    """
+    for scale, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"${value / scale:.3g}{unit}"
+    return f"${value:g}" if value == round(value) else format_usd(value)
+
+
 def format_chance(chance: float) -> str:
     """A chance in percent; never a certainty.
 
@@ -99,3 +112,16 @@ def format_gpus(count: int) -> str:
     ('1 GPU', '1,024 GPUs')
     """
     return f"{count:,} GPU{'' if count == 1 else 's'}"
+
+
+def finite(value: Any) -> Any:
+    """Nested facts with None where a number is not finite, which JSON cannot say.
+
+    >>> finite({"ratio": float("inf"), "rows": (1, 2.5)})
+    {'ratio': None, 'rows': [1, 2.5]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -295,14 +295,15 @@ def test_markdown_tables_survive_pipes_and_keep_alignment() -> None:
 
 
 def test_write_chooses_format_and_replaces_whole_files(tmp_path: Path) -> None:
+    facts = {key: FACTS[key] for key in ("question", "headline", "layout", "next")}
     path = tmp_path / "plan.html"
     path.write_text("old")
-    assert report.write(FACTS, path) == path
+    assert report.write(facts, path) == path
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
-    report.write(FACTS, tmp_path / "plan.md")
-    report.write(FACTS, tmp_path / "plan.json")
-    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == FACTS
+    report.write(facts, tmp_path / "plan.md")
+    report.write(facts, tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == facts
     assert sorted(found.name for found in tmp_path.iterdir()) == ["plan.html", "plan.json", "plan.md"]
 
 

@@ -234,6 +234,7 @@ def test_memory_and_step_add_up_and_say_how() -> None:
     assert sum(row.value for row in memory) == pytest.approx(use.capacity_bytes)
     step = details.step_rows(found.decode)
     assert sum(row.value for row in step) == pytest.approx(float(found.decode.total_s))
+    assert "vllm serve" in details.launch_text(found) and "unverified" in details.launch_text(found)
     assert all(row.how for row in [*memory, *step]) and step[0].share == max(row.share for row in step)
 
 

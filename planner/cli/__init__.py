@@ -21,6 +21,7 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    report,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -42,6 +43,7 @@ for command in (
     afd.afd,
     validate.validate,
     calibrate.calibrate,
+    report.report,
     dashboard.dashboard,
 ):
     app.command(command)

@@ -171,7 +171,8 @@ def plan(
     seed
         Seed of arrivals and lengths.
     out
-        Folder for the run: inputs, layouts, requests, manifest, report.html. Must be new or empty.
+        Folder for the run: inputs, facts as JSON, layouts and requests as CSV, manifest, the report as HTML and
+        Markdown. Must be new or empty.
     json
         Print the facts as JSON.
     """
@@ -321,7 +322,7 @@ def simulate(
     seed
         Seed of arrivals and lengths.
     out
-        Folder for the request and step tables. Must be new or empty.
+        Folder for the facts as JSON, request and step tables, and the report. Must be new or empty.
     json
         Print the facts as JSON.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -12,25 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from planner.units import finite
+
 
 def show(facts: Any, as_json: bool, text: Callable[[Any], str], **extra: float) -> None:
     """Print `facts` as text or JSON; `extra` numbers (wall time) are no part of the answer."""
     if as_json:
         shown = facts | extra if isinstance(facts, dict) else facts
-        print(json.dumps(_finite(shown), indent=2, allow_nan=False))
+        print(json.dumps(finite(shown), indent=2, allow_nan=False))
     else:
         print(text(facts))
         if "wall_s" in extra:
             print(f"\nAnswered in {extra['wall_s']:.1f} s.")
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null where a number is not finite, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command_line() -> str:

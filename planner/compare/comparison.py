@@ -97,6 +97,7 @@ def compare(
     winner = found[0] if found[0].meets_slo else None
     running = [one for one in found if one.bill is not None]
     fronts = {one.name: front(one) for one in running}
+    room = {one.name: _room(one) for one in running}
     return Comparison(
         question,
         terms,
@@ -107,12 +108,12 @@ def compare(
         tuple(swings(running, winner, question.demand_error)) if winner else (),
         fronts,
         bands(running, fronts, reference),
-        {one.name: _room(one) for one in running},
+        room,
         {one.name: _costs(one) for one in running},
         ceilings(running, fronts, _ceilings(winner, max_usd_per_mtok)),
         limit,
         bought(running, limit) if limit else (),
-        _rent_or_buy(winner, terms),
+        _rent_or_buy(winner, found, room),
         time.perf_counter() - start,
     )
 
@@ -184,5 +185,13 @@ def _ceilings(winner: Standing | None, stated: float | None) -> list[float]:
     return [] if not cost else [float(f"{cost * factor:.2g}") for factor in _CEILINGS]
 
 
-def _rent_or_buy(winner: Standing | None, terms: Terms) -> RentOrBuy | None:
-    return None if winner is None else rent_or_buy(winner.system, winner.num_gpus, winner.terms)
+def _rent_or_buy(winner: Standing | None, standings: list[Standing], room: dict[str, float]) -> RentOrBuy | None:
+    """Renting or buying what was chosen, in steps of a replica; in the nodes of an offer to own it if there is one."""
+    if winner is None:
+        return None
+    owned = [one for one in standings if one.system.name == winner.system.name and one.offer.basis == "owned"]
+    system = (owned or [winner])[0].system
+    steps = [entrant.plan["layout"]["num_gpus"] // entrant.plan["layout"]["replicas"] for entrant in winner.entrants]
+    return rent_or_buy(
+        system, winner.num_gpus, winner.terms, step_gpus=max(steps), headroom=max(1.0, room[winner.name])
+    )

@@ -2,8 +2,9 @@
 
 Errors of predicted times are log-normal with the 80 % intervals of combinations that no calibration had seen. Of 27
 such combinations, errors of one model and engine on two GPUs correlate 0.21 and errors of TPOT and TTFT 0.33
-(docs/accuracy.md): `_SHARED` and `_TIME_WITH_TTFT`. Demand errors are log-normal and common to all offers. Prices are
-triangular over the dated quotes of a system; terms of owning are triangular over the published ranges.
+(docs/compare.md): `_SHARED` and `_TIME_WITH_TTFT`. Demand errors are log-normal and common to all offers. Prices are
+triangular over the dated quotes of a system (`planner.economics.ranges`), and firm where the buyer states them; terms
+of owning are triangular over the published ranges.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from planner.validation.intervals import Ratios
 Floats = NDArray[np.float64]
 
 DRAWS = 2000
-SINGLE_QUOTE = 0.25
-"""Half width of a price of which only one quote is known, as a share: assumed."""
 LIMIT_STEP = 0.2
 """Step of the SLO limits in the tornado, as a share."""
 _SHARED = 0.2
@@ -171,15 +170,11 @@ def _hourly_factor(one: Standing, quotes: Floats, terms: Sequence[Terms]) -> Flo
 
 
 def price_bounds(one: Standing) -> tuple[float, float, float] | None:
-    """Low, used and high quote of the basis of the bill; one quote alone is given `SINGLE_QUOTE` either side."""
+    """Low, used and high quote of the basis of the bill, equal where the buyer stated it; None without a price."""
     if one.bill is None or one.bill.price is None:
         return None
     found = price_range(one.system, one.terms, "rental" if one.bill.basis == "rental" else "purchase")
-    if found is None:
-        return None
-    if found.low == found.high:
-        return found.mode * (1 - SINGLE_QUOTE), found.mode, found.mode * (1 + SINGLE_QUOTE)
-    return found.low, found.mode, found.high
+    return None if found is None else (found.low, found.mode, found.high)
 
 
 def _drawn_terms(standings: Sequence[Standing], seed: int, draws: int) -> list[Terms]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planner.memory import MemoryUse
     from planner.metrics import Summary
     from planner.model import ModelConfig
+    from planner.workload import Slo
 
 Facts = dict[str, Any]
 _STATISTICS = ("mean", "p50", "p95", "p99")
@@ -78,6 +79,13 @@ def whole_bytes(terms: Mapping[str, float]) -> dict[str, int]:
     return rounded
 
 
+def slo_facts(slo: Slo | None) -> list[Facts]:
+    """Objectives as metric, statistic and limit [s]."""
+    return [
+        {"metric": o.metric, "statistic": o.statistic, "limit_s": o.limit_s} for o in (slo.objectives if slo else ())
+    ]
+
+
 def memory_facts(use: MemoryUse) -> Facts:
     """Ledger of one GPU."""
     return {
@@ -132,6 +140,8 @@ def simulation_facts(run: Run, command: str) -> Facts:
     """What `simulate --json` prints."""
     from planner.facts.experts import expert_facts, expert_warnings
     from planner.facts.failures import incident_facts, incident_warnings
+    from planner.facts.launch import launch_facts
+    from planner.facts.series import cdf_facts, timeline_facts
     from planner.facts.sharing import sharing_facts, sharing_warnings
     from planner.facts.tactics import run_tactic_facts, tactic_warnings
 
@@ -173,6 +183,10 @@ def simulation_facts(run: Run, command: str) -> Facts:
         **run_tactic_facts(run),
         **sharing_facts(run),
         **({"failures": incident_facts(run.failures)} if run.failures else {}),
+        "cdf": cdf_facts(run),
+        "timeline": timeline_facts(run),
+        "slo": slo_facts(run.slo),
+        "launch": [launch_facts(deployment)],
         "warnings": [
             *expert_warnings(run),
             *tactic_warnings(deployment.tactics),

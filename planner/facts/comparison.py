@@ -9,9 +9,9 @@ from planner import __version__
 from planner.compare.comparison import Comparison
 from planner.compare.inverse import demand_text
 from planner.compare.standing import Standing
-from planner.compare.uncertainty import DRAWS, SINGLE_QUOTE, Odds
+from planner.compare.uncertainty import DRAWS, Odds
 from planner.economics import bill, terms_rows, token_costs
-from planner.facts.basic import Facts
+from planner.facts.basic import Facts, slo_facts
 from planner.facts.verdict import headline, next_steps, risks
 from planner.units import format_usd
 
@@ -82,6 +82,7 @@ def _question(answer: Comparison) -> Facts:
             "rate_per_s": demand.workload.arrivals.rate_per_s or None,
             "concurrency": demand.workload.arrivals.concurrency or None,
             "slo": str(demand.slo),
+            "objectives": slo_facts(demand.slo),
             "prompt_tokens_mean": demand.workload.mean_prompt_tokens,
             "output_tokens_mean": demand.workload.mean_output_tokens,
         }
@@ -154,6 +155,7 @@ def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
         "num_gpus_interval": None if odds is None else odds.num_gpus,
         "sure": _sure(one, odds),
         "months_until_next_purchase": _months(answer.room.get(one.name, 0.0), answer.terms.demand.growth_per_year),
+        "launch": [row for entrant in one.entrants for row in entrant.plan.get("launch", [])],
         "warnings": [text for entrant in one.entrants for text in entrant.plan.get("warnings", [])],
         "next": [text for entrant in one.entrants for text in entrant.plan.get("next", [])],
     }
@@ -257,13 +259,14 @@ def _inverse(answer: Comparison) -> Facts:
 def _whatifs(answer: Comparison) -> Facts:
     fabric: list[Facts] = []
     doubles: list[Facts] = []
-    for one in answer.standings:
+    by_hardware = {one.offer.hardware: one for one in reversed(answer.standings)}
+    for one in reversed(by_hardware.values()):
         for demand, entrant in zip(one.demands, one.entrants, strict=True):
             for found in entrant.whatifs:
                 row = {
                     "topic": found.topic,
                     "change": found.change,
-                    "system": one.name,
+                    "system": one.name.partition("@")[0],
                     "model": demand.model.name,
                     "num_gpus_before": found.num_gpus_before,
                     "num_gpus_after": found.num_gpus,
@@ -320,8 +323,8 @@ def _uncertainty(answer: Comparison) -> Facts:
             f"demand: 80 % within {answer.question.demand_error} (--uncertain), alike for all offers",
             "step times and TTFT: log-normal with the 80 % intervals of servers no calibration had seen; errors on two "
             "kinds of GPU correlate 0.2, those of step time and TTFT 0.33 (docs/accuracy.md)",
-            "prices: triangular over the dated quotes of each system, lowest and highest as bounds; one quote alone "
-            f"+-{SINGLE_QUOTE:.0%} (assumed)",
+            "prices: triangular over the dated quotes of each system, fewer than four widened to the usual spread; "
+            "prices stated in --terms are firm",
             "terms of owning: triangular over published ranges, alike for all offers",
         ],
     }

@@ -10,11 +10,12 @@ import numpy as np
 
 from planner import __version__
 from planner.deployment import Deployment
-from planner.disaggregation.deployment import PoolsRun
+from planner.disaggregation.deployment import Disaggregated, PoolsRun
 from planner.disaggregation.plan import PoolsPlan
 from planner.disaggregation.search import Split
 from planner.disaggregation.transfer import KvRoute
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts
+from planner.facts.launch import launch_facts
 from planner.metrics import Summary
 
 _ALWAYS = 0.95
@@ -53,6 +54,7 @@ def pools_facts(run: PoolsRun, command: str) -> Facts:
         "num_steps": run.simulation.num_steps,
         "simulated_s": run.simulation.simulated_s,
         "simulated_share": run.simulated_share,
+        "launch": pool_launches(deployment),
         "warnings": _warnings(run),
         "command": command,
         "versions": {"moeplan": __version__},
@@ -91,8 +93,14 @@ def plan_pools_facts(plan: PoolsPlan) -> Facts:
             "worst_objective": winner.worst_objective,
             "worst_ratio": winner.worst_ratio,
             "simulated_share": winner.simulated_share,
+            "launch": pool_launches(winner.deployment),
         }
     }
+
+
+def pool_launches(deployment: Disaggregated) -> list[Facts]:
+    """How to start each pool."""
+    return [launch_facts(deployment.prefill, "prefill"), launch_facts(deployment.decode, "decode")]
 
 
 def _run_row(run: PoolsRun) -> Facts:

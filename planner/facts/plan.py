@@ -7,10 +7,13 @@ import numpy as np
 from planner import __version__
 from planner.cost import StepCost
 from planner.deployment import UNSUSTAINED, Run, simulated_replicas
-from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts
+from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts, model_facts, slo_facts
 from planner.facts.certainty import certainty_facts, is_unlike_measured, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
+from planner.facts.launch import launch_facts
+from planner.facts.outlook import cost_curve, heat_facts, monthly_usd, sensitivity_facts
 from planner.facts.prices import price_assumptions
+from planner.facts.series import cdf_facts, timeline_facts
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
 from planner.model import ModelConfig
@@ -25,8 +28,6 @@ _SURE = 0.9
 """Chance below which a surer layout is pointed out."""
 _UNLIKE = "None of those servers was like this one."
 _PLAIN_ONLY = "None of them drafted tokens or overlapped the exchange."
-_CDF_POINTS = 101
-_TIMELINE_POINTS = 200
 _TOP = 5
 _FEW_REQUESTS = 100
 
@@ -49,7 +50,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "simulated": len(rec.runs),
         "rejected": dict(sorted(rejected.items(), key=lambda item: -item[1])),
         "nearest_miss": nearest,
-        "slo": [{"metric": o.metric, "statistic": o.statistic, "limit_s": o.limit_s} for o in rec.slo.objectives],
+        "slo": slo_facts(rec.slo),
         "command": command,
         "versions": {"moeplan": __version__, "engine": f"{rec.engine.name} {rec.engine.version}"},
         "assumptions": _assumptions(rec),
@@ -75,6 +76,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
     decode, prefill, prefill_time_share = operating_point(winner, candidate.cost())
     share = _mixed_share(decode, prefill, prefill_time_share)
     experts, balance = expert_facts(winner), balance_facts(winner)
+    steps = {"decode": _scalars(decode), "prefill": _scalars(prefill)}
     return {
         "headline": headline(rec, winner),
         "cluster": candidate.cluster.name,
@@ -97,7 +99,7 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "sustained_factor": rec.sustained_factor,
         **run_tactic_facts(winner),
         "memory": memory_facts(candidate.memory),
-        "step": {"decode": _scalars(decode), "prefill": _scalars(prefill)},
+        "step": steps,
         "origin_share": share,
         "certainty": certainty_facts(winner, share, rec.sustained_factor),
         "past_error": _past_error(winner),
@@ -106,10 +108,22 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "top": [_run_row(run) | {"chance": _chance(run, winner, share)} for run in rec.runs[:_TOP]],
         "front": [_front_row(run) for run in rec.runs],
         "next": _next_steps(rec, winner, share),
-        "cdf": _cdf(winner),
-        "timeline": _timeline(winner),
+        **_outlook(rec, winner, steps, share, balance),
         "warnings": _warnings(rec, winner, share),
     } | sharing_facts(winner)
+
+
+def _outlook(rec: Recommendation, winner: Run, steps: Facts, share: Facts, balance: Facts | None) -> Facts:
+    """What charts rest on, the bill, and how to start the servers."""
+    return {
+        "usd_per_month": monthly_usd(winner, winner.num_gpus),
+        "cost_curve": cost_curve(winner, rec.sustained_factor),
+        "sensitivity": sensitivity_facts(winner, steps, share),
+        "heat": heat_facts(winner, balance),
+        "launch": [launch_facts(winner.deployment)],
+        "cdf": cdf_facts(winner),
+        "timeline": timeline_facts(winner),
+    }
 
 
 def operating_point(winner: Run, cost: StepCost) -> tuple[StepTime, StepTime, float]:
@@ -360,29 +374,3 @@ def _support_warnings(winner: Run) -> list[str]:
             f"{gpu.name} has no FP8 arithmetic: FP8 weights are read in 8 bits and multiplied in {computed}."
         )
     return warnings
-
-
-def _cdf(run: Run) -> Facts:
-    """Quantiles of the measured requests, warm-up and cool-down removed as in the percentiles."""
-    requests, summary = run.simulation.requests, run.summary
-    measured = slice(summary.num_warmup, len(requests) - summary.num_cooldown)
-    quantiles = np.linspace(0, 1, _CDF_POINTS)
-    columns = {"ttft_s": requests.ttft_s[measured], "tpot_s": requests.tpot_s[measured]}
-    return {
-        name: np.quantile(values[np.isfinite(values)], quantiles).tolist()
-        for name, values in columns.items()
-        if np.isfinite(values).any()
-    }
-
-
-def _timeline(run: Run) -> Facts:
-    steps = run.simulation.steps
-    start = np.asarray(steps.start_s)
-    pick = np.unique(np.linspace(0, len(start) - 1, _TIMELINE_POINTS).astype(int))
-    pool = run.deployment.memory.kv_tokens * run.deployment.layout.attention_dp
-    return {
-        "time_s": start[pick].tolist(),
-        "queue": np.asarray(steps.num_waiting)[pick].tolist(),
-        "batch": np.asarray(steps.decode_seqs)[pick].tolist(),
-        "kv_share": (np.asarray(steps.kv_tokens_used)[pick] / max(pool, 1)).tolist(),
-    }

@@ -7,46 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from planner import figures
 from planner.figures import readable
+from planner.report.blocks import Section, Table
+from planner.report.expertsections import experts, heat, residency
+from planner.report.outlook import cost_against_demand, failures, launch, sensitivity
+from planner.report.poolsections import pools
 from planner.report.wording import described, duration, number, title
 from planner.units import format_bytes, format_chance, format_count
 
 Facts = Mapping[str, Any]
 
-_WORTHWHILE = 0.03
-"""Gain below which another placement is not worth its operation."""
+_NOTICEABLE = 1.01
+"""Ratio of throughputs from which another layout is pointed out."""
 _X, _Y = "interactivity_tok_per_s_per_user", "output_tok_per_s_per_gpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text; columns in `text_columns` are words and stand left, numbers stand right."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    text_columns: frozenset[int] = frozenset({0})
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One piece of evidence: the finding in a sentence, the numbers, and how to draw them."""
-
-    title: str
-    finding: str
-    tables: tuple[Table, ...]
-    draw: Callable[[], Figure] | None = None
-
-    def svg(self) -> str:
-        """The figure as an `<svg>` element, empty without one; drawn only when asked, for it is slow."""
-        return figures.svg(self.draw(), self.title, self.finding) if self.draw else ""
 
 
 def evidence(facts: Facts) -> list[Section]:
@@ -137,9 +116,9 @@ def _frontier_finding(rows: Sequence[Facts], chosen: int | None) -> str:
     finding += (
         f" {figures.layout_name(row)} gives {number(row[_Y])} output tok/s per GPU at {number(row[_X])} tok/s per user."
     )
-    if meeting and row[_Y] < meeting[0][_Y]:
+    if meeting and row[_Y] * _NOTICEABLE < meeting[0][_Y]:
         finding += f" {figures.layout_name(meeting[0])} gives {number(meeting[0][_Y])} per GPU and meets the SLO too."
-    elif not rows[0].get("meets_slo") and rows[0][_Y] > row[_Y]:
+    elif not rows[0].get("meets_slo") and rows[0][_Y] > row[_Y] * _NOTICEABLE:
         finding += f" {figures.layout_name(rows[0])} gives {number(rows[0][_Y])} per GPU but misses the SLO."
     return finding
 
@@ -237,78 +216,6 @@ def _memory(facts: Facts) -> Section | None:
     return Section("Memory of the fullest GPU", finding, (table,), partial(figures.memory_bar, terms, capacity))
 
 
-def _experts(facts: Facts) -> Section | None:
-    """Placements around the winner and what a change of traffic does to them."""
-    balance, drawn = facts.get("balance"), facts.get("experts")
-    if not balance or not drawn:
-        return None
-    options = balance["options"]
-    best = max(options, key=lambda option: option["gain"])
-    own = options[0]
-    finding = (
-        f"The busiest rank of a decode step carries {own['max_over_mean']:.2f} x the even share, which costs "
-        f"{duration(max(0.0, balance['uneven_s']))} of {duration(own['decode_s'])}."
-    )
-    if best["gain"] > _WORTHWHILE:
-        finding += f" {_placed(best)} would serve {best['gain']:.0%} more (estimate)."
-    else:
-        finding += f" No other placement serves {_WORTHWHILE:.0%} more (estimate)."
-    stale = balance["staleness"]
-    finding += (
-        f" After a change of task a balanced placement goes from {stale['fresh_max_over_mean']:.2f} to "
-        f"{stale['stale_max_over_mean']:.2f}; placing anew pauses the ranks for {duration(stale['rebalance_s'])}"
-    )
-    steps = stale["break_even_steps"]
-    finding += f" and has paid after {steps:,} steps." if steps else ", and gains nothing at this batch."
-    header = ("Placement", "Busiest / mean", "Decode step, ms", "KV tokens", "Requests/s at most", "Gain")
-    rows = [
-        (
-            _placed(option),
-            f"{option['max_over_mean']:.2f}",
-            number(option["decode_s"], 1e3),
-            f"{option['kv_tokens']:,}",
-            number(option["requests_per_s"]),
-            f"{option['gain']:+.1%}",
-        )
-        for option in options
-    ]
-    return Section("Where the experts live", finding, (Table(header, tuple(rows)),))
-
-
-def _residency(facts: Facts) -> Section | None:
-    """Residency policies where the experts do not fit in the GPUs' memory."""
-    tables, said = [], []
-    for found in facts.get("residency") or ():
-        if not found["policies"]:
-            said.append(f"{found['cluster']}: {found['reason']}.")
-            continue
-        best = found["policies"][0]
-        said.append(
-            f"On one node of {found['cluster']} {best['policy']} gives {number(best['decode_tok_per_s'])} output tok/s "
-            f"with {found['batch']} sequences, bound by the {best['bound']} (estimate)."
-        )
-        rows = [
-            (
-                row["policy"],
-                number(row["decode_tok_per_s"]),
-                number(row["prefill_tok_per_s"]),
-                f"{row['resident_experts_per_layer']}/{row['num_experts_per_layer']}",
-                f"{row['hit_rate']:.0%}",
-                " + ".join(f"{format_bytes(size)} {tier}" for tier, size in row["bytes_by_tier"].items() if size),
-                row["bound"],
-            )
-            for row in found["policies"]
-        ]
-        header = ("Policy", "Output tok/s", "Prompt tok/s", "Experts in HBM", "Hits", "Experts lie in", "Bound by")
-        tables.append(Table(header, tuple(rows), frozenset({0, 5, 6})))
-    return Section("Experts outside GPU memory", " ".join(said), tuple(tables)) if said else None
-
-
-def _placed(option: Facts) -> str:
-    copies = option["redundant_experts"]
-    return f"{option['placement']} with {copies} copies" if copies else str(option["placement"])
-
-
 def _losers(facts: Facts) -> Section | None:
     rejected = facts.get("rejected") or {}
     nearest = facts.get("nearest_miss") or {}
@@ -342,6 +249,8 @@ def _prefix_cache(facts: Facts) -> Section | None:
 
 def _model(facts: Facts) -> Section | None:
     model = facts.get("model") or {}
+    if isinstance(model, str):
+        return None
     rows = tuple((title(key), described(key, value)) for key, value in model.items() if value)
     if len(rows) < 2:
         return None
@@ -364,14 +273,20 @@ def _assumptions(facts: Facts) -> Section | None:
 
 _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     _frontier,
+    cost_against_demand,
+    sensitivity,
+    pools,
     _latency,
     _timeline,
+    failures,
     _step,
     _memory,
-    _experts,
-    _residency,
+    heat,
+    experts,
+    residency,
     _prefix_cache,
     _losers,
+    launch,
     _model,
     _assumptions,
 )

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from planner.figures import readable
-from planner.units import format_bytes, format_count, format_seconds, format_usd, significant
+from planner.units import (
+    format_bytes,
+    format_chance,
+    format_count,
+    format_seconds,
+    format_usd,
+    format_usd_short,
+    significant,
+)
+
+_SPELT = {"gpus": "GPUs", "usd": "$", "mtok": "Mtok", "tok per s": "tok/s"}
 
 
 def title(name: str) -> str:
@@ -17,6 +27,8 @@ def title(name: str) -> str:
     ('KV cache', 'Number of layers', 'Total parameters')
     """
     words = re.sub(r"\bparams\b", "parameters", re.sub(r"^num\b", "number of", readable(name)))
+    for short, long in _SPELT.items():
+        words = re.sub(rf"\b{short}\b", long, words)
     return words[:1].upper() + words[1:]
 
 
@@ -41,8 +53,12 @@ def described(key: str, value: object) -> str:
         return "; ".join(described(key, item) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
+    if "usd" in key:
+        return money(value)
     if "bytes" in key:
         return format_bytes(value)
+    if key.endswith(("_share", "chance")) or key.startswith(("growth", "probability")):
+        return f"{value:.0%}"
     if "params" in key:
         return format_count(value)
     if key.endswith("_s"):
@@ -58,3 +74,18 @@ def duration(value: float | None) -> str:
 def money(value: float | None) -> str:
     """US dollars, a dash when the price is unknown."""
     return "–" if value is None or not math.isfinite(value) else format_usd(value)
+
+
+def short_money(value: float | None) -> str:
+    """US dollars in thousands or millions, a dash when the price is unknown."""
+    return "–" if value is None or not math.isfinite(value) else format_usd_short(value)
+
+
+def chance(value: float | None) -> str:
+    """A chance in percent, a dash when it is unknown."""
+    return "–" if value is None or not math.isfinite(value) else format_chance(value)
+
+
+def spread(interval: Sequence[float | None] | None, text: Callable[[float | None], str]) -> str:
+    """Low and high end as `text` writes them, a dash when they are unknown."""
+    return "–" if not interval or None in interval else f"{text(interval[0])} to {text(interval[1])}"

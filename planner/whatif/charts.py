@@ -236,7 +236,7 @@ def cdf(quantiles: Sequence[float], metric: str, limit_s: float | None) -> Spec:
     share = np.linspace(0, 1, len(quantiles))
     scale, unit = (1.0, "s") if max(quantiles) >= 1.0 else (1e3, "ms")
     values = [{"t": q * scale, "share": float(s)} for q, s in zip(quantiles, share, strict=True)]
-    x = {"field": "t", "type": "quantitative", "title": f"{metric} ({unit})"}
+    x = {"field": "t", "type": "quantitative", "title": f"{metric} ({unit})", "axis": {"tickCount": 6}}
     y = {"field": "share", "type": "quantitative", "title": "Share of requests", "axis": {"format": ".0%"}}
     layers: list[Spec] = [{"mark": {"type": "line", "color": ACCENT}, "encoding": {"x": x, "y": y}}]
     if limit_s is not None:
@@ -253,7 +253,8 @@ def timeline(series: Mapping[str, Sequence[float]], name: str, title: str) -> Sp
     axis: Spec = {"tickCount": 3, "tickMinStep": 1} | (
         {"format": ".0%", "tickMinStep": 0.01} if name == "kv_share" else {}
     )
-    y = {"field": "value", "type": "quantitative", "title": title, "axis": axis, "scale": {"domainMin": 0}}
+    top = max(*series[name], 0.01 if name == "kv_share" else 1)
+    y = {"field": "value", "type": "quantitative", "title": title, "axis": axis, "scale": {"domain": [0, top]}}
     mark = {"type": "area", "color": ACCENT, "opacity": 0.25, "interpolate": "step-after", "line": {"color": ACCENT}}
     return _spec({"height": 150, "data": {"values": values}, "mark": mark, "encoding": {"x": x, "y": y}})
 

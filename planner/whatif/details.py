@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.facts.launch import launch_facts, launch_lines
 from planner.figures import readable
 from planner.offload import expert_bytes_per_index
 from planner.steptime import StepTime
@@ -78,6 +79,13 @@ def step_rows(step: StepTime | None) -> list[Row]:
         Row(readable(name), seconds, format_seconds(seconds), seconds / total, _HOW_STEP.get(name, _UNKNOWN))
         for name, seconds in sorted(terms.items(), key=lambda item: -item[1])
     ]
+
+
+def launch_text(found: Answer) -> str:
+    """Commands of the engine that start the chosen layout; flags were read, not run."""
+    if found.chosen is None:
+        return "Nothing fits."
+    return "\n".join(launch_lines({"launch": [launch_facts(found.chosen.candidate.deployment)]})).strip()
 
 
 def sources(found: Answer) -> list[dict[str, str]]:

@@ -1,0 +1,174 @@
+"""The report of a comparison: every part from its facts, nothing where they are missing, one page for the buyer."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner import report
+from planner.errors import InputError
+from planner.report.comparison import comparison_page
+from planner.report.pdf import print_pdf
+from planner.runfolder import rewrite_report, write_comparison
+from tests.comparison_facts import COMPARISON
+from tests.test_report import FACTS, Page
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report.html(COMPARISON)
+
+
+def test_buyer_reads_answer_first(page: str) -> None:
+    order = [
+        "$74,752 a month, $4.80/Mtok output; best in 61% of draws",
+        "a month, rental 2026-09-30",
+        "chat, 20.0 requests/s, ttft_p95 &lt;= 2.00 s, tpot_p95 &lt;= 50.0 ms",
+        "The systems at the same SLO and demand",
+        "Is the winner the winner?",
+        "Cost against demand",
+        "What would change the answer",
+        "MI300X rests on its data sheet alone.",
+        "Layouts and what limits them",
+        "Throughput against interactivity",
+        "Best system by interactivity",
+        "If the model doubles",
+        "How the uncertainty was drawn",
+        "Assumptions and their sources",
+        "moeplan compare",
+    ]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert page.count("<svg") == 4
+
+
+def test_summary_table_states_the_facts() -> None:
+    made = comparison_page(COMPARISON)
+    systems = next(section for section in made.summary if section.style == "systems").tables[0]
+    rows = {row[0]: dict(zip(systems.header, row, strict=True)) for row in systems.rows}
+    own = rows["h200-sxm:8x8 (best)"]
+    assert (own["GPUs"], own["$ per month"], own["80 % range"]) == ("32", "$74,752", "$59.8k to $97.2k")
+    assert (own["Best in"], own["Sure"], own["Output tok/s per MW"]) == ("61%", "83%", "91,000")
+    assert own["To be 90 % sure"] == "64 GPUs, $150k"
+    assert rows["b200-sxm:4x8"]["Best in"] == "<1%"
+    assert rows["mi300x:4x8"]["$ per month"] == "–"
+    assert rows["l40s:8x8"]["SLO"] == "does not fit" and rows["l40s:8x8"]["GPUs"] == "–"
+    findings = {section.title: section.finding for section in (*made.summary, *made.evidence)}
+    assert "h200-sxm:8x8 is cheapest at 0.5 x the demand, gb200-nvl72:18x4 from 4 x." in findings.values()
+    assert "Another system wins at an end of price." in findings["What would change the answer"]
+    assert "mi300x:4x8 is not measured" in findings["Layouts and what limits them"]
+
+
+def test_page_is_inert_and_self_contained() -> None:
+    hostile = copy.deepcopy(COMPARISON)
+    name = '<script>alert("1")</script>'
+    hostile["systems"][0]["name"] = hostile["winner"] = name
+    hostile["cost_curve"][name] = hostile["cost_curve"].pop("h200-sxm:8x8")
+    hostile["front"][name] = hostile["front"].pop("h200-sxm:8x8")
+    hostile["risks"] = ["</style><script>x</script>"]
+    page = report.html(hostile)
+    parsed = Page(page)
+    assert parsed.open == [] and not parsed.seen & {"script", "link", "img", "iframe", "object"}
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert not re.search(r"url\((?!#)|@import|(?:src|href)=\"(?!#)", page)
+    assert "<script" not in report.markdown(hostile)
+
+
+def _without(facts: Any, depth: int) -> list[Any]:
+    """`facts` with each part removed in turn, and with each None, down to `depth`."""
+    if depth == 0:
+        return []
+    found = []
+    if isinstance(facts, dict):
+        for key in facts:
+            rest = {k: v for k, v in facts.items() if k != key}
+            found += [rest, rest | {key: None}]
+            found += [facts | {key: changed} for changed in _without(facts[key], depth - 1)]
+    elif isinstance(facts, list) and facts:
+        found += [[]] + [[changed, *facts[1:]] for changed in _without(facts[0], depth - 1)]
+    return found
+
+
+def test_parts_may_be_missing() -> None:
+    shown = {key: value for key, value in COMPARISON.items() if key != "kind"}
+    for facts in _without(shown, 1) + [shown | {"systems": [row]} for row in _without(shown["systems"][0], 1)]:
+        named = all(row.get("name") for row in facts.get("systems") or ())
+        if named:
+            assert report.markdown(facts | {"kind": "comparison"}).startswith("# ")
+    assert Page(report.html({"kind": "comparison"})).open == []
+
+
+def test_folder_is_whole_and_its_report_comes_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_comparison(folder, COMPARISON)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "comparison.json",
+        "manifest.json",
+        "report.html",
+        "report.md",
+        "systems.csv",
+    ]
+    rows = list(csv.DictReader(io.StringIO((folder / "systems.csv").read_text())))
+    assert [row["name"] for row in rows] == [row["name"] for row in COMPARISON["systems"]]
+    assert rows[0]["tpot_s_p90"] == "0.041" and rows[0]["usd_per_month_interval_1"] == str(1.3 * 74_752.0)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "report.html").unlink()
+    (folder / "report.md").write_text("old")
+    rewrite_report(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_folders_without_facts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"plan\.json, simulation\.json, comparison\.json"):
+        rewrite_report(tmp_path)
+    (tmp_path / "plan.json").write_text("{half")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        rewrite_report(tmp_path)
+    (tmp_path / "plan.json").write_text("[1]")
+    with pytest.raises(InputError, match="list"):
+        rewrite_report(tmp_path)
+    (tmp_path / "plan.json").write_text('{"top": "edited", "step": 3}')
+    with pytest.raises(InputError, match="cannot be shown"):
+        rewrite_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_without_a_printer_the_message_names_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install weasyprint.*chromium"):
+        print_pdf(tmp_path / "report.html", tmp_path / "report.pdf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _summary_of(facts: dict[str, Any]) -> str:
+    """The page as far as the first printed page must hold it."""
+    text = report.html(facts)
+    return text[: text.index('<div class="evidence">')] + "</main></body></html>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("facts", [FACTS, COMPARISON], ids=["plan", "comparison"])
+@pytest.mark.parametrize("printer", ["weasyprint", "chromium"])
+def test_summary_prints_on_one_page(
+    facts: dict[str, Any], printer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "report.html"
+    source.write_text(_summary_of(facts), encoding="utf-8")
+    if printer == "weasyprint":
+        weasyprint = pytest.importorskip("weasyprint")
+        assert len(weasyprint.HTML(filename=str(source)).render().pages) == 1
+        return
+    if shutil.which("chromium") is None:
+        pytest.skip("no chromium on the PATH")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    printed = print_pdf(source, tmp_path / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) == 1
