@@ -265,6 +265,7 @@ def test_an_infeasible_question_gets_remedies_that_work() -> None:
         prices = [edit.usd_per_hour for edit in tried if edit.usd_per_hour is not None]
         assert prices == sorted(prices)
     assert edits.edits(_answer(SMALL)) == []
+    assert edits._checked("a change that does not help", replace(SMALL, gpus=1)) is None
 
 
 def test_tornado_moves_the_right_way() -> None:
@@ -278,6 +279,11 @@ def test_tornado_moves_the_right_way() -> None:
     assert bars["Limit of TPOT P95"].low_requests_per_s <= rate <= bars["Limit of TPOT P95"].high_requests_per_s
     price = bars["GPU price"]
     assert price.low_usd_per_mtok == pytest.approx(0.9 * usd) and price.high_usd_per_mtok == pytest.approx(1.1 * usd)
+    full, _, free = tornado(_answer(replace(SMALL, slo="tpot_p95=100s")))
+    slower = next(bar for bar in free if bar.name.startswith("Step time"))
+    assert slower.low_requests_per_s == pytest.approx(full / 0.9) and slower.high_requests_per_s == pytest.approx(
+        full / 1.1
+    )
     widths = [abs(bar.high_requests_per_s - bar.low_requests_per_s) for bar in found]
     assert widths == sorted(widths, reverse=True)
 

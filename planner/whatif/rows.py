@@ -46,7 +46,7 @@ def total(rows: Sequence[Row]) -> str:
 
 def knobs(found: Lab) -> list[Text]:
     """The knobs' effect, a measure per row."""
-    shown = {"as the engine does": found.plain, "with the knobs": found.knobs}
+    shown = {"without the knobs": found.plain, "with the knobs": found.knobs}
     return [
         {"per decode step": label}
         | {column: _measure(measures, name) for column, measures in shown.items()}
