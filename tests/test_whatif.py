@@ -265,7 +265,7 @@ def test_an_infeasible_question_gets_remedies_that_work() -> None:
         prices = [edit.usd_per_hour for edit in tried if edit.usd_per_hour is not None]
         assert prices == sorted(prices)
     assert edits.edits(_answer(SMALL)) == []
-    assert edits._checked("a change that does not help", replace(SMALL, gpus=1)) is None
+    assert edits._checked("a change that does not help", replace(SMALL, rate=1e5)) is None
 
 
 def test_tornado_moves_the_right_way() -> None:
