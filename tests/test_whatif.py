@@ -136,6 +136,11 @@ def test_every_field_is_answered_for_by_name() -> None:
         ({"oversubscription": 0.5}, "gpus", "0.5"),
         ({"rate": 0.0}, "workload", "rate above 0"),
         ({"gpus": 24, "system": "l4"}, "gpus", "network"),
+        ({"layout": "tp=16", "gpus": 16}, "layout", "scale-up domain"),
+        ({"layout": "tp=8,replicas=99"}, "layout", "needs 792 GPUs"),
+        ({"layout": "attention_dp=2,ep=2", "backend": "pigeon"}, "layout", "pigeon"),
+        ({"speculative": "ngram:3"}, "speculative", "command line"),
+        ({"seqs": -3}, "seqs", "-3"),
     ],
 )
 def test_knobs_that_do_not_divide_say_what_would(change: dict[str, object], field: str | None, says: str) -> None:

@@ -144,17 +144,17 @@ def headline(found: Answer) -> str:
     if chosen.meets_slo:
         usd = chosen.usd_per_mtok_output
         price = f", {format_usd(usd)}/Mtok output" if usd is not None else ""
-        return f"{layout} on {gpus}: expected to meet the SLO, {limit_name(chosen)} at {ratio:.0%} of its limit{price}"
+        tightest = "load" if chosen.worst[0] == LOAD else limit_name(chosen)
+        limit = "capacity" if chosen.worst[0] == LOAD else "its limit"
+        return f"{layout} on {gpus}: expected to meet the SLO, {tightest} at {ratio:.0%} of {limit}{price}"
     if chosen.worst[0] == LOAD:
         return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains"
     return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit"
 
 
 def limit_name(chosen: Estimate) -> str:
-    """The tightest ratio as people say it: `TPOT p95`."""
+    """The tightest objective as people say it: `TPOT p95`."""
     name = chosen.worst[0]
-    if name == LOAD:
-        return "the load"
     metric, _, statistic = name.partition("_")
     return f"{_NAMES[metric]} {statistic}"
 

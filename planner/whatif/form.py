@@ -78,7 +78,7 @@ def advanced_fields() -> tuple[tuple[Field, ...], ...]:
             Field("kv", "KV cache", "select", None, ("", "bf16", "fp8"), {"": "auto"}),
         ),
         (Field("layout", "Layout", "text", "Such as tp=8,ep=8,replicas=2; empty: the planner chooses."),),
-        (Field("speculative", "Drafts", "text", "mtp:1 or ngram:3; empty for none."),),
+        (Field("speculative", "Drafts", "text", "mtp:1 drafts with the model's own MTP layer; empty for none."),),
         (
             Field(
                 "oversubscription",

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 
 from planner import options
 from planner.choices import ExpertChoices
-from planner.deployment import check_context
+from planner.deployment import check_context, deploy
 from planner.engine import Engine, engines, versions
-from planner.errors import InputError, PlannerError, nearest
+from planner.errors import Infeasible, InputError, PlannerError, nearest
 from planner.experts import ExpertSettings
+from planner.fit import limits_for
 from planner.hardware import Cluster, systems
 from planner.layout import Layout, check_layout, parse_layout
 from planner.model import ModelConfig, bundled, from_hf
@@ -30,7 +32,10 @@ MAX_CONFIG_BYTES = 5_000_000
 MAX_TRACE_ROWS = 100_000
 """Rows of an uploaded trace: enough for any percentile, few enough to be read in about a second."""
 _FILE = re.compile(r"[\\/]|\.(csv|toml|json|npz|npy|pt|parquet)$", re.IGNORECASE)
-_DRAFTS = re.compile(r"(mtp|ngram):[0-9]{1,3}")
+_DRAFTS = re.compile(r"mtp:[0-9]{1,3}")
+_BACKENDS = ("", "all_reduce", "allgather_reducescatter", "deepep")
+_FEW = 16
+"""Sequences with which a layout is checked: its rules do not depend on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,10 @@ def ask(scenario: Scenario) -> Question | tuple[Problem, ...]:
     if workload is not None:
         faults.read("workload", lambda: check_context(model, workload))
     _check_knobs(scenario, model, engine, faults)
+    for field in ("seqs", "tokens", "seed"):
+        faults.read(field, partial(_not_negative, field, getattr(scenario, field)))
+    if layout is not None and cluster is not None and not faults.problems:
+        faults.read("layout", partial(_check_cut, scenario, model, cluster, layout, engine))
     if faults.problems or cluster is None or workload is None or slo is None or tactics is None:
         return tuple(faults.problems)
     return Question(scenario, model, cluster, workload, slo, engine, experts, tactics, layout)
@@ -195,6 +204,22 @@ def _trace(text: str, name: str) -> Workload:
             raise InputError(str(error).replace(f"{folder}/", "")) from None
 
 
+def _not_negative(field: str, value: int) -> None:
+    if value < 0:
+        raise InputError(f"{field} {value}: use 0 or more.")
+
+
+def _check_cut(scenario: Scenario, model: ModelConfig, cluster: Cluster, layout: Layout, engine: Engine) -> None:
+    """Raise what keeps `layout` from being run on `cluster`, short of memory."""
+    if scenario.backend not in _BACKENDS:
+        raise InputError(f"backend {scenario.backend[:80]!r}: {nearest(scenario.backend[:80], _BACKENDS[1:])}")
+    given = limits_for(engine, cluster.system, _FEW, None, layout.attention_dp)
+    backend = scenario.backend or (engine.moe_backends[0] if engine.moe_backends else "")
+    backend = backend if layout.attention_dp > 1 else "all_reduce"
+    with suppress(Infeasible):
+        deploy(model, cluster, layout, engine, given, backend, 1)
+
+
 def _engine(name: str) -> Engine:
     known = (*engines(), *versions())
     if name not in known:
@@ -204,7 +229,10 @@ def _engine(name: str) -> Engine:
 
 def _tactics(scenario: Scenario, model: ModelConfig, engine: Engine) -> Tactics:
     if scenario.speculative and not _DRAFTS.fullmatch(scenario.speculative):
-        raise InputError(f"drafts {scenario.speculative[:80]!r}: write mtp:1 or ngram:3, or leave it empty.")
+        raise InputError(
+            f"drafts {scenario.speculative[:80]!r}: write mtp:1 or leave it empty; other drafts need an acceptance, "
+            "which only the command line takes."
+        )
     return parse_tactics(scenario.speculative or None, None, None, model, engine)
 
 
@@ -249,7 +277,7 @@ def _check_knobs(scenario: Scenario, model: ModelConfig, engine: Engine, faults:
         faults.read(field, lambda: check_layout(model, with_heads if engine.moe_backends else cut))
     elif scenario.ep > 1:
         faults.problems.append(Problem("ep", f"EP {scenario.ep} needs experts, and {model.name} is dense: use 0."))
-    if scenario.ep > scenario.gpus:
+    if scenario.ep > max(scenario.gpus, 0) and scenario.ep > 0:
         faults.problems.append(
             Problem("ep", f"EP {scenario.ep} needs {scenario.ep} GPUs, {scenario.gpus} are offered.")
         )
