@@ -58,6 +58,10 @@ def tiles(facts: Facts) -> list[Tile]:
     if per_gpu:
         whole = significant(facts["output_tok_per_s"])
         shown.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", f"{whole} output tok/s in all", "", ""))
+    goodput = facts.get("goodput_requests_per_s")
+    if goodput is not None:
+        served = significant(facts["requests_per_s"])
+        shown.append(Tile("Goodput", f"{significant(goodput)} req/s", f"within every limit, of {served} served", "", ""))
     if usd:
         shown.append(Tile("Price per Mtok", format_usd(usd), "output tokens at the demanded load", "", ""))
     return shown
