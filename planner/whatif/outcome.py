@@ -61,7 +61,7 @@ def tiles(facts: Facts) -> list[Tile]:
     goodput = facts.get("goodput_requests_per_s")
     if goodput is not None:
         served = significant(facts["requests_per_s"])
-        shown.append(Tile("Goodput", f"{significant(goodput)} req/s", f"within every limit, of {served} served", "", ""))
+        shown.append(Tile("Goodput", f"{significant(goodput)} req/s", f"within all limits, of {served} served", "", ""))
     if usd:
         shown.append(Tile("Price per Mtok", format_usd(usd), "output tokens at the demanded load", "", ""))
     return shown
