@@ -58,6 +58,7 @@ FLOORS = [
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder", "sweep"},
+    {"whatif"},
     {"cli", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(FLOORS) for module in modules}

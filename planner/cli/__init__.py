@@ -13,6 +13,7 @@ from planner.cli import (
     calibrate,
     commands,
     compare,
+    dashboard,
     engines,
     experts_drops,
     experts_inspect,
@@ -46,6 +47,7 @@ for command in (
     calibrate.calibrate,
     report.report,
     sweep.sweep,
+    dashboard.dashboard,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")
