@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
 RUNTIME: list[str] = PROJECT["dependencies"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-_HEAVY = ("torch", "ortools", "ruff", "mypy", "pandas-stubs")
+_HEAVY = ("torch", "ortools", "ruff", "mypy", "pandas-stubs", "streamlit", "playwright")
 """Not needed by the tests that run on the oldest versions."""
 
 

@@ -140,8 +140,15 @@ class Balancer:
                 ROUTERS[spec.rank_router](np.random.default_rng([seed, 2, i])) for i in range(spec.num_groups)
             ]
 
+    @property
+    def looks_at_ranks(self) -> bool:
+        """Whether a choice may depend on what the ranks hold."""
+        return bool(self._scores)
+
     def choose(self, in_flight: list[int], request: Request, now_s: float) -> int:
         """Rank, counted over all groups, for `request` at `now_s`; `in_flight` by rank."""
+        if len(in_flight) == 1:
+            return 0
         if isinstance(self._outer, PrefixAffinity):
             return self._outer.route(request.prefix, in_flight, self.open)
         if not self._scores and not self._inner:

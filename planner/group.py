@@ -7,6 +7,7 @@ from typing import Protocol
 
 import simpy
 
+from planner.coasting import Stretch
 from planner.enginespec import EngineSpec
 from planner.lockstep import PrefillHold, PromptHold
 from planner.scheduler import Rank, RankWork, Request
@@ -42,9 +43,24 @@ class Group:
     """Ranks that step together; `wake` is the event it sleeps on while it has no requests.
 
     Requests wait in `mail` until the scheduler looks for new ones; `unheard` counts its steps since the last time.
+    `works` are those of the ranks of its process, `stretch` is what it is in while its batches stay, and `last_step_s`
+    how long the last step took outside of one.
     """
 
-    __slots__ = ("hold", "in_flight", "index", "mail", "process", "ranks", "timer", "unheard", "wake")
+    __slots__ = (
+        "hold",
+        "in_flight",
+        "index",
+        "last_step_s",
+        "mail",
+        "process",
+        "ranks",
+        "stretch",
+        "timer",
+        "unheard",
+        "wake",
+        "works",
+    )
 
     def __init__(self, index: int, spec: EngineSpec, timer: StepTimer, ranks: list[Rank]) -> None:
         self.index = index
@@ -52,7 +68,10 @@ class Group:
         self.mail: list[tuple[Rank, Request]] = []
         self.unheard = spec.receive_interval
         self.ranks = ranks
+        self.works: list[RankWork] = []
         self.hold = _hold(spec)
         self.in_flight = 0
+        self.last_step_s = 0.0
+        self.stretch: Stretch | None = None
         self.wake: simpy.Event | None = None
         self.process: simpy.Process | None = None

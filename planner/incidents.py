@@ -315,6 +315,7 @@ class Outages:
         was_busy = False
         for group in replica.groups:
             was_busy = was_busy or group.wake is None
+            self.run.engines.settle(group)
             group.wake = None
             assert group.process is not None and group.process.callbacks is not None
             group.process.callbacks.append(_defuse)
@@ -326,11 +327,11 @@ class Outages:
         self.capacity.append((self.env.now, replica.index, share))
         replica.is_down = replica.is_shut = False
         for group in replica.groups:
-            if self.run.pipelines:
-                self.run.pipelines[group.index].clear()
+            if self.run.engines.pipelines:
+                self.run.engines.pipelines[group.index].clear()
             group.timer = timer
             group.unheard = self.run.spec.receive_interval
-            group.process = self.env.process(self.run._engine(group))
+            group.process = self.env.process(self.run.engines.process(group))
         self._reopen()
 
 

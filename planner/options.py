@@ -47,8 +47,8 @@ _PARTS = ("experts", "attention", "dense")
 _ALSO = ("rate", "concurrency", "workload", "slo", "weights")
 
 
-def precision(model: str, weights: str | None, kv: str | None) -> ModelConfig:
-    """`model` with the weight formats of `weights` (`fp8`, or `experts=nvfp4,attention=bf16`) and KV format `kv`."""
+def precision(model: str | ModelConfig, weights: str | None, kv: str | None) -> ModelConfig:
+    """`model`, or that of this name, with formats `weights` (`fp8`, `experts=nvfp4,attention=bf16`) and `kv`."""
     chosen: dict[str, str] = {}
     for item in weights.split(",") if weights else ():
         part, equals, fmt = item.strip().partition("=")
@@ -58,7 +58,7 @@ def precision(model: str, weights: str | None, kv: str | None) -> ModelConfig:
             chosen[part] = fmt
         else:
             raise InputError(f"--weights {weights}: {part!r} is not one of {', '.join(_PARTS)}")
-    return override(load(model), kv=kv, **chosen)
+    return override(load(model) if isinstance(model, str) else model, kv=kv, **chosen)
 
 
 def demand(text: str, rate: float | None, concurrency: int | None, num_requests: int | None) -> Workload:

@@ -256,15 +256,15 @@ def _count_unsimulated(found: SearchResult, runs: list[Run], hopeful: list[Candi
 
 
 def _best_distinct(candidates: list[Candidate], count: int | None) -> list[Candidate]:
-    """The best candidates of different layouts, in order of `_rank`."""
+    """The best candidates of different layouts, in order of `rank`."""
     best: dict[tuple[object, ...], Candidate] = {}
-    for candidate in sorted(candidates, key=_rank):
+    for candidate in sorted(candidates, key=rank):
         deployment = candidate.deployment
         best.setdefault((deployment.layout, deployment.model.kv_format, deployment.backend), candidate)
     return list(best.values())[:count]
 
 
-def _rank(candidate: Candidate) -> tuple[int, bool, int, int, float]:
+def rank(candidate: Candidate) -> tuple[int, bool, int, int, float]:
     """Score, with the handicap of complexity, in steps of 5 %; ties go to bf16 KV, the plainer layout, the engine's
     default limits, then the score."""
     deployment, limits = candidate.deployment, candidate.deployment.limits

@@ -65,20 +65,33 @@ class RetractingRank(Rank):
         if not self._has_retracted:
             super().take_prefills(budget)
             self._admitted_tokens = 0
+        self._is_blocked = False  # the ratio falls, so room may appear in any step
 
     def complete(self, now_s: float) -> list[Request]:
         """As `Rank.complete`; an empty rank starts with the first ratio again."""
-        if self._num_long and self.work.decode_seqs:
-            shortened = self._finish_at.get(self.decode_steps + 1 + self.rule.clip_tokens)
-            if shortened:
-                self._num_long -= len(shortened)
-                self._num_short += len(shortened)
-                self._short_finish_steps += len(shortened) * shortened[0].finish_decode_step
+        if self.work.decode_seqs:
+            self._shorten(1)
         self._has_retracted = False
         finished = super().complete(now_s)
         if finished and not self.running and not self.waiting:
             self._set_ratio, self._set_step = self.start_ratio, self.decode_steps
         return finished
+
+    def coast(self, steps: int) -> list[int]:
+        """As `Rank.coast`."""
+        self._shorten(steps - 1)
+        self._has_retracted = False
+        return super().coast(steps)
+
+    def _shorten(self, steps: int) -> None:
+        """After the next `steps` decode steps some requests have no more than `clip_tokens` to go."""
+        first = self.decode_steps + 1 + self.rule.clip_tokens
+        for step in range(first, first + steps if self._num_long else first):
+            shortened = self._finish_at.get(step)
+            if shortened:
+                self._num_long -= len(shortened)
+                self._num_short += len(shortened)
+                self._short_finish_steps += len(shortened) * step
 
     def _has_room(self, request: Request, held: int) -> bool:
         """Whether the prompt, its whole clipped answer and what the others are expected to add are free."""

@@ -1,8 +1,7 @@
 """Continuous batching on one rank: which tokens go into the next step, and which KV blocks they need.
 
 A `Rank` is one attention-data-parallel rank: a queue, a KV pool of blocks, and the requests it runs. A policy of
-`SCHEDULERS` fills its next step. The decode batch is kept as sums and buckets instead of a list that is walked: a
-step in which no request comes or goes costs the same for 2 and for 2,000 running requests.
+`SCHEDULERS` fills its next step.
 
 The rules are those of vLLM 0.33 (`v1/core/sched/scheduler.py`) and SGLang 0.5.23 (`managers/scheduler.py`): whole
 prompts are admitted when their blocks are free, blocks run out later because outputs grow, and then the request
@@ -12,9 +11,12 @@ admitted last is preempted, loses its KV, and is recomputed from the head of the
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 
+from planner.decodebatch import DecodeBatch
 from planner.enginespec import EngineSpec
 from planner.prefixcache import Prefix, PrefixCache
 
@@ -90,49 +92,39 @@ class RankWork:
         self.decode_seqs = self.decode_context_tokens = 0
 
 
-class Rank:
+class Rank(DecodeBatch):
     """Queue, KV pool and running requests of one attention-data-parallel rank.
 
-    A step is `plan(now_s)`, which fills `work`, and later `complete(now_s)`. A decoding request that joined when the
-    rank had made d decode steps with `target` tokens in its KV has, at decode step t, a context of target + t - d
-    tokens. So its finish is a known decode step (`_finish_at`), and whether its next token opens a new block depends
-    on (target - d) mod block_tokens alone (`_residues` counts the decoding requests of each remainder).
+    A step is `plan(now_s)`, which fills `work`, and later `complete(now_s)`; when a decoding request joins, its last
+    decode step is known (`_finish_at`). Steps that change nothing but the counts of `DecodeBatch` need no plan.
     """
 
     __slots__ = (
         "_finish_at",
+        "_finish_steps",
+        "_is_blocked",
         "_policy",
         "_prefilled",
-        "_residues",
         "admission_reserve",
-        "block_tokens",
         "cache",
-        "context_tokens",
-        "decode_steps",
         "final_blocks",
-        "free_blocks",
         "holds_prompts",
         "largest_request_tokens",
         "max_batched_tokens",
         "max_num_seqs",
         "now_s",
-        "num_decoding",
         "num_preemptions",
         "partial",
         "running",
-        "total_blocks",
         "waiting",
         "work",
     )
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.block_tokens = spec.block_tokens
+        super().__init__(spec.kv_blocks_per_rank, spec.block_tokens)
         self.max_num_seqs = spec.max_num_seqs
         self.max_batched_tokens = spec.max_batched_tokens
         self.admission_reserve = spec.admission_reserve
-        self.total_blocks = spec.kv_blocks_per_rank
-        self.free_blocks = self.total_blocks
-        """Blocks no running request holds; those of the prefix cache are among them."""
         self.cache: PrefixCache | None = None
         self.largest_request_tokens = spec.largest_request_tokens
         self.holds_prompts = False
@@ -143,21 +135,16 @@ class Rank:
         """Admitted requests in order of admission."""
         self.partial: Request | None = None
         """The one request whose prompt is cut by the token budget of a step."""
-        self.num_decoding = 0
-        self.context_tokens = 0
-        """KV tokens of the decoding requests."""
-        self.decode_steps = 0
         self.num_preemptions = 0
         self.now_s = 0.0
         self.work = RankWork()
         self._policy = SCHEDULERS[spec.policy]
         self._prefilled: list[Request] = []
         self._finish_at: dict[int, list[Request]] = {}
-        self._residues = [0] * spec.block_tokens
-
-    def blocks(self, tokens: int) -> int:
-        """Blocks that hold `tokens` tokens."""
-        return -(-tokens // self.block_tokens)
+        self._finish_steps: list[int] = []
+        """Heap of the keys of `_finish_at`, and of some that are gone."""
+        self._is_blocked = False
+        """Whether the first waiting request found no room and can find none before the decode batch changes."""
 
     def can_ever_hold(self, request: Request) -> bool:
         """Whether a rank takes a request as large as `request` at all; its last token is never written to the KV."""
@@ -181,6 +168,30 @@ class Rank:
         self.work.clear()
         if self.running or self.waiting:
             self._policy(self)
+
+    def quiet_steps(self) -> int:
+        """Coming steps certain to be decodes of the present batch unless a request comes, the last one may finish some.
+
+        A lower bound; `sys.maxsize` for an empty rank.
+        """
+        if self.partial is not None or (self.waiting and not self._is_blocked):
+            return 0
+        if not self.num_decoding:
+            return sys.maxsize
+        return min(self._next_finish() - self.decode_steps, self.steps_with_blocks())
+
+    def coast(self, steps: int) -> list[int]:
+        """Take `steps` quiet steps at once, the last only planned; returns the blocks in use during each of them."""
+        self.work.clear()
+        self.work.decode_seqs = self.num_decoding
+        return self.pass_steps(steps)
+
+    def _next_finish(self) -> int:
+        """Decode step after which the next request is done."""
+        steps = self._finish_steps
+        while steps[0] not in self._finish_at:
+            heappop(steps)
+        return steps[0]
 
     def can_prefill(self) -> bool:
         """Whether a step could hold prompt tokens: of the cut prompt, or of a waiting request that has room."""
@@ -225,6 +236,8 @@ class Rank:
             if request.admitted_s != request.admitted_s:
                 request.admitted_s = self.now_s
             budget -= self._take_chunk(request, budget)
+        # Quiet steps only take blocks, so who finds none now finds none in them; caches may be found to hold others.
+        self._is_blocked = budget > 0 and not self.work.prefill_tokens and self.cache is None
 
     def complete(self, now_s: float) -> list[Request]:
         """End the planned step at `now_s`; returns the requests that produced their last token."""
@@ -234,6 +247,9 @@ class Rank:
             self.context_tokens += self.work.decode_seqs
             if self.decode_steps in self._finish_at:
                 finished = self._finish_at.pop(self.decode_steps)
+                while self._finish_steps and self._finish_steps[0] <= self.decode_steps:
+                    heappop(self._finish_steps)
+                self._is_blocked = False
                 for request in finished:
                     self._leave_decode(request)
                     del self.running[request]
@@ -284,12 +300,21 @@ class Rank:
 
     def _join_decode(self, request: Request, remaining: int) -> None:
         """Put a request with `remaining` > 0 tokens to come into the decode batch."""
-        request.joined_decode_step = self.decode_steps
-        request.finish_decode_step = self.decode_steps + remaining
-        self._finish_at.setdefault(request.finish_decode_step, []).append(request)
+        self._finish_in(request, remaining)
         self._residues[(request.target - self.decode_steps) % self.block_tokens] += 1
         self.num_decoding += 1
         self.context_tokens += request.target
+
+    def _finish_in(self, request: Request, steps: int) -> None:
+        """Note that `request`, which joins the decode batch now, is done after so many steps."""
+        request.joined_decode_step = self.decode_steps
+        request.finish_decode_step = finish = self.decode_steps + steps
+        bucket = self._finish_at.get(finish)
+        if bucket is None:
+            self._finish_at[finish] = [request]
+            heappush(self._finish_steps, finish)
+        else:
+            bucket.append(request)
 
     def _leave_decode(self, request: Request) -> None:
         """Take a decoding request out of the batch, count its tokens and free its blocks."""
@@ -328,6 +353,7 @@ class Rank:
             bucket.remove(request)
             if not bucket:
                 del self._finish_at[request.finish_decode_step]
+        self._is_blocked = False
         request.target = request.prompt_tokens + request.produced
         request.computed = 0
         request.num_preemptions += 1

@@ -145,6 +145,33 @@ class Search:
         self.result.survivors.sort(key=lambda c: (c.num_gpus, c.score))
         return self.result
 
+    def state(self, deployment: Deployment) -> SteadyState:
+        """Steady state of one rank of `deployment` under the workload."""
+        layout, budget = deployment.layout, deployment.limits.max_batched_tokens
+        return self._steady(deployment.cost(), budget, deployment.memory.kv_tokens // layout.pp)
+
+    def running(self, layout: Layout, max_seqs: int, use: MemoryUse, steady: SteadyState) -> float:
+        """Sequences that one rank can run at once."""
+        return min(max_seqs // layout.pp, steady.batch_within(use.kv_tokens / layout.pp, self._context))
+
+    def means(self, steady: SteadyState, batch: Floats) -> tuple[Floats, Floats]:
+        """Mean TTFT and TPOT [s] with `batch` running sequences per rank."""
+        return steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)
+
+    def loaded(self, deployment: Deployment, steady: SteadyState, replicas: np.ndarray) -> list[Candidate]:
+        """Estimates of each number of `replicas` of `deployment`, also where it cannot keep up or misses the SLO."""
+        layout, use = deployment.layout, deployment.memory
+        limit = np.array(self.running(layout, deployment.limits.max_num_seqs, use, steady), dtype=float)
+        batch, capacity = self._load(steady, replicas * layout.pp * layout.attention_dp, limit)
+        ttft_s, tpot_s, score = self._estimates(steady, batch, capacity)
+        found = []
+        for i, count in enumerate(replicas):
+            placed = replace(deployment, layout=with_replicas(layout, int(count)))
+            b, ttft, tpot, most, ratio = (float(values[i]) for values in (batch, ttft_s, tpot_s, capacity, score))
+            hit_rate = None if steady.hit_rate is None else float(np.interp(b, steady.batch, steady.hit_rate))
+            found.append(Candidate(placed, b, ttft, tpot, most, ratio, hit_rate))
+        return found
+
     def _layouts(self, model: ModelConfig) -> list[Layout]:
         found = list(layouts(model, self.cluster, self.engine))
         speculation = self.tactics.speculation
@@ -249,9 +276,7 @@ class Search:
         """Load `replicas` copies with the demand under every limit that fits, arrays of [limits, replicas], and keep
         what even optimistic bounds cannot exclude."""
         ranks = replicas * layout.pp * layout.attention_dp
-        kv_tokens = [use.kv_tokens / layout.pp for _, use in fitting]
-        room = [steady.batch_within(tokens, self._context) for tokens in kv_tokens]
-        limit = np.array([[min(n // layout.pp, most)] for (n, _), most in zip(fitting, room, strict=True)], dtype=float)
+        limit = np.array([[self.running(layout, n, use, steady)] for n, use in fitting], dtype=float)
         batch, capacity = self._load(steady, ranks, limit)
         names = [f"{n} seqs, {budget} tok/step on {self.cluster.system.name}" for n, _ in fitting]
         alive = self._within(layout, names, capacity / ranks, batch, ranks, limit)
@@ -330,7 +355,7 @@ class Search:
 
     def _estimates(self, steady: SteadyState, batch: Floats, capacity: Floats) -> tuple[Floats, Floats, Floats]:
         """TTFT, TPOT and score of `Candidate`."""
-        ttft_s, tpot_s = steady.ttft_at(batch, self._prompt_cv2), steady.tpot_at(batch)
+        ttft_s, tpot_s = self.means(steady, batch)
         estimates = {"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + tpot_s * self.workload.mean_output_tokens}
         load = 0.0 if self.workload.arrivals.concurrency else self.workload.arrivals.rate_per_s
         score = load / np.maximum(capacity, 1e-12)

@@ -38,7 +38,6 @@ class Sharing:
         self._flying: dict[int, Prefix] = {}
         """What unanswered requests share; of answered ones only the cached tokens stay, which keeps memory flat."""
         self._cached = array("q")
-        self._found = array("q")
 
     def send(self, row: int | None) -> tuple[int, Prefix]:
         """Count a request: the turn in `row`, or the next one that follows none; its row and what it shares."""
@@ -62,15 +61,6 @@ class Sharing:
         env.timeout(self._think_s[row]).callbacks.append(lambda _: turn(row))
         return True
 
-    def record_step(self, ranks: Sequence[Rank]) -> None:
-        """Note the prompt tokens that the requests admitted in this step found."""
-        found = 0
-        for rank in ranks:
-            if rank.cache is not None:
-                found += rank.cache.found_tokens
-                rank.cache.found_tokens = 0
-        self._found.append(found)
-
     @property
     def rows(self) -> NDArray[np.int64]:
         """Row of each request that was sent."""
@@ -87,7 +77,12 @@ class Sharing:
             "cached_tokens": cached,
         }
 
-    @property
-    def step_column(self) -> NDArray[np.int64]:
-        """`cached_tokens` of the step table."""
-        return np.array(self._found, dtype=np.int64)
+
+def found_tokens(ranks: Sequence[Rank]) -> int:
+    """Prompt tokens that the requests admitted since the last call found in the caches of `ranks`."""
+    found = 0
+    for rank in ranks:
+        if rank.cache is not None:
+            found += rank.cache.found_tokens
+            rank.cache.found_tokens = 0
+    return found

@@ -10,19 +10,22 @@ import math
 from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from planner.balancer import Balancer
+from planner.clock import Clock
+from planner.engineprocess import Engines
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
 from planner.group import Group, StepTimer
-from planner.hostlink import host_links
 from planner.metrics import Summary, summarise
-from planner.pipeline import StageSplit, pipelines
+from planner.pipeline import StageSplit
 from planner.prefixcache import PrefixCache
 from planner.ranks import rank_of
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
@@ -35,7 +38,6 @@ from planner.workload import RequestArrays, Slo, Workload
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUM_STEP_COLUMNS = 9
 _PROGRESS_CALLS = 100
 
 
@@ -102,14 +104,16 @@ def simulate(
     record_steps: bool = True,
     split: StageSplit | None = None,
     disturb: Callable[[_Run], None] | None = None,
+    coasts: bool = True,
 ) -> Simulation:
     """Send `workload` to the deployment `spec` whose steps take what `timer` says.
 
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
     `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
-    times. `record_steps` keeps the step table (72 bytes per step). `split` cuts steps into pipeline stages, which
-    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). Raises
+    times. `record_steps` keeps the step table (36 to 60 bytes per step). `split` cuts steps into pipeline stages, which
+    neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). `coasts`
+    lets stretches of alike steps pass at once (`planner.coasting`); without it the same records take longer. Raises
     InputError on an unknown router, a time limit that is not positive, or a timer that returns no positive time.
     """
     if router not in ROUTERS:
@@ -117,12 +121,18 @@ def simulate(
     if max_simulated_s is not None and not max_simulated_s > 0:
         raise InputError(f"max_simulated_s = {max_simulated_s:g} s must be positive.")
     requests = workload.requests(seed)
-    run = _Run(spec, timer, workload, requests, (router, seed), record_steps)
-    run.progress, run.pipelines = progress, pipelines(split, spec.num_groups)
+    engines = partial(
+        Engines, spec=spec, record=record_steps, has_caches=requests.sharing is not None, split=split, coasts=coasts
+    )
+    run = _Run(spec, timer, workload, requests, (router, seed), engines)
+    run.progress = progress
     if disturb is not None:
         disturb(run)
+    run.cut_s = max_simulated_s or math.inf
     run.env.run(until=max_simulated_s)
-    return Simulation(spec, workload, seed, run.request_table(), run.step_table(), run.num_steps, run.now_s)
+    table = run.request_table()
+    steps = run.engines.log.table(spec.block_tokens, has_caches=requests.sharing is not None)
+    return Simulation(spec, workload, seed, table, steps, run.engines.num_steps, run.engines.now_s)
 
 
 class _Run:
@@ -135,33 +145,32 @@ class _Run:
         workload: Workload,
         sent: RequestArrays,
         routing: tuple[str, int],
-        record_steps: bool,
+        engines: Callable[[Clock, Callable[[Group, int, Request], None]], Engines],
     ) -> None:
-        self.env = simpy.Environment()
+        self.env = Clock()
         self.spec = spec
         self.timer = timer
-        self.record_steps = record_steps
         self.progress: Callable[[float], None] | None = None
         self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
         self.sharing = Sharing(sent, workload.num_requests) if sent.sharing else None
         self.walk = AcceptanceWalk(spec.acceptance, [routing[1], 2]) if spec.acceptance else None
         ranks = [[self.new_rank() for _ in range(spec.ranks_per_group)] for _ in range(spec.num_groups)]
         self.groups = [Group(i, spec, timer, ranks[i]) for i in range(spec.num_groups)]
-        self.links, self.pipelines = host_links(spec), pipelines(None, spec.num_groups)
         self.in_flight = [0] * (spec.num_groups * spec.ranks_per_group)
+        self.engines = engines(self.env, self._finish)
         self.balancer = Balancer(spec, routing[0], ranks, routing[1])
-        self.num_steps = self.num_sent = self.num_done = 0
+        self.num_sent = self.num_done = 0
         self.front_end = FrontEnd(spec)
-        self.now_s = 0.0
+        self.cut_s = math.inf
         self.is_closed, self.num_requests = workload.arrivals.kind == "closed", workload.num_requests
         self._allocate(sent)
         if self.is_closed:
             for _ in range(workload.arrivals.concurrency):
                 self._send_next()
         else:
-            self.env.process(self._arrivals())
+            self.env.process(self._arrivals() if self.sharing is None else self._conversations())
         for group in self.groups:
-            group.process = self.env.process(self._engine(group))
+            group.process = self.env.process(self.engines.process(group))
 
     def new_rank(self) -> Rank:
         """An empty rank; the ranks of a run draw acceptance from one walk."""
@@ -184,82 +193,44 @@ class _Run:
         self.num_preemptions = array("q", [0]) * count
         self.rank = array("q", [-1]) * count
         self.status = array("b", [UNFINISHED]) * count
-        self.step_rows = array("d")
 
-    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
-        """Open loop: every request at its time, whether or not earlier ones are answered."""
+    def _conversations(self) -> Generator[simpy.Event, Any, None]:
+        """Open loop of requests that share prefixes: each, or each conversation, at its time."""
         env = self.env
-        for arrival_s in self.sharing.starts_s if self.sharing else self.sent.arrival_s.tolist():
+        assert self.sharing is not None
+        for arrival_s in self.sharing.starts_s:
             if arrival_s > env.now:
                 yield env.timeout(arrival_s - env.now)
             if self.num_sent == self.num_requests:
                 return
             self._send()
 
-    def _engine(self, group: Group) -> Generator[simpy.Event, Any, None]:
-        """One lockstep group: plan, take the time of the slowest, complete; asleep without requests."""
-        env, ranks, timer = self.env, group.ranks, group.timer
-        works = [rank.work for rank in ranks]
-        link = self.links[group.index] if self.links else None
-        pipeline = self.pipelines[group.index] if self.pipelines else None
-        interval = self.spec.receive_interval
-        while True:
-            if not group.in_flight:
-                group.wake = env.event()
-                yield group.wake
-                group.wake = None
-            start_s = env.now
-            if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
-                self._deliver(group)
-            if group.hold is not None:
-                group.hold.decide(ranks)
-            for rank in ranks:
-                rank.plan(start_s)
-            step_s = timer.step_s(works)
-            if link is not None:
-                step_s += link.wait_s(start_s, timer.link_s)
-            if pipeline is not None:
-                step_s = pipeline.pass_s(start_s, step_s, ranks)
-            if not 0 < step_s < math.inf:
-                raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
-            self.num_steps += 1
-            if self.record_steps:
-                self._record_step(group, start_s, step_s)
-            if interval > 1:
-                # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
-                busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
-                group.unheard = group.unheard + 1 if busy else interval
-            yield env.timeout(step_s)
-            self.now_s = env.now
-            for position, rank in enumerate(ranks):
-                for request in rank.complete(env.now):
-                    self._finish(group, group.index * len(ranks) + position, request)
+    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
+        """Open loop: every request at its time, whether or not earlier ones are answered.
 
-    def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
-        prefill_tokens = decode_seqs = context_tokens = blocks = waiting = 0
-        for rank in group.ranks:
-            work = rank.work
-            prefill_tokens += work.prefill_tokens
-            decode_seqs += work.decode_seqs
-            context_tokens += work.decode_context_tokens
-            blocks += rank.total_blocks - rank.free_blocks
-            waiting += len(rank.waiting)
-        kv_tokens = blocks * self.spec.block_tokens
-        self.step_rows.extend(
-            (
-                start_s,
-                step_s,
-                group.index,
-                prefill_tokens,
-                decode_seqs,
-                context_tokens,
-                kv_tokens,
-                waiting,
-                self.timer.draw,
-            )
-        )
-        if self.sharing is not None:
-            self.sharing.record_step(group.ranks)
+        To arrive changes nothing, so there is one event per request, when the front end passes it on.
+        """
+        env, reached_s = self.env, self._reached_s()
+        for index in np.argsort(reached_s, kind="stable").tolist():
+            time_s = float(reached_s[index])
+            if time_s > env.now:
+                yield env.at(time_s)
+            request = Request(index, self.prompts[index], self.outputs[index], self.arrival_s[index])
+            if self._may_come(request):
+                self._accept(request)
+
+    def _reached_s(self) -> NDArray[np.float64]:
+        """When each request of an open loop reaches a queue, or is rejected [s]; fills `arrival_s`."""
+        arrival_s, reached_s, now_s = self.arrival_s, np.empty(self.num_requests), self.env.now
+        holds, request = self.groups[0].ranks[0].can_ever_hold, Request(0, 1, 1, 0.0)
+        for index, time_s in enumerate(self.sent.arrival_s.tolist()):
+            if time_s > now_s:
+                now_s += time_s - now_s
+            arrival_s[index] = now_s
+            request.prompt_tokens, request.output_tokens = self.prompts[index], self.outputs[index]
+            delay_s = self.front_end.delay_s(index, request.prompt_tokens, now_s) if holds(request) else 0.0
+            reached_s[index] = now_s + delay_s
+        return reached_s
 
     def _send(self, turn: int | None = None) -> bool:
         """The next request, or that `turn`, enters a queue; False if it is too large for any and was rejected."""
@@ -269,9 +240,7 @@ class _Run:
         request = Request(index, self.prompts[row], self.outputs[row], self.env.now)
         request.prefix = prefix
         self.arrival_s[index] = self.env.now
-        if not self.groups[0].ranks[0].can_ever_hold(request):
-            self.status[index] = REJECTED
-            self._count_done()
+        if not self._may_come(request):
             return False
         delay_s = self.front_end.delay_s(index, request.prompt_tokens, self.env.now)
         if delay_s > 0:
@@ -281,12 +250,25 @@ class _Run:
             self._accept(request)
         return True
 
+    def _may_come(self, request: Request) -> bool:
+        """False if the request is too large for any rank; it is rejected then."""
+        if self.groups[0].ranks[0].can_ever_hold(request):
+            return True
+        self.status[request.index] = REJECTED
+        self._count_done()
+        return False
+
     def _accept(self, request: Request) -> None:
         """The request reaches the rank that the router chooses."""
         if self.gate is not None and not self.gate(request):
             return
+        if self.balancer.looks_at_ranks:
+            for group in self.groups:
+                self.engines.settle(group)
         chosen = self.balancer.choose(self.in_flight, request, self.env.now)
         group = self.groups[chosen // self.spec.ranks_per_group]
+        if group.stretch is not None:
+            self.engines.settle(group)
         rank = group.ranks[chosen % self.spec.ranks_per_group]
         if self.spec.receive_interval > 1:
             group.mail.append((rank, request))
@@ -297,12 +279,6 @@ class _Run:
         group.in_flight += 1
         if group.wake is not None and not group.wake.triggered:
             group.wake.succeed()
-
-    def _deliver(self, group: Group) -> None:
-        for rank, request in group.mail:
-            rank.enqueue(request)
-        group.mail.clear()
-        group.unheard = 0
 
     def _send_next(self) -> None:
         """Closed loop: a user sends until one of its requests is accepted or none is left."""
@@ -326,10 +302,10 @@ class _Run:
         self.status[request.index] = status
         self._write(request)
         self._count_done()
-        goes_on = False
-        if self.sharing is not None and status == FINISHED:
-            goes_on = self.sharing.goes_on(request.index, self.env, self._turn)
-        if self.is_closed and not goes_on:
+        shares = self.sharing if status == FINISHED else None
+        if shares is not None and shares.goes_on(request.index, self.env, self._turn):
+            return
+        if self.is_closed:
             self._send_next()
 
     def _write(self, request: Request) -> None:
@@ -349,9 +325,12 @@ class _Run:
     def request_table(self) -> RequestTable:
         """Columns of the requests that were sent."""
         for group in self.groups:
+            self.engines.settle(group)
             for rank in group.ranks:
                 for request in rank.unfinished():
                     self._write(request)
+        if not self.is_closed and self.sharing is None:
+            self.num_sent = int(np.searchsorted(np.array(self.arrival_s), self.cut_s))
         sent = slice(0, self.num_sent)
         rows = sent if self.sharing is None else self.sharing.rows
         return RequestTable(
@@ -367,8 +346,3 @@ class _Run:
             status=np.array(self.status)[sent],
             **(self.sharing.request_columns() if self.sharing else {}),
         )
-
-    def step_table(self) -> StepTable:
-        """Columns of the recorded steps."""
-        found = self.sharing.step_column if self.sharing else None
-        return StepTable.from_rows(np.array(self.step_rows).reshape(-1, _NUM_STEP_COLUMNS), found)

@@ -9,6 +9,9 @@ blocks their growth takes are that sum rounded up: they never run below zero and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
+
 from planner.enginespec import EngineSpec
 from planner.scheduler import Rank, Request
 from planner.speculation import AcceptanceWalk
@@ -67,6 +70,7 @@ class SpeculativeRank(Rank):
     def take_prefills(self, budget: int) -> None:
         """As `Rank`, less the drafts of the decodes that are in the step already."""
         super().take_prefills(budget - self._drafts * self.work.decode_seqs)
+        self._is_blocked = self._is_blocked and self._short_s != self.now_s
 
     def complete(self, now_s: float) -> list[Request]:
         """End the planned step at `now_s`; returns the requests that produced their last token."""
@@ -75,6 +79,33 @@ class SpeculativeRank(Rank):
             self._growth += self._rate
             self.context_tokens -= self.work.decode_seqs
         return super().complete(now_s)
+
+    def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
+        """As `DecodeBatch.coming_contexts`."""
+        if not self.num_decoding:
+            return repeat(0)
+        return [self.context_tokens + (tokens >> _SHIFT) for tokens in self._coming_growth(steps)]
+
+    def steps_with_blocks(self) -> int:
+        """Steps for which there are blocks."""
+        return ((self._growth_blocks + self.free_blocks) * self._unit - self._growth) // self._rate
+
+    def pass_steps(self, steps: int) -> list[int]:
+        """As `DecodeBatch.pass_steps`."""
+        if not self.num_decoding:
+            return super().pass_steps(steps)
+        others = self.total_blocks - self.free_blocks - self._growth_blocks
+        grown = [-(-tokens // self._unit) for tokens in self._coming_growth(steps)]
+        self._growth += self._rate * (steps - 1)
+        self._growth_blocks = grown[-1]
+        self.free_blocks = self.total_blocks - others - grown[-1]
+        self.decode_steps += steps - 1
+        return [others + blocks for blocks in grown]
+
+    def _coming_growth(self, steps: int) -> range:
+        """`_growth` during each of the next `steps` steps in which no request comes or goes."""
+        first = self._growth + self._rate
+        return range(first, first + self._rate * steps, self._rate)
 
     def _has_room(self, request: Request, held: int) -> bool:
         """As `Rank`, but nobody comes back in the step that preempted (vLLM): what it gave up may suffice here."""
@@ -90,9 +121,7 @@ class SpeculativeRank(Rank):
         self._paths[request] = (remaining, steps, rate)
         self._rate += rate
         self._growth += self._drafts << _SHIFT
-        request.joined_decode_step = self.decode_steps
-        request.finish_decode_step = self.decode_steps + steps
-        self._finish_at.setdefault(request.finish_decode_step, []).append(request)
+        self._finish_in(request, steps)
         self.num_decoding += 1
         self.context_tokens += request.target
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from planner.coasting import Batch
 from planner.cost import StepCost
 from planner.engine import Limits
 from planner.overlap import compute_share, two_batch_s
@@ -31,7 +32,7 @@ class TacticTimer(CostTimer):
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one lockstep step of `ranks`, through all pipeline stages without waiting for other batches."""
-        self.draw = next(self._order)
+        self.draw = self._next_draw()
         if len(ranks) == 1 and self._hidden is None:
             return self._lone_rank_s(ranks[0])
         each = self._each
@@ -68,6 +69,10 @@ class TacticTimer(CostTimer):
         factors = [self._factor[phase][self._knot[index]][self.draw] for index in (full, half)]
         return seconds - self._hidden.seconds(phase, ranks, padded, (full, half), (factors[0], factors[1]))
 
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+        """None: what is overlapped differs from step to step."""
+        return None
+
     def _lone_rank_s(self, rank: RankWork) -> float:
         """`step_s` of a group of one, without the bookkeeping over ranks."""
         prompt = rank.prefill_tokens
@@ -91,6 +96,7 @@ class LoneTacticTimer(TacticTimer, LoneRankTimer):
     """`TacticTimer` of groups of one rank without pipeline."""
 
     step_s = LoneRankTimer.step_s
+    coast = LoneRankTimer.coast
 
 
 class _Hidden:

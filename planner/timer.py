@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterable, Iterator, Sequence
 from math import log2
 
 import numpy as np
 
+from planner.coasting import Batch
 from planner.cost import StepCost
 from planner.engine import Limits, padding
 from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
@@ -15,7 +15,8 @@ from planner.scheduler import RankWork
 from planner.steptime import LENGTHS, SEQS, TOKENS, bilinear
 
 _CONTEXT_STEPS = 8
-"""Grid points per doubling of context in the decode-attention rows."""
+_ROW_POINTS = 20 * _CONTEXT_STEPS + 2
+"""Grid points per doubling of context in the decode-attention rows, and of a row."""
 _DRAW_SEED, _DRAW_PERIOD = 20261122, 1021
 """Steps take the cached draws in a random order that repeats after a prime number of steps."""
 
@@ -47,7 +48,8 @@ class CostTimer:
         self._moe = {phase: tabulated(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
         self._exchange = _exchange(cost, grid) if self._stride > 1 else {}
         self._knot: list[int] = nearest_knot(grid).tolist()
-        self._order = cycle(_draw_order())
+        self._order, self._place = _draw_order(), -1
+        """The draws of steps in turn, and the place of the last step."""
         self.draw, self.link_s = 0, 0.0
         self.misses = cost.routed.misses() if cost.offload else {}
         """Hit rate, bytes fetched and link time of a step by phase and name, [knots, draws]; empty if all is in HBM."""
@@ -79,6 +81,12 @@ class CostTimer:
             for draw in range(NUM_DRAWS if self._stride == 1 else 0)
         ]
         """Everything but attention of a pure decode step, by draw and sequences, where one rank is the whole group."""
+        self._others: dict[int, list[float]] = {}
+        """The same and the host, by sequences and draw, as far as it was needed."""
+
+    def _next_draw(self) -> int:
+        self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
+        return self._order[place]
 
     def _moe_s(self, phase: str, tokens: int) -> float:
         """Experts and exchange of `tokens` of all ranks in the draw of this step."""
@@ -87,7 +95,7 @@ class CostTimer:
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one lockstep step of `ranks`, through all pipeline stages without waiting for other batches."""
-        self.draw = next(self._order)
+        self.draw = self._next_draw()
         if len(ranks) == 1 and self._encoder is None:
             return self._lone_rank_s(ranks[0])
         prefill = any(rank.prefill_tokens for rank in ranks)
@@ -143,6 +151,46 @@ class CostTimer:
             + self._moe_s("prefill", tokens)
         )
 
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+        """As `planner.coasting.CoastingTimer`, for groups of several ranks without encoder."""
+        if self._encoder is not None or len(batches) == 1:
+            return None
+        seqs = [count for count, _ in batches]
+        tokens = sum(seqs) + seqs.count(0)
+        padded, index = self._pad[max(seqs)], -(-tokens // self._stride)
+        mean_s = self._moe["decode"][index]
+        others = (
+            self._tokens[min(padded, len(self._tokens) - 1)],
+            self._head[min(max(seqs), len(self._head) - 1)],
+            [mean_s * drawn for drawn in self._factor["decode"][self._knot[index]]],
+            self._padded_exchange_s("decode", padded, tokens),
+        )
+        rows = [(self._decode_row(count), count) for count in seqs if count]
+        return self._lockstep_s(rows, zip(*(contexts for count, contexts in batches if count), strict=False), others)
+
+    def _lockstep_s(
+        self,
+        rows: Sequence[tuple[list[float], int]],
+        contexts: Iterable[tuple[int, ...]],
+        others: tuple[float, float, list[float], float],
+    ) -> Iterator[float]:
+        """Seconds of decode steps; besides attention there are dense parts, head, experts by draw, and padding."""
+        host_s, (dense_s, head_s, moe_s, padding_s) = self._host_s, others
+        last = _ROW_POINTS - 2
+        for tokens_of_ranks in contexts:
+            self.draw = draw = self._next_draw()
+            attention_s = 0.0
+            for (row, seqs), tokens in zip(rows, tokens_of_ranks, strict=False):
+                position = log2(tokens / seqs) * _CONTEXT_STEPS
+                index = int(position)
+                if index > last:
+                    index = last
+                low = row[index]
+                rank_s = low + (row[index + 1] - low) * (position - index)
+                if rank_s > attention_s:
+                    attention_s = rank_s
+            yield host_s + attention_s + dense_s + head_s + moe_s[draw] + padding_s
+
     def _encoder_step_s(
         self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float
     ) -> float:
@@ -156,11 +204,14 @@ class CostTimer:
             seconds += self._moe_s("decode", total_decode)
         return seconds
 
-    def _decode_s(self, seqs: int, context_tokens: int) -> float:
+    def _decode_row(self, seqs: int) -> list[float]:
         row = self._decode_rows.get(seqs)
         if row is None:
             row = self._decode_rows[seqs] = log_row(self._decode, float(seqs))
-        return at_log(row, context_tokens / seqs)
+        return row
+
+    def _decode_s(self, seqs: int, context_tokens: int) -> float:
+        return at_log(self._decode_row(seqs), context_tokens / seqs)
 
     def _prefill_s(self, tokens: int, chunks: int, pairs: float) -> float:
         row = self._prefill_rows.get(chunks)
@@ -176,18 +227,36 @@ class LoneRankTimer(CostTimer):
 
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one step of the only rank."""
-        self.draw = draw = next(self._order)
+        self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
+        self.draw = draw = self._order[place]
         rank = ranks[0]
-        seqs, prompt = rank.decode_seqs, rank.prefill_tokens
-        if prompt:
+        seqs = rank.decode_seqs
+        if rank.prefill_tokens:
             return self._lone_rank_s(rank)
-        row = self._decode_rows.get(seqs)
-        if row is None:
-            return self._lone_rank_s(rank)
+        row = self._decode_rows.get(seqs) or self._decode_row(seqs)
         position = log2(rank.decode_context_tokens / seqs) * _CONTEXT_STEPS
         index = int(position)
         low = row[index]
         return self._host_s + self._alone[draw][seqs] + low + (row[index + 1] - low) * (position - index)
+
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+        """As `planner.coasting.CoastingTimer`, for the only rank."""
+        ((seqs, contexts),) = batches
+        others = self._others.get(seqs)
+        if others is None:
+            others = self._others[seqs] = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
+        return self._lone_s(self._decode_row(seqs), seqs, contexts, others)
+
+    def _lone_s(self, row: list[float], seqs: int, contexts: Iterable[int], others: list[float]) -> Iterator[float]:
+        """Seconds of decode steps; `others` is everything but attention, by draw."""
+        order = self._order
+        for tokens in contexts:
+            self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
+            self.draw = draw = order[place]
+            position = log2(tokens / seqs) * _CONTEXT_STEPS
+            index = int(position)
+            low = row[index]
+            yield others[draw] + low + (row[index + 1] - low) * (position - index)
 
 
 class OffloadTimer(CostTimer):
@@ -209,6 +278,10 @@ class OffloadTimer(CostTimer):
         else:
             self.link_s = self._fetch_s("prefill" if prompt else "decode", prompt + seqs)
         return seconds
+
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+        """None: every step asks for the link."""
+        return None
 
     def _fetch_s(self, phase: str, tokens: int) -> float:
         return self._link_s[phase][self._knot[tokens]][self.draw] if tokens else 0.0
@@ -249,7 +322,7 @@ def _exchange(cost: StepCost, grid: np.ndarray) -> dict[str, list[float]]:
 
 def log_row(table: np.ndarray, seqs: float) -> list[float]:
     """`table` [SEQS, LENGTHS] at `seqs`, on lengths 2**(i / _CONTEXT_STEPS)."""
-    lengths = 2.0 ** (np.arange(20 * _CONTEXT_STEPS + 2) / _CONTEXT_STEPS)
+    lengths = 2.0 ** (np.arange(_ROW_POINTS) / _CONTEXT_STEPS)
     row: list[float] = bilinear(
         np.full_like(lengths, min(seqs, SEQS[-1])), np.clip(lengths, 1, LENGTHS[-1]), table
     ).tolist()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from planner.coasting import Batch
 from planner.scheduler import RankWork
 from planner.timer import CostTimer
 
@@ -30,6 +31,18 @@ class UbatchTimer:
             self.link_s += self._timer.link_s
         self.draw = self._timer.draw
         return seconds
+
+    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+        """As `planner.coasting.CoastingTimer`, where the batch is one pass."""
+        inner = None
+        if all(seqs <= self._ubatch_tokens for seqs, _ in batches):
+            inner = self._timer.coast(batches)
+        return inner and self._drawn(inner)
+
+    def _drawn(self, step_s: Iterator[float]) -> Iterator[float]:
+        for seconds in step_s:
+            self.draw = self._timer.draw
+            yield seconds
 
 
 def passes(work: RankWork, ubatch_tokens: int) -> Iterator[RankWork]:

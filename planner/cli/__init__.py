@@ -13,6 +13,7 @@ from planner.cli import (
     calibrate,
     commands,
     compare,
+    dashboard,
     engines,
     experts_drops,
     experts_inspect,
@@ -20,7 +21,9 @@ from planner.cli import (
     experts_residency,
     experts_variants,
     failures,
+    fleet,
     report,
+    sweep,
     validate,
 )
 from planner.cli import profiles as profile_commands
@@ -43,10 +46,13 @@ for command in (
     validate.validate,
     calibrate.calibrate,
     report.report,
+    sweep.sweep,
+    dashboard.dashboard,
 ):
     app.command(command)
 app.command(failures.show_failures, name="failures")
 app.command(failures.show_scale_out, name="scale-out")
+app.command(fleet.show_fleet, name="fleet")
 
 _experts = App(name="experts", help="Routing records, placement, token drops, residency and variants of experts.")
 _experts.command(experts_inspect.inspect_records, name="inspect")

@@ -87,7 +87,9 @@ def show_failures(
     repair_s = None if repair is None else parse_duration("--repair", repair, positive=True)
     settings = recovery_settings(load_engine(engine), recovery)
     limits, formats = (max_num_seqs, max_batched_tokens), (weights, kv)
-    deployed, offered = _deployed(model, cluster, layout, engine, workload, rate, placement, limits, backend, formats)
+    deployed, offered = described_deployment(
+        model, cluster, layout, engine, workload, rate, placement, limits, backend, formats
+    )
     answer = reliability(
         deployed, offered, mtbf, settings, target=target, repair_s=repair_s, is_loaded=rate is not None
     )
@@ -152,7 +154,7 @@ def show_scale_out(
         raise InputError(f"--growth {growth:g}: requests per second per minute above 0, such as 2")
     settings = recovery_settings(load_engine(engine), recovery)
     limits, formats = (max_num_seqs, max_batched_tokens), (weights, kv)
-    deployed, offered = _deployed(
+    deployed, offered = described_deployment(
         model, cluster, layout, engine, workload, None, "contiguous", limits, backend, formats
     )
     ready, load = ready_by_source(deployed, settings), load_of(deployed, offered)
@@ -160,7 +162,7 @@ def show_scale_out(
     show(facts, json, scale_out_text)
 
 
-def _deployed(
+def described_deployment(
     model: str,
     cluster: str,
     layout: str,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from planner.units import finite
@@ -49,10 +52,18 @@ def command_for(name: str, *positional: str, options: dict[str, Any]) -> str:
     return "moeplan " + shlex.join(words)
 
 
+PROGRESS_VARIABLE = "MOEPLAN_PROGRESS"
+
+
 class progress_bar:
-    """A progress bar on stderr for people, nothing when stderr is not a terminal."""
+    """A progress bar on stderr for people, nothing when stderr is not a terminal.
+
+    For programs: label and share done are written to the file that MOEPLAN_PROGRESS names.
+    """
 
     def __enter__(self) -> Callable[[str, float], None]:
+        if os.environ.get(PROGRESS_VARIABLE):
+            return partial(_write_progress, Path(os.environ[PROGRESS_VARIABLE]))
         if not sys.stderr.isatty():
             return lambda label, share: None
         from rich.console import Console
@@ -71,3 +82,10 @@ class progress_bar:
     def __exit__(self, *exception: object) -> None:
         if hasattr(self, "_bar"):
             self._bar.stop()
+
+
+def _write_progress(path: Path, label: str, share: float) -> None:
+    """Replace the file, so that a reader never sees half a line."""
+    part = path.with_suffix(".part")
+    part.write_text(f"{label} {share:.3f}", encoding="utf-8")
+    part.replace(path)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from planner.model.catalog import catalog, load
+from planner.model.catalog import bundled, catalog, load
 from planner.model.config import Attention, DenseFfn, Layer, ModelConfig, Moe, Recurrent, Weight
 from planner.model.families import FAMILIES
 from planner.model.huggingface import from_hf
@@ -21,6 +21,7 @@ __all__ = [
     "Moe",
     "Recurrent",
     "Weight",
+    "bundled",
     "catalog",
     "compute_format",
     "describe",

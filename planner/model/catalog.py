@@ -38,6 +38,14 @@ def load(name_or_path: str) -> ModelConfig:
         raise ModelConfigError(f"{text[:200]}: cannot be read: {reason}; check the path") from None
 
 
+def bundled(name: str) -> ModelConfig:
+    """Bundled model of that name; never looks for a file. `ModelConfigError` with the near names otherwise."""
+    found = _names().get(name.lower())
+    if found is None:
+        raise ModelConfigError(f"unknown model {name[:200]!r}; {_near(name)} Or upload its config.json.")
+    return _bundled(found)
+
+
 def catalog() -> tuple[str, ...]:
     """Names of the bundled models: Hugging Face ids, and file names of the described ones."""
     return tuple(sorted(_entries()))

@@ -1,0 +1,204 @@
+"""The engine of a group as a process: begin a step, let it pass, complete it; stretches of alike steps at once."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import simpy
+
+from planner.clock import Clock, Tick
+from planner.coasting import CoastingTimer, Stretch
+from planner.enginespec import EngineSpec
+from planner.errors import InputError
+from planner.group import Group
+from planner.hostlink import host_links
+from planner.pipeline import StageSplit, pipelines
+from planner.scheduler import Request
+from planner.sharing import found_tokens
+from planner.steplog import StepLog
+
+_FEW_STEPS = 3
+"""A stretch of fewer steps is not worth it."""
+
+
+class Engines:
+    """The groups of a run at work; `finish` is called with group, rank (of all) and request when a request is done.
+
+    `num_steps` have begun and `now_s` is the end of the last one. `record` keeps them in `log`, with `has_caches` also
+    what prefix caches found. `split` cuts steps into pipeline stages that neighbouring groups share. `coasts` lets
+    stretches pass at once; without it every step is planned, and the records are the same.
+    """
+
+    def __init__(
+        self,
+        env: Clock,
+        finish: Callable[[Group, int, Request], None],
+        *,
+        spec: EngineSpec,
+        record: bool,
+        has_caches: bool,
+        split: StageSplit | None,
+        coasts: bool,
+    ) -> None:
+        self._env, self._spec, self._finish = env, spec, finish
+        self._record_steps, self._has_caches = record, has_caches
+        self._coasts, self._is_lone = coasts, spec.num_groups == 1
+        self._links, self.pipelines = host_links(spec), pipelines(split, spec.num_groups)
+        self.log = StepLog()
+        self.num_steps = 0
+        self.now_s = 0.0
+
+    def process(self, group: Group) -> Generator[simpy.Event, Any, None]:
+        """One lockstep group: begin a step, let it pass, complete it; asleep without requests."""
+        env, ranks, first_rank = self._env, group.ranks, group.index * len(group.ranks)
+        group.works = [rank.work for rank in ranks]
+        coaster = self._coaster(group)
+        while True:
+            if not group.in_flight:
+                group.wake = env.event()
+                yield group.wake
+                group.wake = None
+            times = None if coaster is None else self._coming_steps(group, coaster)
+            if times is not None:
+                again = self._coast(group, times)
+                due_s = again(env.now)
+                if due_s is not None:
+                    yield env.at(due_s, Tick(env, again))
+            else:
+                step_s = group.last_step_s = self._begin_step(group)
+                if env.now + step_s < env.peek():
+                    env.advance(env.now + step_s)
+                else:
+                    yield env.timeout(step_s)
+            self.now_s = now_s = env.now
+            for position, rank in enumerate(ranks):
+                for request in rank.complete(now_s):
+                    self._finish(group, first_rank + position, request)
+
+    def _coaster(self, group: Group) -> CoastingTimer | None:
+        """The timer of `group` if its steps depend on nothing but its own batches."""
+        if not self._coasts or group.hold is not None or self._links or self.pipelines:
+            return None
+        return group.timer if isinstance(group.timer, CoastingTimer) else None
+
+    def _begin_step(self, group: Group) -> float:
+        """Plan and record the step that starts now; returns its seconds."""
+        start_s, ranks = self._env.now, group.ranks
+        interval = self._spec.receive_interval
+        if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
+            self._deliver(group)
+        if group.hold is not None:
+            group.hold.decide(ranks)
+        for rank in ranks:
+            rank.plan(start_s)
+        works = group.works
+        step_s = group.timer.step_s(works)
+        if self._links:
+            step_s += self._links[group.index].wait_s(start_s, group.timer.link_s)
+        if self.pipelines:
+            step_s = self.pipelines[group.index].pass_s(start_s, step_s, ranks)
+        _check_step(step_s)
+        if self._record_steps:
+            self._record_step(group, start_s, step_s)
+        self.num_steps += 1
+        if interval > 1:
+            # A step without work, or one with prompts, makes the scheduler look at once (SGLang's recv skipper).
+            busy = any(work.decode_seqs for work in works) and not any(work.prefill_tokens for work in works)
+            group.unheard = group.unheard + 1 if busy else interval
+        return step_s
+
+    def _coming_steps(self, group: Group, timer: CoastingTimer) -> Iterator[float] | None:
+        """Seconds of the steps to come if the batches of `group` stay for some time, else None.
+
+        To find out costs as much as planning two or three steps, and in a run of one group the next event ends it.
+        """
+        ranks, env = group.ranks, self._env
+        if self._is_lone and env.now + _FEW_STEPS * group.last_step_s > env.peek():
+            return None
+        most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
+        if most == sys.maxsize:
+            return None
+        if group.mail:
+            most = min(most, self._spec.receive_interval - group.unheard)
+        if most < _FEW_STEPS:
+            return None
+        return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
+
+    def _coast(self, group: Group, step_s: Iterator[float]) -> Callable[[float], float | None]:
+        """Begin a stretch of `group` whose steps take `step_s`; returns what a `Tick` asks at the end of each.
+
+        It begins steps until one does not end before the next event, and says when that one ends; None when there are
+        no more, or `settle` was called. The last step is left to be completed.
+        """
+        env, timer = self._env, group.timer
+        stretch = group.stretch = Stretch()
+
+        def again(now_s: float) -> float | None:
+            if group.stretch is not stretch:
+                return None
+            if stretch.step_s:
+                self.now_s = now_s
+            next_event_s = env.peek()
+            for seconds in step_s:
+                stretch.number.append(self.num_steps)
+                self.num_steps += 1
+                stretch.start_s.append(now_s)
+                stretch.step_s.append(seconds)
+                stretch.draw.append(timer.draw)
+                now_s += seconds
+                if not now_s < next_event_s:
+                    _check_step(seconds)
+                    return now_s
+                self.now_s = now_s
+            env.advance(now_s)
+            self.settle(group)
+            return None
+
+        return again
+
+    def settle(self, group: Group) -> None:
+        """End the stretch of `group`, if it is in one: note its steps and bring the ranks up to date.
+
+        The last of the steps may be under way.
+        """
+        stretch, group.stretch = group.stretch, None
+        if stretch is None:
+            return
+        ranks, steps, interval = group.ranks, len(stretch.step_s), self._spec.receive_interval
+        contexts = [rank.coming_contexts(steps) for rank in ranks]
+        blocks = [rank.coast(steps) for rank in ranks]
+        if interval > 1:
+            group.unheard = (group.unheard + steps - 1) % interval + 1
+        if self._record_steps:
+            seqs = waiting = 0
+            for rank in ranks:
+                seqs += rank.num_decoding
+                waiting += len(rank.waiting)
+            self.log.stretch(stretch, contexts, blocks, (group.index, seqs, waiting))
+
+    def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
+        prompt = seqs = context = blocks = waiting = 0
+        for rank in group.ranks:
+            work = rank.work
+            prompt += work.prefill_tokens
+            seqs += work.decode_seqs
+            context += work.decode_context_tokens
+            blocks += rank.total_blocks - rank.free_blocks
+            waiting += len(rank.waiting)
+        found = found_tokens(group.ranks) if self._has_caches else 0
+        row = (self.num_steps, start_s, step_s, group.index, prompt, seqs, context, blocks, waiting, group.timer.draw)
+        self.log.step((*row, found))
+
+    def _deliver(self, group: Group) -> None:
+        for rank, request in group.mail:
+            rank.enqueue(request)
+        group.mail.clear()
+        group.unheard = 0
+
+
+def _check_step(step_s: float) -> None:
+    if not 0 < step_s < math.inf:
+        raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")

@@ -1,0 +1,343 @@
+"""The answer within a second: best layout, latency, throughput and price with intervals, and what else was near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import exp, log, sqrt
+
+import numpy as np
+
+from planner.economics import gpu_hour
+from planner.facts.certainty import chance
+from planner.loads import load_table
+from planner.offload import expert_bytes_per_index
+from planner.steptime import StepTime
+from planner.units import format_bytes, format_chance, format_seconds, format_usd, significant
+from planner.validation.intervals import Ratios, basis_of, interval_table
+from planner.whatif.catalogue import LOAD, Estimate, best, curve, estimates, layout_text, objectives
+from planner.whatif.question import Problem, Question, ask
+from planner.whatif.scenario import Scenario
+
+_ESTIMATE_SPREAD = 0.329
+"""Standard deviation of the logarithm of simulated over estimated objectives: the middle half was 0.77 to 1.2 on 140
+random layouts (`python benchmarks/estimates.py`, docs/architecture.md, 2026-11-22); ln(1.2 / 0.77) / (2 x 0.6745)."""
+_Z_80 = 1.2816
+BORDERLINE = 1.25
+"""Estimates of up to this much over a limit may hold in the simulation."""
+_METRIC_OF = {"ttft": "ttft", "tpot": "tpot", "e2e": "tpot"}
+_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "End to end"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A number of the headline: what it counts, its 80 % interval and what it rests on, as text."""
+
+    label: str
+    value: str
+    counts: str
+    interval: str
+    origin: str
+
+    @property
+    def note(self) -> str:
+        """Interval and what is counted, below the number."""
+        return f"80 %: {self.interval}  \n{self.counts}" if self.interval else self.counts
+
+    @property
+    def help(self) -> str:
+        """What is counted and what it rests on, when hovered."""
+        return f"Counts {self.counts}." + (f"  \nRests on: {self.origin}." if self.origin else "")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the page shows of a question. `chosen` is None where nothing fits; steps are at its operating point."""
+
+    question: Question
+    chosen: Estimate | None
+    found: tuple[Estimate, ...]
+    misfits: tuple[tuple[float, str], ...]
+    decode: StepTime | None
+    prefill: StepTime | None
+
+    @property
+    def meets_slo(self) -> bool:
+        """The chosen layout is expected to meet the SLO."""
+        return self.chosen is not None and self.chosen.meets_slo
+
+    @property
+    def origin_share(self) -> dict[str, float]:
+        """Share of the decode step by origin of its times."""
+        return self.decode.origin_share() if self.decode else {}
+
+
+@lru_cache(maxsize=128)
+def answer(scenario: Scenario) -> Answer | tuple[Problem, ...]:
+    """The analytic answer, or what is wrong with the scenario."""
+    question = ask(_pinned(scenario))
+    if not isinstance(question, Question):
+        return question
+    found, misfits = estimates(question)
+    chosen = best(found)
+    decode = prefill = None
+    if chosen is not None:
+        decode, prefill = operating_point(question, chosen)
+    return Answer(question, chosen, tuple(found), tuple(misfits), decode, prefill)
+
+
+def _pinned(scenario: Scenario) -> Scenario:
+    """Under a capacity limit, whose draws are slow, the layout that is best without it."""
+    if not scenario.capacity_factor or scenario.layout or not isinstance(ask(scenario), Question):
+        return scenario
+    free = answer(replace(scenario, capacity_factor=0.0))
+    if not isinstance(free, Answer) or free.chosen is None:
+        return scenario
+    deployment = free.chosen.candidate.deployment
+    return replace(scenario, layout=layout_text(deployment.layout), backend=deployment.backend)
+
+
+def operating_point(question: Question, chosen: Estimate) -> tuple[StepTime, StepTime]:
+    """Decode step at the running batch, and a prefill step of the mean prompt or the token budget."""
+    deployment, workload = chosen.candidate.deployment, question.workload
+    cost = deployment.cost()
+    context = workload.mean_prompt_tokens + workload.mean_output_tokens / 2
+    chunk = min(workload.mean_prompt_tokens, float(deployment.limits.max_batched_tokens))
+    batch = max(1.0, round(chosen.candidate.batch))
+    return cost.decode(np.array(batch), np.array(context)), cost.prefill(np.array(chunk), ranks=1.0)
+
+
+def with_layout(found: Answer, identity: str) -> Scenario:
+    """The question with the layout of a point of `front`, in as few replicas as the demand takes, else in all."""
+    layout, backend, kv = identity.split("/")
+    alike = [e for e in found.found if (e.kind.key, e.kind.deployment.backend) == (layout, backend)]
+    chosen = best([e for e in alike if e.kind.deployment.model.kv_format == kv])
+    text = layout_text(chosen.candidate.deployment.layout) if chosen else layout
+    bare = replace(found.question.scenario, kv=kv, backend="" if backend == "all_reduce" else backend)
+    return replace(bare, layout=text)
+
+
+def command(found: Answer) -> str:
+    """The command that simulates the chosen layout, or plans where there is none."""
+    if found.chosen is None:
+        return found.question.scenario.command()
+    deployment = found.chosen.candidate.deployment
+    limits = deployment.limits.max_num_seqs, deployment.limits.max_batched_tokens
+    scenario = replace(found.question.scenario, kv=deployment.model.kv_format)
+    return scenario.command(layout=layout_text(deployment.layout), backend=deployment.backend, limits=limits)
+
+
+def plan_command(found: Answer) -> str:
+    """The command that searches every layout."""
+    return replace(found.question.scenario, layout="", backend="", seqs=0, tokens=0).command()
+
+
+def headline(found: Answer) -> str:
+    """Verdict in one line."""
+    question, chosen = found.question, found.chosen
+    where = f"{question.cluster.num_gpus} x {question.cluster.system.gpu.name}"
+    if chosen is None:
+        over = f" by {found.misfits[0][0] - 1:.0%}" if found.misfits and np.isfinite(found.misfits[0][0]) else ""
+        return f"{question.model.name} does not fit {where}: memory is short{over}"
+    layout, ratio = chosen.candidate.deployment.layout, chosen.worst[1]
+    gpus = f"{chosen.num_gpus} of {where}" if chosen.num_gpus < question.cluster.num_gpus else where
+    if chosen.meets_slo:
+        usd = chosen.usd_per_mtok_output
+        price = f", {format_usd(usd)}/Mtok output" if usd is not None else ""
+        tightest = "load" if chosen.worst[0] == LOAD else limit_name(chosen)
+        limit = "capacity" if chosen.worst[0] == LOAD else "its limit"
+        return f"{layout} on {gpus}: expected to meet the SLO, {tightest} at {ratio:.0%} of {limit}{price}"
+    if chosen.worst[0] == LOAD:
+        return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains"
+    return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit"
+
+
+def limit_name(chosen: Estimate) -> str:
+    """The tightest objective as people say it: `TPOT p95`."""
+    name = chosen.worst[0]
+    metric, _, statistic = name.partition("_")
+    return f"{_NAMES[metric]} {statistic}"
+
+
+def tiles(found: Answer) -> list[Tile]:
+    """Headline numbers of the chosen layout."""
+    question, chosen = found.question, found.chosen
+    if chosen is None:
+        return []
+    origin, candidate = _origin(found), chosen.candidate
+    tiles = [_latency(found, name, *pair) for name, pair in _objectives(found).items()]
+    per_gpu = chosen.output_tok_per_s / chosen.num_gpus
+    rate = chosen.output_tok_per_s / question.workload.mean_output_tokens
+    load = f"output tokens at {significant(rate)} requests/s, {chosen.ratios[LOAD]:.0%} of capacity"
+    tiles.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", load, "", ""))
+    price = gpu_hour(question.cluster.system)
+    source = f"{price.basis} {format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else ""
+    usd = "unknown" if chosen.usd_per_mtok_output is None else format_usd(chosen.usd_per_mtok_output)
+    hourly = f", {format_usd(price.usd * chosen.num_gpus)}/h" if price else ""
+    tiles.append(Tile("Price per Mtok", usd, f"output tokens at this load{hourly}", "", source or "no price on record"))
+    low, high = _bounds(found, "output_tok_s_per_gpu", candidate.capacity_per_s)
+    capacity = Tile(
+        "Carries at most",
+        f"{significant(candidate.capacity_per_s)} req/s",
+        "all replicas, SLO aside",
+        f"{significant(low)} to {significant(high)} req/s",
+        origin,
+    )
+    return [*tiles, capacity]
+
+
+def chance_of_slo(found: Answer) -> float | None:
+    """Chance that the least sure objective holds, errors of estimate and calibration together."""
+    if found.chosen is None or found.chosen.ratios[LOAD] > 1:
+        return None if found.chosen is None else 0.0
+    pairs = _objectives(found).items()
+    return min((chance(value, limit, _widened(found, _METRIC_OF[n.split("_")[0]])) for n, (value, limit) in pairs))
+
+
+def sure_sentence(found: Answer) -> str:
+    """Chance and origin of the estimate in words."""
+    sure, share = chance_of_slo(found), found.origin_share
+    parts = ", ".join(f"{value:.0%} {name}" for name, value in share.items() if value >= 0.005)
+    if sure is None:
+        return ""
+    return (
+        f"Chance that a real server keeps every limit: {format_chance(sure)}. This is a closed-form estimate; "
+        f"simulate it to narrow the interval. The predicted decode time is {parts}."
+    )
+
+
+def borderline(found: Answer) -> list[Estimate]:
+    """Layouts on fewer GPUs than the chosen one that miss by so little that only a simulation can tell."""
+    if not found.meets_slo or found.chosen is None:
+        return []
+    near: dict[int, Estimate] = {}
+    for each in sorted(found.found, key=lambda e: e.worst[1]):
+        if each.num_gpus < found.chosen.num_gpus and 1.0 < each.worst[1] <= BORDERLINE:
+            near.setdefault(each.num_gpus, each)
+    return sorted(near.values(), key=lambda e: e.num_gpus)
+
+
+def borderline_sentence(near: Estimate) -> str:
+    """What to do about a layout that is too close to its limit for an estimate."""
+    return (
+        f"**{near.num_gpus} GPUs may do:** {near.candidate.name} is estimated at {near.worst[1]:.2f} x its tightest "
+        "limit, too close to call without a simulation."
+    )
+
+
+def bottleneck(found: Answer) -> str:
+    """What a decode step waits for, and what a larger batch would bring until what runs out."""
+    chosen, step = found.chosen, found.decode
+    if chosen is None or step is None:
+        return ""
+    terms = {name: float(value) for name, value in step.terms.items()}
+    label, seconds = max(terms.items(), key=lambda item: item[1])
+    total, model = sum(terms.values()), found.question.model
+    of_layers = model.num_moe_layers if label == "experts" else model.num_layers
+    what = (
+        f"A decode step of {format_seconds(total)} is bound by {_cause(found, label)}: {format_seconds(seconds)} of it "
+        f"({seconds / total:.0%}), {format_seconds(seconds / max(of_layers, 1))} in each of {of_layers} "
+        f"{'MoE ' if label == 'experts' else ''}layers"
+    )
+    return f"{what}. {_doubling(found)}"
+
+
+def _cause(found: Answer, label: str) -> str:
+    """`label` in words; for experts and attention also what of them takes the time."""
+    assert found.chosen is not None and found.decode is not None
+    if label == "experts":
+        return _expert_cause(found, float(found.decode.terms[label]))
+    names = {
+        "attention": "attention over the KV cache",
+        "all_reduce": "all-reduce between GPUs",
+        "dispatch": "sending tokens to experts",
+        "combine": "collecting expert outputs",
+        "host": "host time between steps",
+    }
+    return names.get(label, label.replace("_", " "))
+
+
+def _expert_cause(found: Answer, seconds: float) -> str:
+    """Whether the busiest rank reads weights or computes: bytes of its active experts over the rate of the memory."""
+    assert found.chosen is not None
+    deployment, moe = found.chosen.candidate.deployment, found.question.model.moe
+    assert moe is not None
+    cost, layout = deployment.cost(), deployment.layout
+    if deployment.offload is not None:
+        return "experts outside HBM"
+    table = load_table(cost.routed.question(cost.experts.router(moe), "decode"))
+    active = float(table.active(max(1.0, found.chosen.candidate.batch) * layout.attention_dp))
+    gpu = deployment.cluster.system.gpu
+    read_s = (
+        active * expert_bytes_per_index(deployment.model) / layout.moe_tp / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
+    )
+    held = (moe.num_experts + layout.redundant_experts) // layout.ep
+    what = f"{active:.0f} of {held} experts of a rank active"
+    return f"reading expert weights ({what})" if read_s > seconds / 2 else f"expert kernels ({what})"
+
+
+def _doubling(found: Answer) -> str:
+    """Gain of twice the batch, and the batches at which SLO, KV cache and the engine's limit end it."""
+    assert found.chosen is not None
+    chosen, deployment = found.chosen, found.chosen.candidate.deployment
+    now = max(1.0, chosen.candidate.batch)
+    line = curve(found.question, chosen.kind)
+    steady = chosen.kind.steady
+    kv = steady.batch_within(
+        deployment.memory.kv_tokens / deployment.layout.pp,
+        found.question.workload.mean_prompt_tokens + found.question.workload.mean_output_tokens / 2,
+    )
+    ends = f"KV runs out at {kv:,.0f}, the engine's limit is {deployment.limits.max_num_seqs // deployment.layout.pp:,}"
+    if line.within is not None and line.within < len(line.batch) - 1:
+        ends = f"the SLO ends at {line.batch[line.within]:,.0f}, {ends}"
+    if 2 * now > chosen.kind.running:
+        return f"{now:,.0f} sequences run per rank; {ends}."
+    gain = float(np.interp(2 * now, steady.batch, steady.requests_per_s)) / float(
+        np.interp(now, steady.batch, steady.requests_per_s)
+    )
+    slower = float(steady.tpot_at(np.array(2 * now)) / steady.tpot_at(np.array(now)))
+    return (
+        f"{now:,.0f} sequences run per rank; twice as many would raise throughput {gain:.1f} x and TPOT {slower:.2f} x "
+        f"({ends})."
+    )
+
+
+def memory_line(found: Answer) -> str:
+    """How many tokens the caches of the chosen layout hold."""
+    if found.chosen is None:
+        return ""
+    use = found.chosen.candidate.deployment.memory
+    return f"{use.kv_tokens:,} cached tokens per rank at {format_bytes(use.kv_bytes_per_token)} each"
+
+
+def _objectives(found: Answer) -> dict[str, tuple[float, float]]:
+    assert found.chosen is not None
+    return objectives(found.chosen.candidate, found.question.slo, found.question.workload.mean_output_tokens)
+
+
+def _latency(found: Answer, name: str, value: float, limit: float) -> Tile:
+    metric, _, statistic = name.partition("_")
+    ratios = _widened(found, _METRIC_OF[metric])
+    bounds = f"{format_seconds(value * ratios.low)} to {format_seconds(value * ratios.high)}"
+    counts = f"all requests, limit {format_seconds(limit)}"
+    return Tile(f"{_NAMES[metric]} {statistic}", format_seconds(value), counts, bounds, _origin(found))
+
+
+def _origin(found: Answer) -> str:
+    share = found.origin_share
+    most = max(share, key=lambda name: share[name]) if share else "unknown"
+    return f"{share.get(most, 0.0):.0%} {most}"
+
+
+def _bounds(found: Answer, metric: str, value: float) -> tuple[float, float]:
+    ratios = _widened(found, metric)
+    return value * ratios.low, value * ratios.high
+
+
+def _widened(found: Answer, metric: str) -> Ratios:
+    """80 % interval of measured over estimated: errors of the calibrated model and of the closed form, independent."""
+    has_experts, kernels = found.question.model.moe is not None, found.question.engine.kernels
+    known = interval_table().ratios(metric, basis_of(found.origin_share), has_experts, kernels)
+    middle = (log(known.low) + log(known.high)) / 2
+    spread = sqrt(((log(known.high) - log(known.low)) / (2 * _Z_80)) ** 2 + _ESTIMATE_SPREAD**2)
+    return Ratios(exp(middle - _Z_80 * spread), exp(middle + _Z_80 * spread), known.num_points, known.num_combinations)
