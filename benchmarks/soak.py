@@ -59,8 +59,8 @@ class Auditor:
         run, seen, next_s = self.run, 0, 0.0
         while run.num_done < run.num_requests:
             yield run.env.timeout(_LOOK_S)
-            if run.num_steps // EVERY_STEPS > seen:
-                seen = run.num_steps // EVERY_STEPS
+            if run.engines.num_steps // EVERY_STEPS > seen:
+                seen = run.engines.num_steps // EVERY_STEPS
                 self.check()
             if run.env.now >= next_s:
                 next_s += _MEMORY_EVERY_S

@@ -326,6 +326,39 @@ def test_latent_attention_by_hand(known: Answers, deepseek: ModelConfig) -> None
     assert {row[1:] for row in known.asked if row[0].startswith("mla")} == {(16, "bf16", "fp8_block")}
 
 
+def test_sparse_and_linear_attention_take_their_own_tables(known: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse, linear = load("deepseek-v3.2"), load("qwen3-next-80b-a3b-instruct")
+    monkeypatch.setattr(Answers, "sparse_mla_decode", lambda *_: Straight(7e-3, 0.0), raising=False)
+    monkeypatch.setattr(Answers, "sparse_mla_prefill", lambda *_: None, raising=False)
+    cost = cost_of(sparse, Layout(tp=8, ep=8))
+    assert (sum(cost.decode_table.terms.values()) >= sparse.num_layers * 7e-3).all()
+    assert cost.prefill_table.total[0, 0] < 7e-3 * sparse.num_layers
+    asked = []
+    answer = lambda self, *shape: asked.append(shape) or Straight(5e-6, 1e-11)  # noqa: E731
+    monkeypatch.setattr(Answers, "linear_attention", answer, raising=False)
+    cost = cost_of(linear, Layout(tp=2, moe_tp=2))
+    mixers = [(m, n) for layer, n in linear.layer_kinds for m in layer.mixers if isinstance(m, Recurrent)]
+    plane = 5e-6 + 1e-11 * SEQS[:, None] * LENGTHS
+    np.testing.assert_allclose(cost.decode_table.terms["recurrence"], sum(n for _, n in mixers) * plane)
+    mixer = mixers[0][0]
+    heads = (mixer.num_k_heads // 2, mixer.num_v_heads // 2)
+    assert asked[0] == ("decode", *heads, mixer.k_head_dim, mixer.v_head_dim)
+
+
+def test_drafted_tokens_count_in_every_term(known: Answers, mixtral: ModelConfig) -> None:
+    cost, plain_cost = cost_of(mixtral, Layout(attention_dp=2, ep=2)), cost_of(mixtral, Layout(attention_dp=2, ep=2))
+    cost.query_tokens = 3
+    seqs, context = np.array([32.0]), np.array([700.0])
+    drafted, wide = cost.decode(seqs, context).terms, plain_cost.decode(3 * seqs, context).terms
+    for label in ("router", "experts", "dispatch", "lm_head"):
+        np.testing.assert_allclose(drafted[label], wide[label])
+    one = np.ones(1)
+    drafted = cost.mixed(500 * one, 0 * one, one, seqs, context).terms
+    wide = plain_cost.mixed(500 * one, 0 * one, one, 3 * seqs, context).terms
+    for label in ("router", "experts", "dispatch", "lm_head"):
+        np.testing.assert_allclose(drafted[label], wide[label])
+
+
 def test_recurrence_by_hand() -> None:
     """State read and written in fp32 against 6 FLOP per value and token at the bf16 ceiling, cut over TP."""
     model = load("qwen3-next-80b-a3b-instruct")
