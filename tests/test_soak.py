@@ -37,7 +37,7 @@ def test_wrong_books_are_noticed() -> None:
     group = SimpleNamespace(index=0, ranks=[rank], mail=[], in_flight=0)
     auditor = soak.Auditor()
     spec = SimpleNamespace(max_num_seqs=4, largest_request_tokens=100)
-    auditor.run = SimpleNamespace(groups=[group], spec=spec, in_flight=[0], num_sent=3, num_done=3, num_requests=5)
+    auditor.run = SimpleNamespace(groups=[group], spec=spec, in_flight=[0], num_done=3, num_requests=5)
     auditor.check()
     for wrong in ({"free_blocks": 10}, {"num_decoding": 1}, {"final_blocks": -1}, {"waiting": [1]}):
         kept = {name: getattr(rank, name) for name in wrong}
@@ -45,6 +45,6 @@ def test_wrong_books_are_noticed() -> None:
         with pytest.raises(AssertionError):
             auditor.check()
         vars(rank).update(kept)
-    auditor.run.num_done = 4
+    auditor.run.num_done = 6
     with pytest.raises(AssertionError):
         auditor.check()
