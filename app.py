@@ -346,4 +346,5 @@ def _pins(found: Answer) -> None:
 
 
 VIEWS = {"Plan": _plan, "MoE knobs": _knobs, "Simulation": _simulation, "Compare clusters": _compare, "Pins": _pins}
-main()
+if __name__ == "__main__":
+    main()

@@ -124,11 +124,14 @@ class Calibrations:
     def of(self, engine: str, arch: str, is_measured: bool = True) -> Calibration:
         """Calibration of the kernels of `engine` on `arch`: of its generation, else of any; neutral for others.
 
-        `is_measured` says that kernels of this GPU were measured; else `data_sheets` comes on top.
+        `is_measured` says that kernels of this GPU were measured; else `data_sheets` comes on top, which was fitted to
+        the same engines.
         """
         generation = GENERATIONS.get(arch, ANY)
         by_generation = {entry.generation: entry.values for entry in self.entry if entry.engine == engine}
-        found = by_generation.get(generation) or by_generation.get(ANY) or NEUTRAL
+        found = by_generation.get(generation) or by_generation.get(ANY)
+        if found is None:
+            return NEUTRAL
         return found if is_measured or self.data_sheets == 1.0 else found.slower(self.data_sheets)
 
 
