@@ -1,6 +1,6 @@
 """Breaks the cost and memory modules in one place at a time and counts how often their own tests notice.
 
-    nice -n 10 python benchmarks/mutation.py --sample 60 --seed 0 --json mutation.json [--only planner.memory]
+    nice -n 10 python benchmarks/mutation.py --sample 30 --seed 0 --json mutation.json [--only planner.memory]
 
 Operators: arithmetic and comparisons exchanged, `and` for `or`, conditions negated, minimum for maximum, numbers
 changed. Of all mutants of a module a seeded sample is tried, each in a fork with the module compiled from the changed
@@ -247,7 +247,7 @@ def check(module: str, sample: int, seed: int, before: dict[str, Any] | None = N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=60, help="mutants of each module")
+    parser.add_argument("--sample", type=int, default=30, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=list(TESTS))
     parser.add_argument("--again", action="store_true", help="try only what survived in --json, after tests were added")
