@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.facts.launch import launch_lines
+from planner.launchtext import launch_lines
 from planner.tables import table
 from planner.text import plan_text
 from planner.units import format_bytes, format_seconds, format_usd, significant

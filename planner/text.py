@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
-from planner.facts.launch import launch_lines
 from planner.facts.tactics import tactic_lines
 from planner.failuretext import incident_lines
+from planner.launchtext import launch_lines
 from planner.tables import table
 from planner.units import format_bytes, format_chance, format_count, format_seconds, format_usd, significant
 

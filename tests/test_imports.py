@@ -55,7 +55,7 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures", "decisionfigures", "compare"},
     {"tables"},
-    {"experttext", "failuretext", "fleettext", "afdtext", "comparetext"},
+    {"experttext", "failuretext", "fleettext", "afdtext", "comparetext", "launchtext"},
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder", "sweep"},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.facts.launch import launch_facts, launch_lines
+from planner.facts.launch import launch_facts
 from planner.figures import readable
+from planner.launchtext import launch_lines
 from planner.offload import expert_bytes_per_index
 from planner.steptime import StepTime
 from planner.units import format_bytes, format_seconds
