@@ -35,6 +35,7 @@ from planner.economics import (
 from planner.economics.ranges import MANY_QUOTES, TYPICAL_SPREAD
 from planner.errors import InputError
 from planner.hardware import system, systems
+from planner.text import plan_text
 from planner.tomlfile import parse, to_toml
 
 OWN = """
@@ -326,7 +327,14 @@ def test_plan_and_simulate_charge_what_the_terms_say(moeplan: Any, tmp_path: Pat
     cost = bill(system("h100-sxm"), gpus, terms)
     assert cost.basis == "owned" and cost.billed_gpus == 16 and gpus <= 4
     made = terms.demand.per_month(facts["output_tok_per_s"])
-    assert facts["usd_per_mtok_output"] == pytest.approx(token_costs(cost.usd_per_month, 0, made).usd_per_mtok_output)
+    costs = token_costs(cost.usd_per_month, made * 512 / 64, made, Allocation("1:4"))
+    for kind in ("input", "output", "total"):
+        assert facts[f"usd_per_mtok_{kind}"] == pytest.approx(getattr(costs, f"usd_per_mtok_{kind}"))
+    assert facts["allocation"] == costs.rule and costs.rule in facts["headline"]
+    assert costs.rule in plan_text(facts) and "break-even" in plan_text(facts)
+    at_demand = next(row for row in facts["cost_curve"] if row["demand_factor"] == 1)
+    assert at_demand["usd_per_mtok_output"] == pytest.approx(costs.usd_per_mtok_output)
+    assert facts["money"]["break_even"]["usd_per_month"] == pytest.approx(cost.usd_per_month)
     rows = {row["name"]: row for row in facts["assumptions"]}
     assert "quote 4711" in rows["h100-sxm cost of owning"]["source"] and rows["owning.years"]["value"] == "5.0"
     kept = json.loads((out / "inputs.json").read_text(encoding="utf-8"))["terms"]
@@ -338,7 +346,9 @@ def test_plan_and_simulate_charge_what_the_terms_say(moeplan: Any, tmp_path: Pat
     facts = json.loads(text)
     made = terms.demand.per_month(facts["output_tok_per_s"])
     assert code == 0
-    assert facts["usd_per_mtok_output"] == pytest.approx(token_costs(cost.usd_per_month, 0, made).usd_per_mtok_output)
+    costs = token_costs(cost.usd_per_month, made * 512 / 64, made, Allocation("1:4"))
+    assert facts["usd_per_mtok_output"] == pytest.approx(costs.usd_per_mtok_output)
+    assert facts["allocation"] == costs.rule
 
 
 def test_a_faulty_terms_file_ends_a_plan_before_it_starts(moeplan: Any, tmp_path: Path) -> None:
