@@ -246,10 +246,9 @@ def run(
     check_context(deployment.model, workload)
     # Replicas on one link to the host slow each other down: they are simulated together.
     least = deployment.replicas_per_root if deployment.offload else 1
-    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment, workload)))
-    users = workload.arrivals.concurrency
-    replicas = min(replicas, users) if users else replicas
-    share = replicas / deployment.layout.replicas
+    users, most = workload.arrivals.concurrency, deployment.layout.replicas
+    replicas = min(most, users or most, max_replicas or max(least, simulated_replicas(deployment, workload)))
+    share = replicas / most
     timer = _timer(deployment, replicas)
     offered = scaled(workload, share)
     if share < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,8 @@ PRICE = '[[price]]\nsystem = "h100-sxm"\nbasis = "rental"\nusd = 2.0\n'
         (PRICE + 'currency = "USD"\nas_of = "last week"', ("last week", "2026-11-22")),
         (PRICE + 'currency = "USD"\nas_of = "2026-13"', ("2026-13",)),
         (PRICE + 'currency = "USD"\nas_of = "2026-02-30"', ("2026-02-30",)),
+        (PRICE + 'currency = "USD"\nas_of = "2099-01-01"', ("2099-01-01", "lies after today", "the day of the quote")),
+        ('[api]\nusd_per_mtok_output = 1.1\nas_of = "2099"', ("API price", "2099", "lies after today")),
         (PRICE.replace("h100-sxm", "h10") + 'currency = "USD"\nas_of = "2026"', ("'h10'", "h100-sxm")),
         (PRICE.replace("2.0", "-2.0") + 'currency = "USD"\nas_of = "2026"', ("positive", "-2")),
         (PRICE.replace("2.0", "280000") + 'currency = "USD"\nas_of = "2026"', ("280000", "per node")),
@@ -349,6 +352,14 @@ def test_plan_and_simulate_charge_what_the_terms_say(moeplan: Any, tmp_path: Pat
     costs = token_costs(cost.usd_per_month, made * 512 / 64, made, Allocation("1:4"))
     assert facts["usd_per_mtok_output"] == pytest.approx(costs.usd_per_mtok_output)
     assert facts["allocation"] == costs.rule
+
+
+def test_tomorrow_is_the_last_day_of_a_quote() -> None:
+    today = date.today()
+    assert StatedPrice("h100-sxm", "rental", 2.0, None, "USD", (today + timedelta(days=1)).isoformat())
+    assert StatedPrice("h100-sxm", "rental", 2.0, None, "USD", f"{today:%Y-%m}")
+    with pytest.raises(InputError, match="after today"):
+        StatedPrice("h100-sxm", "rental", 2.0, None, "USD", (today + timedelta(days=3)).isoformat())
 
 
 def test_a_faulty_terms_file_ends_a_plan_before_it_starts(moeplan: Any, tmp_path: Path) -> None:
