@@ -40,6 +40,7 @@ from planner.economics import (
 )
 from planner.errors import InputError
 from planner.hardware import Price, System, system, systems
+from planner.units import format_usd
 
 HOURS = 730.0
 H100 = system("h100-sxm")
@@ -309,6 +310,31 @@ def test_over_its_life_buying_costs_the_annuity() -> None:
     assert answer.rent_usd[-1] == pytest.approx(8 * 3.2 * HOURS * worth)
     again = rent_or_buy(H100, 8, terms, 49)
     assert again is not None and again.buy_usd[48] == pytest.approx(answer.buy_usd[-1] + capex * 1.1**-4)
+
+
+def test_the_verdict_never_says_more_than_the_months_show() -> None:
+    """A fresh replacement at the end of life puts renting ahead again."""
+    one_life = rent_or_buy(priced(0.5, 14_600.0), 8, CASH)
+    assert one_life is not None and one_life.months[-1] == 48 and one_life.book_usd[-1] == 0
+    assert one_life.crossing_month == 40 and one_life.verdict == "buying is cheaper from month 40 of 48"
+    replaced = rent_or_buy(priced(0.5, 14_600.0), 8, CASH, 60)
+    assert replaced is not None and replaced.bought_cheaper == ((40, 47),) and replaced.crossing_month is None
+    assert replaced.verdict.startswith("buying is cheaper in months 40 to 47, renting over 60; buying too, if ")
+    assert format_usd(8 * 14_600.0 * 0.75) in replaced.verdict
+    twice = rent_or_buy(priced(0.5, 14_600.0), 8, CASH, 96)
+    assert twice is not None and twice.crossing_month == 80
+    assert twice.verdict == "buying is cheaper in months 40 to 47 and from month 80 of 96"
+    dear, cheap = (rent_or_buy(priced(usd, 14_600.0), 8, CASH) for usd in (0.2, 25.0))
+    assert dear is not None and dear.verdict == "renting is cheaper throughout 48 months"
+    assert cheap is not None and cheap.verdict == "buying is cheaper throughout 48 months"
+
+
+def test_resale_at_the_end_of_life_is_money_and_book_value_is_not() -> None:
+    kept = dataclasses.replace(CASH, owning=dataclasses.replace(CASH.owning, residual_share=0.25))
+    answer = rent_or_buy(priced(0.32, 14_600.0), 8, kept)
+    assert answer is not None and answer.buy_usd[47] == 8 * 14_600.0
+    assert answer.buy_usd[48] == pytest.approx(8 * 14_600.0 * 0.75) and answer.book_usd[48] == 0
+    assert answer.verdict == "buying is cheaper from month 48 of 48"
 
 
 def test_growth_adds_whole_nodes_once_the_headroom_is_gone() -> None:

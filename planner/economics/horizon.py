@@ -13,6 +13,7 @@ from planner.economics.power import it_power_w_per_gpu
 from planner.economics.refusal import positive, refuse_unless
 from planner.economics.terms import DEFAULT_TERMS, Terms
 from planner.hardware import System
+from planner.units import format_usd
 
 MONTHS_PER_YEAR = 12
 _MAX_MONTHS = 600
@@ -25,8 +26,8 @@ class RentOrBuy:
 
     In dollars of today: costs are discounted at the cost of capital, so that capital paid at once and rent paid over
     years can be compared. `num_gpus` are those needed, `owned_gpus` those in service, in whole nodes or racks.
-    `book_usd` is what a straight line from the capital to its residual value leaves of them: it is not taken off
-    `buy_usd`. `crossing_month` is the first month after which buying has cost no more, None within the horizon.
+    `book_usd` is what a straight line from the capital to its residual value leaves of those in service: it is no
+    money, and not taken off `buy_usd`; hardware at the end of its life has been resold, and that is.
     """
 
     months: tuple[int, ...]
@@ -35,12 +36,42 @@ class RentOrBuy:
     rent_usd: tuple[float, ...]
     buy_usd: tuple[float, ...]
     book_usd: tuple[float, ...]
-    crossing_month: int | None
 
     @property
     def cheaper_at_the_end(self) -> str:
         """ "rent" or "buy" over the whole horizon."""
         return "buy" if self.buy_usd[-1] <= self.rent_usd[-1] else "rent"
+
+    @property
+    def bought_cheaper(self) -> tuple[tuple[int, int], ...]:
+        """First and last month of each stretch at whose months' ends buying has cost no more than renting."""
+        months = [m for m in self.months[1:] if self.buy_usd[m] <= self.rent_usd[m]]
+        first = [m for m in months if m - 1 not in months]
+        last = [m for m in months if m + 1 not in months]
+        return tuple(zip(first, last, strict=True))
+
+    @property
+    def crossing_month(self) -> int | None:
+        """Month from which buying has cost no more until the horizon; None where renting is cheaper at the end."""
+        return self.bought_cheaper[-1][0] if self.cheaper_at_the_end == "buy" else None
+
+    @property
+    def verdict(self) -> str:
+        """Which is cheaper when, over how many months, and whether the books see the end otherwise."""
+        end, stretches = self.months[-1], self.bought_cheaper
+        if not stretches:
+            text = f"renting is cheaper throughout {end} months"
+        elif stretches == ((1, end),):
+            text = f"buying is cheaper throughout {end} months"
+        else:
+            passing = [f"in month {a}" if a == b else f"in months {a} to {b}" for a, b in stretches if b < end]
+            lasting = [f"from month {a}" for a, b in stretches if b == end]
+            whole = f" of {end}" if lasting else f", renting over {end}"
+            text = f"buying is cheaper {' and '.join(passing + lasting)}{whole}"
+        worth = self.book_usd[-1]
+        if self.cheaper_at_the_end == "rent" and self.buy_usd[-1] - worth <= self.rent_usd[-1]:
+            text += f"; buying too, if the hardware left then still sells for its book value of {format_usd(worth)}"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +86,20 @@ def rent_or_buy(
     system: System,
     num_gpus: int,
     terms: Terms = DEFAULT_TERMS,
-    months: int = 60,
+    months: int | None = None,
     *,
     step_gpus: int | None = None,
     headroom: float = 1.0,
 ) -> RentOrBuy | None:
-    """Cumulative costs of renting and of buying `num_gpus` and what `[demand]` growth adds, over `months`.
+    """Cumulative costs of renting and of buying `num_gpus` and what `[demand]` growth adds.
 
+    `months` is the life of the hardware by default, so that the comparison ends when it is resold, not after a new one.
     The fleet grows in steps of `step_gpus`, a node by default, once the demand exceeds `headroom` times that of today.
     Hardware is bought when it is needed, resold for its residual value at the end of its life and bought anew at
     today's price; before that nothing is resold. Rental prices move by `renting.price_change_per_year`. None when the
     rental price, the purchase price or the power is unknown.
     """
+    months = _life_months(terms) if months is None else months
     refuse_unless(1 <= months <= _MAX_MONTHS, f"months must lie in 1 to {_MAX_MONTHS}, got {months}")
     priced, power_w = terms.prices(system), it_power_w_per_gpu(system)
     purchase = priced.purchase_usd_per_gpu()
@@ -84,9 +117,8 @@ def rent_or_buy(
     rent = _cumulative([0.0, *(float(usd) * drift**month for month, usd in enumerate(rents))], terms)
     buy = _cumulative([spent[0], *(running * owned[m] + spent[m + 1] for m in range(months))], terms)
     book = [_book(batches, capex, month, terms) * _discount(month, terms) for month in range(months + 1)]
-    crossing = next((month for month in range(1, months + 1) if buy[month] <= rent[month]), None)
     counts, owned = [*needed, needed[-1]], [*owned, owned[-1]]
-    return RentOrBuy(tuple(range(months + 1)), tuple(counts), tuple(owned), rent, buy, tuple(book), crossing)
+    return RentOrBuy(tuple(range(months + 1)), tuple(counts), tuple(owned), rent, buy, tuple(book))
 
 
 def _discount(month: int, terms: Terms) -> float:
