@@ -14,7 +14,7 @@ from planner.hardware import systems
 from planner.whatif import analytic, charts, details, edits, form, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer
 from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
-from planner.whatif.scenario import Scenario, from_query
+from planner.whatif.scenario import Scenario, from_query, safe_name
 from planner.whatif.tornado import tornado
 
 FIELDS = tuple(field.name for field in fields(Scenario))
@@ -142,7 +142,7 @@ def _take(field: str, key: str, problem: Callable[[str, str], str | None]) -> No
         text = file.getvalue().decode("utf-8-sig", errors="replace")
         fault = problem(text, file.name)
         if not fault:
-            st.session_state[f"in_{field}"], st.session_state[f"in_{field}_name"] = text, jobs.safe_name(file.name)
+            st.session_state[f"in_{field}"], st.session_state[f"in_{field}_name"] = text, safe_name(file.name)
     st.session_state[f"bad_{field}"] = fault and f"{fault} Your earlier choice is kept."
 
 

@@ -11,6 +11,7 @@ import tomllib
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from planner.whatif import analytic, catalogue, charts, details, edits, front, j
 from planner.whatif.analytic import Answer, answer
 from planner.whatif.form import KNOBS, advanced_fields, knob_fields, main_fields
 from planner.whatif.question import MAX_TRACE_ROWS, Question, ask, config_problem, trace_problem
-from planner.whatif.scenario import Scenario, cluster_text, from_query
+from planner.whatif.scenario import Scenario, cluster_text, from_query, safe_name
 from planner.whatif.tornado import tornado
 from planner.workload import PRESETS
 
@@ -80,6 +81,29 @@ def test_a_link_that_cannot_be_read_says_which_value_and_keeps_the_rest() -> Non
     scenario, problems = from_query(query)
     assert scenario == Scenario(system="b200-sxm")
     assert [p.split("says ")[1].split("=")[0] for p in problems] == ["gpus", "rate", "seed", "config"]
+
+
+def test_a_link_names_no_file_outside_the_folder_of_its_run(tmp_path: Path) -> None:
+    target = tmp_path / "written.json"
+    packed = replace(SMALL, config="{}", config_name="config.json").query()
+    linked, problems = from_query(packed | {"config_name": str(target)})
+    assert (linked.config, linked.config_name, problems) == ("{}", "written.json", [])
+    assert from_query({"config_name": "/etc/passwd", "trace_name": "/etc/passwd"}) == (Scenario(), [])
+    forged = base64.urlsafe_b64encode(zlib.compress(json.dumps([packed | {"config_name": "../x"}]).encode())).decode()
+    assert [pin.config_name for pin in pins.unpacked(forged)] == ["x"]
+    assert "/etc/x" not in replace(SMALL, config_name="/etc/x", trace_name="/etc/x").command()
+    for name in (str(target), "../x.json", "errors"):
+        with pytest.raises(InputError, match="plain name"):
+            jobs.Job(replace(SMALL, config="{}", config_name=name), SMALL.command())
+    assert not target.exists() and len(safe_name("x" * 5_000 + ".json")) <= 100
+
+
+def test_an_upload_that_does_not_fit_a_link_is_left_out_with_its_name_and_missed() -> None:
+    huge = "".join(f"{i * 7919 % 99991:x}" for i in range(9_000))
+    query = replace(SMALL, config=huge, config_name="mine.json", trace=TRACE, trace_name="t.csv").query()
+    assert query == SMALL.query() | {"left_out": "config,trace"}
+    scenario, problems = from_query(query)
+    assert scenario == SMALL and "model is not in the link" in problems[0] and "trace is not" in problems[1]
 
 
 @pytest.mark.parametrize("system", ["h200-sxm", "gb200-nvl72", "dgx-spark"])
@@ -402,7 +426,7 @@ def test_charts_hold_the_numbers_and_no_address() -> None:
 
 def test_text_of_users_is_shown_as_it_is() -> None:
     assert rows.plain("[x](http://y) $a$ `b` <script>") == r"\[x\]\(http\://y\) \$a\$ \`b\` \<script\>"
-    assert jobs.safe_name("../../a b;rm -rf.json") == "a_b_rm_-rf.json"
+    assert safe_name("../../a b;rm -rf.json") == "a_b_rm_-rf.json"
 
 
 @pytest.mark.parametrize(

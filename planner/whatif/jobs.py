@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -27,7 +26,6 @@ PROGRESS_VARIABLE = "MOEPLAN_PROGRESS"
 MAX_JOBS = max(1, (os.cpu_count() or 2) // 2)
 """Simulations of all users of a server that run at once: the pages of the others stay quick."""
 _RUN = "run"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _ENDING_S = 2.0
 DOWNLOADS = ("report.html", "plan.json", "simulation.json", "comparison.json", "layouts.csv", "requests.csv")
 """Files of a run folder that are worth a button of their own."""
@@ -47,9 +45,12 @@ class Job:
         self._finished: float | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="moeplan-")
         self._place = Path(self._folder.name)
-        for name, text in ((scenario.config_name, scenario.config), (scenario.trace_name, scenario.trace)):
-            if text:
-                (self._place / name).write_text(text, encoding="utf-8")
+        try:
+            for name, text in scenario.uploads.items():
+                _inside(self._place, name).write_text(text, encoding="utf-8")
+        except InputError:
+            self._folder.cleanup()
+            raise
         words = [sys.executable, "-P", "-m", "planner", *shlex.split(command)[1:], "--out", _RUN]
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
@@ -126,13 +127,12 @@ class Job:
         return buffer.getvalue()
 
 
-def safe_name(name: str) -> str:
-    """Name of an uploaded file without anything a shell or a path could mean.
-
-    >>> safe_name("../my model;.json")
-    'my_model_.json'
-    """
-    return _UNSAFE.sub("_", Path(name).name).lstrip(".-") or "upload"
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; InputError where it would lie elsewhere or take the place of a file of the job."""
+    path = (folder / name).resolve()
+    if path.parent != folder.resolve() or name in (_RUN, "progress", "errors"):
+        raise InputError(f"upload {name[:80]!r}: give the file a plain name, such as config.json.")
+    return path
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

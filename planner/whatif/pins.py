@@ -72,9 +72,9 @@ def unpacked(text: str) -> list[Scenario]:
 def label(scenario: Scenario) -> str:
     """A pin in one line."""
     found = answer(scenario)
-    model = (scenario.config_name or scenario.model).split("/")[-1]
+    model = scenario.model_name.split("/")[-1]
     load = f"{scenario.users} users" if scenario.users else f"{scenario.rate:g} requests/s"
-    text = f"{model}, {scenario.gpus} x {scenario.system}, {scenario.trace_name or scenario.workload}, {load}"
+    text = f"{model}, {scenario.gpus} x {scenario.system}, {scenario.workload_name}, {load}"
     chosen = found.chosen if isinstance(found, Answer) else None
     return f"{text}: {chosen.candidate.deployment.layout}" if chosen else text
 
