@@ -13,8 +13,8 @@ from planner.errors import InputError
 from planner.hardware import systems
 from planner.whatif import analytic, charts, details, edits, form, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer
-from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
-from planner.whatif.scenario import Scenario, from_query, safe_name
+from planner.whatif.question import MOST_RIVALS, Problem, config_problem, opened, rival_names, trace_problem
+from planner.whatif.scenario import Scenario, safe_name
 from planner.whatif.tornado import tornado
 
 FIELDS = tuple(field.name for field in fields(Scenario))
@@ -52,9 +52,9 @@ def _restore() -> None:
         for name in FIELDS:  # widgets that are not drawn would lose their values
             state[f"in_{name}"] = state[f"in_{name}"]
         return
-    scenario, problems = from_query(st.query_params.to_dict())
-    _fill(scenario)
-    state.pinned, state.good, state.unread = pins.unpacked(st.query_params.get("pins", "")), Scenario(), problems
+    state.good, state.unread = opened(st.query_params.to_dict())
+    state.pinned = pins.unpacked(st.query_params.get("pins", ""))
+    _fill(state.good)
     state.view = {name: name for name in VIEWS}.get(st.query_params.get("view", ""), "Plan")
 
 
@@ -118,7 +118,7 @@ def _input(field: form.Field, place: Any) -> None:
         more |= {"options": field.options(st.session_state[key]), "format_func": field.shown}
     more |= {"accept_new_options": True} if field.takes_others else {}
     if field.kind == "number":
-        more |= {"step": field.step, "format": "%g" if isinstance(field.step, float) else "%d"}
+        more |= field.range(st.session_state[key])
     upload = st.session_state[f"in_{field.upload}_name"] if field.upload else ""
     getattr(place, WIDGETS[field.kind])(field.label, key=key, help=field.help, disabled=bool(upload), **more)
     if upload:

@@ -83,6 +83,16 @@ def test_knobs_views_and_pins_live_in_one_link() -> None:
     assert page.query_params["pins"] == pinned and page.query_params["view"] == "Pins"
 
 
+def test_a_faulty_link_is_answered_but_for_its_faults() -> None:
+    page = _open(SMALL, rate="2.0", redundant="-8", slo="ttft_p95=2", rivals="h300", left_out="config")
+    assert page.number_input(key="in_rate").value == 2.0 and page.selectbox(key="in_model").value == SMALL.model
+    said = [warning.value.replace("\\", "") for warning in page.warning]
+    for words in ("rivals of the link", "redundant -8", "'ttft_p95=2'", "model is not in the link"):
+        assert any(words in text for text in said), (words, said)
+    assert not page.error and "expected to meet the SLO" in _texts(page)
+    assert page.number_input(key="in_gpus").min == 1 and page.number_input(key="in_users").min == 0
+
+
 @pytest.mark.slow
 def test_two_sessions_do_not_share_their_state() -> None:
     one, two = _open(), _open()

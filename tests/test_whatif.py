@@ -28,7 +28,7 @@ from planner.search import Search
 from planner.whatif import analytic, catalogue, charts, details, edits, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer, answer
 from planner.whatif.form import KNOBS, advanced_fields, knob_fields, main_fields
-from planner.whatif.question import MAX_TRACE_ROWS, Question, ask, config_problem, trace_problem
+from planner.whatif.question import MAX_TRACE_ROWS, Question, ask, config_problem, opened, trace_problem
 from planner.whatif.scenario import Scenario, cluster_text, from_query, safe_name
 from planner.whatif.tornado import tornado
 from planner.workload import PRESETS
@@ -141,7 +141,6 @@ def test_every_field_is_answered_for_by_name() -> None:
         "skew": "zipf:x",
         "placement": "clever",
         "residency": "magic",
-        "rivals": "h200-sxm,h200-sxm",
     }
     for field, value in bad.items():
         found = _problems(replace(SMALL, **{field: value}))
@@ -165,12 +164,33 @@ def test_every_field_is_answered_for_by_name() -> None:
         ({"layout": "attention_dp=2,ep=2", "backend": "pigeon"}, "layout", "pigeon"),
         ({"speculative": "ngram:3"}, "speculative", "command line"),
         ({"seqs": -3}, "seqs", "-3"),
+        ({"redundant": -8}, "redundant", "-8: use 0 or more"),
+        ({"redundant": -8, "layout": "tp=8,ep=8"}, "redundant", "-8"),
+        ({"ep": -1}, "ep", "-1"),
+        ({"users": -3}, "users", "-3"),
+        ({"users": -3, "rate": 0.0}, "users", "-3"),
+        ({"rivals": "nonsense"}, None, ""),
     ],
 )
 def test_knobs_that_do_not_divide_say_what_would(change: dict[str, object], field: str | None, says: str) -> None:
     found = _problems(replace(SMALL, **change))  # type: ignore[arg-type]
     assert set(found) == ({field} if field else set())
     assert field is None or says in found[field]
+
+
+def test_only_the_faulty_field_of_a_link_is_defaulted() -> None:
+    asked = replace(SMALL, rate=2.0, ep=4, kv="fp8")
+    assert opened(asked.query()) == (asked, [])
+    for field, value in {"slo": "ttft_p95=2", "ep": "3", "redundant": "-8", "users": "-3", "workload": "chats",
+                         "rate": "-1.0", "oversubscription": "0.5", "layout": "tp=3", "rivals": "h300", "gpus": "0",
+                         "engine": "vlllm", "skew": "zipf:x"}.items():  # fmt: skip
+        scenario, said = opened(asked.query() | {field: value})
+        assert scenario == replace(asked, **{field: getattr(Scenario(), field)}), field
+        assert len(said) == 1 and field in said[0], said
+    scenario, said = opened(SMALL.query() | {"system": "h300", "slo": "?", "config": base64.urlsafe_b64encode(
+        zlib.compress(b"[]")).decode(), "config_name": "list.json"})  # fmt: skip
+    assert scenario == replace(SMALL, system=Scenario().system) and len(said) == 3
+    assert isinstance(ask(scenario), Question) and "list.json" in "".join(said)
 
 
 @pytest.mark.parametrize("text", ["/etc/passwd", "../x.csv", "x.toml", "C:\\x.csv"])
