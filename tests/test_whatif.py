@@ -214,6 +214,11 @@ def test_uploads_of_the_wrong_kind_are_refused(text: str, says: str) -> None:
     assert says in str(config_problem(text, "config.json"))
 
 
+def test_a_refused_upload_is_called_by_its_name() -> None:
+    for text in ("[]", "{}", '{"architectures": ["BertModel"]}', '{"architectures": ["MixtralForCausalLM"]}', "x"):
+        assert str(config_problem(text, "wrong.json")).startswith("wrong.json: ")
+
+
 def test_an_uploaded_config_is_the_model() -> None:
     text = next(CONFIGS.glob("**/*Mixtral-8x7B*.json"), next(CONFIGS.rglob("*.json"))).read_text()
     assert config_problem(text, "config.json") is None
@@ -397,6 +402,15 @@ def test_pins_survive_a_link_and_show_differences() -> None:
     assert rows.pinned(ask(replace(SMALL, gpus=0)), _answer(SMALL))[0]["field"] == "gpus"  # type: ignore[arg-type]
 
 
+def test_what_a_link_does_not_carry_is_said() -> None:
+    traced = replace(SMALL, trace=TRACE, trace_name="t.csv")
+    assert pins.unpacked(pins.packed([traced, SMALL])) == [SMALL]
+    assert pins.link_note(SMALL, [SMALL]) == "The address of this page reproduces the view."
+    note = pins.link_note(traced, [traced, SMALL])
+    assert "the uploaded t.csv" in note and "1 of 2 pins" in note
+    assert pins.inputs_changed(SMALL, traced) == [("trace", "default", "t.csv")]
+
+
 def test_systems_are_sized_for_the_same_demand() -> None:
     found = rivals.rivals(SMALL, ("h100-sxm", "l4", "h200-sxm"))
     sized = [row for row in found if row.num_gpus]
@@ -490,6 +504,8 @@ def test_a_simulation_can_be_cancelled_and_its_number_is_bounded(monkeypatch: py
     assert job.is_running and job.facts() is None
     with pytest.raises(InputError, match="run on this server already"):
         jobs.Job(SMALL, SMALL.command())
+    assert job.answers(replace(SMALL, gpus=99), [SMALL.command()]) and not job.answers(SMALL, ["moeplan plan x"])
+    assert not job.answers(replace(SMALL, trace=TRACE, trace_name="t.csv"), [SMALL.command()])
     job.cancel()
     assert not job.is_running and job.problem() == "cancelled" and job.facts() is None
     del job

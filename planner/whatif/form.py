@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from planner.engine import engines
 from planner.hardware import systems
@@ -44,11 +44,16 @@ class Field:
         """Choices, and the present value where it is another: a link may hold anything."""
         return [*self.choices] if present in self.choices else [*self.choices, present]
 
-    def range(self, present: Value | None) -> dict[str, Value]:
-        """Step, format and least value of a number; a lower one from a link is shown and complained about."""
-        least = type(self.step)(self.least)
-        least = least if present is None or isinstance(present, str) else min(least, present)
-        return {"step": self.step, "format": "%g" if isinstance(self.step, float) else "%d", "min_value": least}
+    def settings(self, present: Value | None) -> dict[str, Any]:
+        """What its widget takes; a number of a link below the least is shown, and complained about elsewhere."""
+        if self.kind == "number":
+            least = type(self.step)(self.least)
+            least = least if present is None or isinstance(present, str) else min(least, present)
+            return {"step": self.step, "format": "%g" if isinstance(self.step, float) else "%d", "min_value": least}
+        if self.kind == "text":
+            return {}
+        others = {"accept_new_options": True} if self.takes_others else {}
+        return {"options": self.options("" if present is None else present), "format_func": self.shown} | others
 
     def shown(self, value: Value) -> str:
         """A value as words."""

@@ -16,6 +16,7 @@ import tempfile
 import time
 import weakref
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ MAX_JOBS = max(1, (os.cpu_count() or 2) // 2)
 """Simulations of all users of a server that run at once: the pages of the others stay quick."""
 _RUN = "run"
 _ENDING_S = 2.0
-DOWNLOADS = ("report.html", "plan.json", "simulation.json", "comparison.json", "layouts.csv", "requests.csv")
-"""Files of a run folder that are worth a button of their own."""
+_DOWNLOADS = ("report.html", "plan.json", "simulation.json", "comparison.json", "layouts.csv", "requests.csv")
 _running: weakref.WeakSet[Job] = weakref.WeakSet()
 
 
@@ -66,6 +66,10 @@ class Job:
             )
         weakref.finalize(self, _end, self._process, self._folder)
         _running.add(self)
+
+    def answers(self, scenario: Scenario, commands: Iterable[str]) -> bool:
+        """It ran one of `commands` with the uploads that `scenario` has now."""
+        return self.command in commands and self.scenario.uploads == scenario.uploads
 
     @property
     def is_running(self) -> bool:
@@ -115,6 +119,10 @@ class Job:
         """A file of the run folder."""
         path = self._place / _RUN / name
         return path.read_bytes() if path.is_file() else None
+
+    def downloads(self) -> list[tuple[str, bytes]]:
+        """Names and contents of the files of the run folder that are worth a button of their own."""
+        return [(name, data) for name in _DOWNLOADS if (data := self.file(name))]
 
     def archive(self) -> bytes:
         """The run folder of `--out`, as a zip that is the same for the same run."""

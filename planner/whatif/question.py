@@ -196,7 +196,11 @@ def _uploaded(text: str, name: str) -> ModelConfig:
         raise InputError(f"{name}: not valid JSON ({str(error)[:80]}). Choose the config.json of the model.") from None
     if not isinstance(value, dict):
         raise InputError(f"{name}: holds a JSON {type(value).__name__}, not an object. Choose the config.json.")
-    return replace(from_hf(value, Path(name).stem or "uploaded model"), source=f"{name} (uploaded)")
+    stem = Path(name).stem or "uploaded model"
+    try:
+        return replace(from_hf(value, stem), source=f"{name} (uploaded)")
+    except PlannerError as error:
+        raise InputError(f"{name}: {str(error).removeprefix(f'{stem}: ')}") from None
 
 
 def _known_system(scenario: Scenario, faults: _Faults) -> bool:

@@ -174,8 +174,14 @@ def from_query(parameters: Mapping[str, str]) -> tuple[Scenario, list[str]]:
             problems.append(f"The link says {field.name}={shown!r}, which cannot be read: {field.default!r} is taken.")
     if values.get("config"):
         values["config_name"] = safe_name(parameters.get("config_name", "config.json"))
-    problems += [_MISSING[name] for name in parameters.get(LEFT_OUT, "").split(",") if name in _UPLOADS]
+    problems += [_MISSING[name] for name in missed(parameters).get(LEFT_OUT, "").split(",") if name]
     return Scenario(**values), problems  # type: ignore[arg-type]
+
+
+def missed(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The parameter of an address that names uploads which it does not carry, as long as they are not given."""
+    names = [name for name in parameters.get(LEFT_OUT, "").split(",") if name in _UPLOADS]
+    return {LEFT_OUT: ",".join(names)} if names else {}
 
 
 _MISSING = {
