@@ -91,9 +91,9 @@ def _side_bar() -> dict[str, Any]:
         notes = _grid(form.main_fields())
         with st.expander("Advanced"):
             notes |= _grid(form.advanced_fields())
-            notes["config"] = _upload("config", "config.json of a model", "json", 5, config_problem)
+            notes["config"] = _upload("config", "config.json of a model, up to 5 MB", "json", config_problem)
             label = "Trace CSV: arrival_s, prompt_tokens, output_tokens"
-            notes["trace"] = _upload("trace", label, "csv", 20, trace_problem)
+            notes["trace"] = _upload("trace", label, "csv", trace_problem)
     return notes
 
 
@@ -117,10 +117,10 @@ def _input(field: form.Field, place: Any) -> None:
         place.button(f"Drop {upload}", on_click=st.session_state.update, args=(empty,), key=f"drop_{field.upload}")
 
 
-def _upload(field: str, label: str, kind: str, most_mb: int, problem: Callable[[str, str], str | None]) -> Any:
+def _upload(field: str, label: str, kind: str, problem: Callable[[str, str], str | None]) -> Any:
     """A file that replaces the model or the workload if it is good; the form stays as it is if not."""
     key = f"file_{field}"
-    st.file_uploader(label, type=kind, max_upload_size=most_mb, key=key, on_change=_take, args=(field, key, problem))
+    st.file_uploader(label, type=kind, max_upload_size=20, key=key, on_change=_take, args=(field, key, problem))
     place = st.container()
     fault, kept = st.session_state.get(f"bad_{field}", ("", None))
     if fault and kept == _scenario():

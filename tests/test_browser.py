@@ -164,7 +164,7 @@ def test_a_file_that_is_no_model_is_refused_and_nothing_is_lost(page: Any, addre
     expect(page.get_by_text("not valid JSON")).to_be_visible()
     expect(page.get_by_text("neither architectures")).to_have_count(0)
     upload.set_input_files({"name": "config.json", "mimeType": "application/json", "buffer": b" " * 6_000_000})
-    expect(page.get_by_text("5.0MB or smaller").or_(page.get_by_text("5MB or smaller")).first).to_be_visible()
+    expect(page.get_by_text("a config.json has at most 5,000,000")).to_be_visible()
     expect(page.get_by_text("not valid JSON")).to_have_count(0)
     expect(page.locator(".answer")).to_contain_text("4 x H200 SXM")
     expect(page.get_by_role("spinbutton", name="GPUs")).to_have_value("4")
