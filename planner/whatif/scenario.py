@@ -9,6 +9,7 @@ import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 from planner.hardware import system
@@ -215,6 +216,7 @@ def cluster_text(name: str, gpus: int) -> str:
     return f"{name}:1x{gpus}" if gpus <= per_node else f"{name}:{-(-gpus // per_node)}x{per_node}"
 
 
+@lru_cache(maxsize=8)
 def _pack(text: str) -> str:
     return base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode()
 
