@@ -53,7 +53,7 @@ def _system_row(one: Facts, winner: str | None) -> tuple[str, ...]:
         "-" if one["output_tok_per_s_per_mw"] is None else significant(one["output_tok_per_s_per_mw"]),
         _seconds((one["ttft_s"] or {}).get("p95")),
         _seconds((one["tpot_s"] or {}).get("p95")),
-        f"x{one['headroom']:.2f}" if one["headroom"] else "-",
+        _times(one["headroom"], one["headroom_at_least"]) if one["headroom"] else "-",
         "met" if one["meets_slo"] else "missed" if one["feasible"] else "no fit",
     )
 
@@ -154,12 +154,18 @@ def _growth(facts: Facts) -> list[str]:
     if not rows:
         return []
     rates = list(rows[0]["months"])
-    cells = [
-        (row["name"], f"x{row['room']:.2f}", *("-" if m is None else f"{m:.0f} mo" for m in row["months"].values()))
-        for row in rows
-    ]
+    cells = [(row["name"], _times(row["room"], row["room_at_least"]), *_waits(row)) for row in rows]
     header = ["system", "carries", *(f"{rate} a year" for rate in rates)]
     return ["Until the next purchase, by growth of the demand", table(header, cells)]
+
+
+def _waits(row: Facts) -> list[str]:
+    more = "> " if row["room_at_least"] else ""
+    return ["-" if months is None else f"{more}{months:.0f} mo" for months in row["months"].values()]
+
+
+def _times(factor: float, at_least: bool) -> str:
+    return f"{'> ' if at_least else ''}x{factor:.2f}"
 
 
 def _fabric(facts: Facts) -> list[str]:
@@ -247,7 +253,7 @@ def _bands(facts: Facts) -> list[str]:
         for row in rows[::step]
     ]
     title = f"Best output tok/s per GPU by interactivity of {facts['bands']['model']} ({facts['bands']['basis']})"
-    return [title, table(["band", *names, "cheapest", f"against {baseline}"], cells)]
+    return [title, table(["band", *names, "cheapest", f"its tok/s/GPU against {baseline}"], cells)]
 
 
 def _rent_or_buy(facts: Facts) -> list[str]:
