@@ -67,14 +67,31 @@ def _money(facts: Facts) -> list[str]:
         terms = "no price on record" if price is None else f"{price['basis']}, {price['provider']} {price['as_of']}"
         capex = "-" if not one["capex_usd"] else format_usd(one["capex_usd"])
         hour = "-" if price is None else f"{format_usd(price['usd_per_gpu_hour'])}"
-        racks = _count(one["racks"])
-        rows.append((one["name"], hour, _count(one["billed_gpus"]), _count(one["nodes"]), racks, capex, terms))
+        money = one["money"] or {}
+        busy = "-" if money.get("utilisation") is None else f"{money['utilisation']:.0%}"
+        kwh = "-" if money.get("kwh_per_mtok_provisioned") is None else significant(money["kwh_per_mtok_provisioned"])
+        counts = (_count(one["billed_gpus"]), _count(one["nodes"]), _count(one["racks"]))
+        rows.append((one["name"], hour, *counts, capex, busy, kwh, terms))
     if not rows:
         return []
-    header = ["system", "$/GPU-h", "billed GPUs", "nodes", "racks", "capital", "price"]
+    header = ["system", "$/GPU-h", "billed GPUs", "nodes", "racks", "capital", "busy", "kWh/Mtok", "price"]
     widths = max(len(row[-1]) for row in rows)
     padded = [(*row[:-1], row[-1].ljust(widths)) for row in rows]
-    return ["", "What is billed", table(header, padded)]
+    return ["", "What is billed", table(header, padded), *_break_even(facts)]
+
+
+def _break_even(facts: Facts) -> list[str]:
+    lines = []
+    for one in facts["systems"]:
+        found = (one["money"] or {}).get("break_even")
+        if found:
+            verdict = "cheaper" if found["is_cheaper_than_api"] else "dearer"
+            lines.append(
+                f"  {one['name']}: {verdict} than {found['provider'] or 'the API'} at this demand "
+                f"({format_usd(found['api_usd_per_month'])} a month); breaks even at "
+                f"{significant(found['requests_per_s'])} requests/s in the mean, {found['utilisation']:.0%} busy"
+            )
+    return lines
 
 
 def _models(facts: Facts) -> list[str]:
@@ -123,7 +140,7 @@ def _odds(facts: Facts) -> list[str]:
         f"Is the winner the winner? {facts['uncertainty']['draws']:,} draws of prices, demand and prediction errors",
         table(header, rows),
         f'  Demand {facts["question"]["demand_error"]}. "plan enough": share of draws in which the GPUs above suffice.',
-        "  step time: 80 % of measured over predicted, by how much of the prediction is measured.",
+        '  "regret": mean cost beyond the cheapest of each draw. "step time": 80 % of measured over predicted.',
     ]
 
 

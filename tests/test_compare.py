@@ -20,7 +20,7 @@ from planner.compare.question import Demand, DemandError, Offer, Question, parse
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import odds, triangular
 from planner.comparetext import compare_text
-from planner.economics import DEFAULT_TERMS, Terms, bill
+from planner.economics import DEFAULT_TERMS, Api, Terms, bill
 from planner.errors import InputError
 from planner.facts.comparison import comparison_facts
 from planner.facts.plan import plan_facts
@@ -317,6 +317,21 @@ def test_terms_decide_the_plan_as_well_as_the_bill() -> None:
     assert rec.winner is not None
     assert one.num_gpus == rec.winner.num_gpus
     assert one.usd_per_month == pytest.approx(730 * (rec.winner.deployment.usd_per_hour or 0.0))
+
+
+def test_an_api_price_gives_a_break_even_at_the_load_that_costs_as_much(answer: Comparison) -> None:
+    api = Api(usd_per_mtok_input=0.1, usd_per_mtok_output=0.5, as_of="2026-11-01", provider="them")
+    terms = replace(DEFAULT_TERMS, api=api)
+    again = replace(
+        answer,
+        question=replace(answer.question, terms=terms),
+        standings=tuple(standing(s.offer, s.demands, s.entrants, terms) for s in answer.standings),
+    )
+    one = comparison_facts(again, "")["systems"][0]
+    found, workload = one["money"]["break_even"], answer.question.demands[0].workload
+    usd_per_request = (workload.mean_prompt_tokens * 0.1 + workload.mean_output_tokens * 0.5) / 1e6
+    assert found["requests_per_s"] * 730 * 3600 * usd_per_request == pytest.approx(one["usd_per_month"], rel=0.01)
+    assert 0.0 < one["money"]["utilisation"] <= 1.0
 
 
 def test_a_limit_is_asked_of_one_model() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import isfinite, log
-from typing import Any
 
 from planner import __version__
 from planner.compare.comparison import MOST_GROWTH, Comparison
@@ -11,8 +10,9 @@ from planner.compare.entrant import MOST_TESTED, Entrant
 from planner.compare.inverse import demand_text
 from planner.compare.standing import Standing
 from planner.compare.uncertainty import DRAWS, Odds
-from planner.economics import bill, terms_rows, token_costs
+from planner.economics import TokenCosts, bill, terms_rows, token_costs
 from planner.facts.basic import Facts, slo_facts
+from planner.facts.money import money_facts
 from planner.facts.verdict import headline, next_steps, risks
 from planner.units import format_usd
 
@@ -107,7 +107,7 @@ def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
     first, price = _least_sure(one), None if one.bill is None else one.bill.price
     plan, tokens = first.plan, _tokens(one)
     several = len(one.entrants) > 1
-    output_tok_per_s = sum(entrant.plan.get("output_tok_per_s") or 0.0 for entrant in one.entrants) or None
+    output_tok_per_s = _rates(one)[2] or None
     power_w = None if cost is None else cost.facility_power_w
     return {
         "name": one.name,
@@ -164,6 +164,7 @@ def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
         "usd_per_month_interval": None if odds is None else odds.usd_per_month,
         "num_gpus_interval": None if odds is None else odds.num_gpus,
         "sure": _sure(one, odds),
+        "money": _money(one, answer.room.get(one.name, 0.0)),
         "evidence": {key: plan[key] for key in _EVIDENCE if key in plan} if one is answer.winner else None,
         "months_until_next_purchase": _months(
             answer.room.get(one.name, 0.0), answer.question.terms.demand.growth_per_year
@@ -204,16 +205,27 @@ def _model(one: Standing, index: int) -> Facts:
     }
 
 
-def _tokens(one: Standing) -> Any:
+def _rates(one: Standing) -> tuple[float, float, float]:
+    """Requests, input and output tokens per second of all models in the busiest hour."""
+    output = [float(entrant.plan.get("output_tok_per_s") or 0.0) for entrant in one.entrants]
+    requests = [rate / d.workload.mean_output_tokens for rate, d in zip(output, one.demands, strict=True)]
+    prompts = [rate * d.workload.mean_prompt_tokens for rate, d in zip(requests, one.demands, strict=True)]
+    return sum(requests), sum(prompts), sum(output)
+
+
+def _tokens(one: Standing) -> TokenCosts:
     """Costs of tokens: the rates are those of the busiest hour, the month follows the demand profile."""
-    profile = one.terms.demand
-    output = sum(entrant.plan.get("output_tok_per_s") or 0.0 for entrant in one.entrants)
-    share = [
-        (entrant.plan.get("output_tok_per_s") or 0.0) * d.workload.mean_prompt_tokens / d.workload.mean_output_tokens
-        for entrant, d in zip(one.entrants, one.demands, strict=True)
-    ]
-    per_month = profile.per_month
-    return token_costs(one.usd_per_month, per_month(sum(share)), per_month(output), one.terms.allocation)
+    per_month, (_, prompts, output) = one.terms.demand.per_month, _rates(one)
+    return token_costs(one.usd_per_month, per_month(prompts), per_month(output), one.terms.allocation)
+
+
+def _money(one: Standing, room: float) -> Facts | None:
+    """How busy the GPUs billed are, energy per token, and the API to beat; None where nothing runs."""
+    requests, prompts, output = _rates(one)
+    if one.bill is None or not requests:
+        return None
+    carried = requests * max(room, 1.0)
+    return money_facts(one.system, one.num_gpus, one.terms, output, prompts, requests, carried)
 
 
 def _intervals(one: Standing) -> Facts | None:
