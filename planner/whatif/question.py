@@ -127,13 +127,13 @@ def opened(parameters: Mapping[str, str]) -> tuple[Scenario, list[str]]:
     for _ in fields(Scenario):
         if isinstance(found := ask(scenario), Question):
             break
-        scenario, taken = _without(scenario, found[0])
-        said.append(_defaulted(found[0].field, found[0].message, taken))
+        scenario, field, taken = _without(scenario, found[0])
+        said.append(_defaulted(field, found[0].message, taken))
     return scenario, said
 
 
-def _without(scenario: Scenario, problem: Problem) -> tuple[Scenario, str]:
-    """`scenario` without the one field, or the few, behind `problem`; the value taken instead, in words."""
+def _without(scenario: Scenario, problem: Problem) -> tuple[Scenario, str, str]:
+    """`scenario` without the one field, or the few, behind `problem`; which, and what is taken instead, in words."""
     names = _BESIDE.get(problem.field, (problem.field,))
     plain = Scenario()
     single = [(name,) for name in names if problem.field != "config"]
@@ -141,8 +141,9 @@ def _without(scenario: Scenario, problem: Problem) -> tuple[Scenario, str]:
         tried = replace(scenario, **{name: getattr(plain, name) for name in changed})
         left = ask(tried)
         if isinstance(left, Question) or problem not in left:
-            return tried, f"{getattr(plain, changed[0]) or 'the default'} is"
-    return plain, "the first screen is"
+            value = getattr(plain, changed[0])
+            return tried, changed[0], f"{'the default' if value == '' else value} is"
+    return plain, problem.field, "the first screen is"
 
 
 def _defaulted(field: str, message: str, taken: str) -> str:
