@@ -38,7 +38,7 @@ def main() -> None:
         st.session_state.good = scenario
     else:
         found = _complain(found, notes, head)
-    mood = "good" if found.meets_slo else "short" if found.chosen else "bad"
+    mood = "good" if found.is_good else "short" if found.chosen else "bad"
     head.html(f'<div class="answer {mood}" role="status">{escape(f"Estimate: {analytic.headline(found)}")}</div>')
     VIEWS[view](found)
     _footer(found)
@@ -176,7 +176,7 @@ def _footer(found: Answer) -> None:
 
 
 def _plan(found: Answer) -> None:
-    if not found.meets_slo:
+    if not found.is_good:
         _remedies(found)
     if found.chosen is None:
         return

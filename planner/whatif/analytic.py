@@ -10,12 +10,14 @@ import numpy as np
 
 from planner.economics import gpu_hour
 from planner.facts.certainty import chance
+from planner.facts.experts import BINDING_DROPS
 from planner.loads import load_table
 from planner.offload import expert_bytes_per_index
 from planner.steptime import StepTime
 from planner.units import format_bytes, format_chance, format_seconds, format_usd, significant
 from planner.validation.intervals import Ratios, basis_of, interval_table
 from planner.whatif.catalogue import LOAD, Estimate, best, curve, estimates, layout_text, objectives
+from planner.whatif.drops import dropped
 from planner.whatif.question import Problem, Question, ask
 from planner.whatif.scenario import Scenario
 
@@ -60,6 +62,17 @@ class Answer:
     misfits: tuple[tuple[float, str], ...]
     decode: StepTime | None
     prefill: StepTime | None
+    drop_rate: dict[str, float]
+
+    @property
+    def drops(self) -> bool:
+        """A capacity limit drops so much routed work that latencies are those of another model."""
+        return max(self.drop_rate.values(), default=0.0) > BINDING_DROPS
+
+    @property
+    def is_good(self) -> bool:
+        """The SLO is expected to hold, and not by dropping work."""
+        return self.meets_slo and not self.drops
 
     @property
     def meets_slo(self) -> bool:
@@ -81,9 +94,11 @@ def answer(scenario: Scenario) -> Answer | tuple[Problem, ...]:
     found, misfits = estimates(question)
     chosen = best(found)
     decode = prefill = None
+    lost: dict[str, float] = {}
     if chosen is not None:
         decode, prefill = operating_point(question, chosen)
-    return Answer(question, chosen, tuple(found), tuple(misfits), decode, prefill)
+        lost = dropped(chosen)
+    return Answer(question, chosen, tuple(found), tuple(misfits), decode, prefill, lost)
 
 
 def _pinned(scenario: Scenario) -> Scenario:
@@ -146,10 +161,21 @@ def headline(found: Answer) -> str:
         price = f", {format_usd(usd)}/Mtok output" if usd is not None else ""
         tightest = "load" if chosen.worst[0] == LOAD else limit_name(chosen)
         limit = "capacity" if chosen.worst[0] == LOAD else "its limit"
-        return f"{layout} on {gpus}: expected to meet the SLO, {tightest} at {ratio:.0%} of {limit}{price}"
+        verdict = (
+            f"would keep the limits only by dropping work ({_lost(found)})"
+            if found.drops
+            else "expected to meet the SLO"
+        )
+        return f"{layout} on {gpus}: {verdict}, {tightest} at {ratio:.0%} of {limit}{price}"
+    also = f"; the capacity limit drops work ({_lost(found)})" if found.drops else ""
     if chosen.worst[0] == LOAD:
-        return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains"
-    return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit"
+        return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains{also}"
+    return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit{also}"
+
+
+def _lost(found: Answer) -> str:
+    shares = ", ".join(f"{share:.1%} in {phase}" for phase, share in found.drop_rate.items())
+    return f"{shares} of all routed assignments"
 
 
 def limit_name(chosen: Estimate) -> str:

@@ -34,7 +34,7 @@ class Edit:
 def edits(found: Answer) -> list[Edit]:
     """Changes under which the SLO is expected to hold, cheapest first; empty where it holds already."""
     kept: dict[str, Edit] = {}
-    for kind, text, changed in () if found.meets_slo else _tried(found):
+    for kind, text, changed in () if found.is_good else _tried(found):
         edit = None if kind in kept else _checked(text, changed)
         if edit is not None:
             kept[kind] = edit
@@ -43,8 +43,10 @@ def edits(found: Answer) -> list[Edit]:
 
 def shortfall(found: Answer) -> str:
     """What breaks, and by how much."""
-    if found.meets_slo:
+    if found.is_good:
         return ""
+    if found.meets_slo:
+        return "Dropped assignments change what the model answers: no latency here is that of the published model."
     if found.chosen is None:
         return f"Nearest: {found.misfits[0][1]}." if found.misfits else "No layout obeys these choices."
     name, ratio = found.chosen.worst
@@ -55,7 +57,7 @@ def shortfall(found: Answer) -> str:
 
 def _checked(text: str, changed: Scenario) -> Edit | None:
     result = answer(changed)
-    if not isinstance(result, Answer) or not result.meets_slo or result.chosen is None:
+    if not isinstance(result, Answer) or not result.is_good or result.chosen is None:
         return None
     price = gpu_hour(result.question.cluster.system)
     usd = price.usd * result.chosen.num_gpus if price else None

@@ -136,7 +136,14 @@ def pinned(before: Answer | tuple[Problem, ...], now: Answer) -> list[Text]:
         }
         for d in differences(before, now)
     ]
-    return changed + numbers
+    return changed + _dropped(before, now) + numbers
+
+
+def _dropped(before: Answer, now: Answer) -> list[Text]:
+    """What a capacity limit loses in both answers; nothing where neither has one."""
+    old, new = (max(found.drop_rate.values(), default=0.0) for found in (before, now))
+    row = {"": "Dropped assignments", "pinned": f"{old:.1%}", "now": f"{new:.1%}", "percent": ""}
+    return [row | {"change": f"{100 * (new - old):+.1f} points"}] if old or new else []
 
 
 def tornado_caption(rate: float, usd: float | None) -> str:
