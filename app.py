@@ -316,7 +316,7 @@ def _compare(found: Answer) -> None:
     chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=MOST_RIVALS)
     state.in_rivals = ",".join(chosen)
     compared = rivals.rivals(scenario, chosen)
-    st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
+    st.caption(rows.SYSTEMS_CAPTION)
     st.table(rows.systems(compared), hide_index=True)
     with st.container(horizontal=True):
         for row in (row for row in compared if row.scenario):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.whatif import analytic, edits, lab, rows
+from planner.whatif import analytic, edits, lab, rivals, rows
 from planner.whatif.analytic import Answer, answer
 from planner.whatif.scenario import Scenario
 
@@ -30,3 +30,32 @@ def test_an_answer_that_drops_work_is_no_success() -> None:
     tried = edits.edits(found)
     assert tried and all(_answer(edit.scenario).is_good for edit in tried)
     assert _answer(SMALL).is_good
+
+
+def test_systems_are_compared_with_experts_over_more_than_a_node() -> None:
+    (row,) = rivals.rivals(replace(SMALL, ep=16, redundant=8, rate=1.0), ("h100-sxm",))
+    assert "8 are offered" not in row.problem
+    (row,) = rivals.rivals(Scenario(ep=16), ("h200-sxm",))
+    assert (row.problem, row.num_gpus, row.nodes) == ("", 16, 2) and "ep16" in row.layout
+
+
+def test_a_cautious_size_says_with_how_few_gpus_it_may_do() -> None:
+    (row,) = rivals.rivals(Scenario(), ("h200-sxm",))
+    near = analytic.borderline(_answer(Scenario()))
+    assert row.num_gpus == 16 and row.may_do_gpus == near[0].num_gpus == 8
+    assert rows.systems([row])[0]["may do with"] == "8"
+    assert "cautious" in rows.SYSTEMS_CAPTION and "moeplan compare" in rows.SYSTEMS_CAPTION
+
+
+def test_memory_is_blamed_only_where_it_is_short() -> None:
+    said = analytic.headline(_answer(replace(SMALL, gpus=1)))
+    assert "memory is short by" in said
+    for change, says in (
+        ({"ep": 6, "redundant": 16}, "EP 4 or 8 can"),
+        ({"redundant": 3}, "2 or 4 redundant experts do"),
+        ({"residency": "lru", "resident": 99}, "99 resident experts"),
+    ):
+        found = _answer(replace(SMALL, **change))  # type: ignore[arg-type]
+        said = analytic.headline(found)
+        assert says in said and "memory" not in said, said
+        assert says in edits.shortfall(found) and edits.edits(found)

@@ -18,6 +18,7 @@ from planner.units import format_bytes, format_chance, format_seconds, format_us
 from planner.validation.intervals import Ratios, basis_of, interval_table
 from planner.whatif.catalogue import LOAD, Estimate, best, curve, estimates, layout_text, objectives
 from planner.whatif.drops import dropped
+from planner.whatif.misfit import reason
 from planner.whatif.question import Problem, Question, ask
 from planner.whatif.scenario import Scenario
 
@@ -152,8 +153,8 @@ def headline(found: Answer) -> str:
     question, chosen = found.question, found.chosen
     where = f"{question.cluster.num_gpus} x {question.cluster.system.gpu.name}"
     if chosen is None:
-        over = f" by {found.misfits[0][0] - 1:.0%}" if found.misfits and np.isfinite(found.misfits[0][0]) else ""
-        return f"{question.model.name} does not fit {where}: memory is short{over}"
+        fits = "does not fit" if found.misfits and np.isfinite(found.misfits[0][0]) else "cannot be run as asked on"
+        return f"{question.model.name} {fits} {where}: {reason(question, found.misfits)}"
     layout, ratio = chosen.candidate.deployment.layout, chosen.worst[1]
     gpus = f"{chosen.num_gpus} of {where}" if chosen.num_gpus < question.cluster.num_gpus else where
     if chosen.meets_slo:

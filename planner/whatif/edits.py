@@ -13,6 +13,7 @@ from planner.search import MAX_OFFERED_GPUS
 from planner.units import format_usd, significant
 from planner.whatif.analytic import Answer, answer, limit_name
 from planner.whatif.catalogue import LOAD, Estimate, curve, layout_text, objectives
+from planner.whatif.misfit import reason
 from planner.whatif.scenario import Scenario
 
 _WEIGHTS = ("fp8", "int4_g128")
@@ -48,7 +49,8 @@ def shortfall(found: Answer) -> str:
     if found.meets_slo:
         return "Dropped assignments change what the model answers: no latency here is that of the published model."
     if found.chosen is None:
-        return f"Nearest: {found.misfits[0][1]}." if found.misfits else "No layout obeys these choices."
+        why = found.misfits[0][1] if found.misfits else reason(found.question, found.misfits)
+        return f"Nearest: {why}." if found.misfits else f"{why[0].upper()}{why[1:]}."
     name, ratio = found.chosen.worst
     if name == LOAD:
         return f"The nearest layout carries {1 / ratio:.0%} of the demand."
@@ -73,6 +75,8 @@ def _tried(found: Answer) -> Iterator[tuple[str, str, Scenario]]:
     free = replace(scenario, layout="", backend="")
     if scenario.layout:
         yield "layout", "Let the planner choose the layout", free
+    if scenario.ep:
+        yield "ep", "Let the planner choose EP", replace(free, ep=0, redundant=0)
     if scenario.without_knobs() != scenario:
         yield "knobs", "Leave the experts as the engine does", free.without_knobs()
     if found.chosen is not None:

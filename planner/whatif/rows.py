@@ -82,6 +82,7 @@ def systems(rows: Sequence[Rival]) -> list[Text]:
         {
             "system": r.gpu,
             "GPUs": f"{r.num_gpus} ({r.nodes} node{'s' * (r.nodes > 1)})" if r.num_gpus else "none found",
+            "may do with": str(r.may_do_gpus or ""),
             "layout": r.layout or r.problem,
             **{
                 n.replace("_", " ").upper(): format_seconds(dict(r.objectives)[n]) if r.objectives else ""
@@ -96,6 +97,14 @@ def systems(rows: Sequence[Rival]) -> list[Text]:
         }
         for r in rows
     ]
+
+
+SYSTEMS_CAPTION = (
+    "Same model, demand and SLO: the fewest GPUs found of each system, cheapest first. These are cautious estimates, "
+    "for percentiles are taken from the mean by ratios: where a system may do with fewer GPUs, only the simulation "
+    "behind the button (`moeplan compare`) tells."
+)
+"""What the sizes of `systems` are."""
 
 
 def comparison(facts: Mapping[str, Any]) -> list[Text]:
