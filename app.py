@@ -15,7 +15,7 @@ from planner.whatif import analytic, charts, details, edits, form, front, jobs, 
 from planner.whatif.analytic import Answer
 from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
 from planner.whatif.scenario import Scenario, from_query
-from planner.whatif.tornado import tornado
+from planner.whatif.tornado import keeps_slo, tornado
 
 FIELDS = tuple(field.name for field in fields(Scenario))
 WIDGETS = {"select": "selectbox", "slider": "select_slider", "number": "number_input", "text": "text_input"}
@@ -208,10 +208,10 @@ def _plan(found: Answer) -> None:
             st.markdown(f"**A {name} step** takes {rows.total(terms)}")
             _chart(charts.bars(terms, "ms", 1e-3), f"Operations of a {name} step", rows.parts(terms), name)
     with st.expander("What a tenth more or less of each input does"):
-        rate, usd, found_bars = tornado(found)
-        st.caption(rows.plain(rows.tornado_caption(rate, usd)))
-        alt = "Sensitivity of the load within the SLO"
-        _chart(charts.tornado(rate, found_bars), alt, [asdict(bar) for bar in found_bars], "tornado")
+        (rate, usd, found_bars), within = tornado(found), keeps_slo(found)
+        st.caption(rows.plain(rows.tornado_caption(rate, usd, within)))
+        shown, alt = [asdict(bar) for bar in found_bars], "Sensitivity of the load carried"
+        _chart(charts.tornado(rate, found_bars, within), alt, shown, "tornado")
 
 
 def _picked(identity: str, found: Answer) -> None:

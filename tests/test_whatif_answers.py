@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.whatif import analytic, edits, lab, rivals, rows
+from planner.whatif import analytic, charts, edits, lab, rivals, rows
 from planner.whatif.analytic import Answer, answer
 from planner.whatif.scenario import Scenario
+from planner.whatif.tornado import keeps_slo, tornado
 
 SMALL = Scenario(model="mistralai/Mixtral-8x7B-v0.1", system="h100-sxm", gpus=8, rate=4.0)
 DROPPING = replace(SMALL, capacity_factor=1.0, skew="zipf:1")
@@ -59,3 +60,35 @@ def test_memory_is_blamed_only_where_it_is_short() -> None:
         said = analytic.headline(found)
         assert says in said and "memory" not in said, said
         assert says in edits.shortfall(found) and edits.edits(found)
+
+
+def test_a_missed_slo_is_not_called_kept_in_the_tornado() -> None:
+    missed = _answer(replace(SMALL, slo="ttft_p95=2s,tpot_p95=2ms"))
+    assert not keeps_slo(missed) and keeps_slo(_answer(SMALL))
+    rate, usd, bars = tornado(missed)
+    said = rows.tornado_caption(rate, usd, keeps_slo(missed))
+    assert rate > 0 and "misses the SLO" in said and "SLO aside" in said and "within the SLO" not in said
+    assert not [bar for bar in bars if bar.name.startswith("Limit")]
+    assert "SLO aside" in str(charts.tornado(rate, bars, within=False))
+    tight = _answer(replace(SMALL, slo=f"tpot_p95={_least_tpot_ms(1.02):.3f}ms"))
+    slower = next(bar for bar in tornado(tight)[2] if bar.name.startswith("Step time"))
+    assert slower.high_requests_per_s == 0.0 and slower.high_usd_per_mtok is None
+
+
+def _least_tpot_ms(share: float) -> float:
+    """`share` of the p95 TPOT of one request at a time on the layout that is chosen for the least load."""
+    found = _answer(replace(SMALL, slo="tpot_p95=2ms", rate=0.001))
+    assert found.chosen is not None
+    return found.chosen.ratios["tpot_p95"] * 2 * share
+
+
+def test_an_even_load_shows_on_a_white_page() -> None:
+    even = lab.heat(replace(SMALL, ep=4))
+    assert isinstance(even, lab.Heat)
+    scale = str(charts.heat(even))
+    assert charts.EVEN in scale and all(int(charts.EVEN[at : at + 2], 16) < 0xE8 for at in (1, 3, 5))
+
+
+def test_pins_name_the_values_behind_the_defaults() -> None:
+    shown = rows.pinned(_answer(SMALL), _answer(replace(SMALL, system="h200-sxm")))
+    assert (shown[0][""], shown[0]["pinned"], shown[0]["now"]) == ("system", "h100-sxm", "h200-sxm")

@@ -25,7 +25,9 @@ def _no_layout(question: Question) -> str:
     gpus = question.cluster.num_gpus
     if scenario.ep and scenario.ep not in degrees:
         copies = scenario.redundant
-        near = _nearest(scenario.ep, sorted({each.ep for each in every if not copies or _takes(question, each, copies)}))
+        near = _nearest(
+            scenario.ep, sorted({each.ep for each in every if not copies or _takes(question, each, copies)})
+        )
         return f"no replica on {gpus} GPUs spreads its experts over EP {scenario.ep}: EP {near} can"
     spread = [layout for layout in every if layout.ep > 1 and layout.ep == (scenario.ep or layout.ep)]
     if scenario.redundant and not any(_takes(question, layout, scenario.redundant) for layout in spread):

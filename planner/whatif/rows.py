@@ -15,6 +15,7 @@ from planner.whatif.lab import Heat, Lab, Measures
 from planner.whatif.pins import differences, inputs_changed
 from planner.whatif.question import Problem
 from planner.whatif.rivals import Rival
+from planner.whatif.scenario import Scenario
 
 Text = dict[str, str]
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#$~<>|:])")
@@ -134,7 +135,17 @@ def pinned(before: Answer | tuple[Problem, ...], now: Answer) -> list[Text]:
     if not isinstance(before, Answer):
         return [{"field": problem.field, "problem": problem.message} for problem in before]
     inputs = inputs_changed(before.question.scenario, now.question.scenario)
-    changed = [{"": name, "pinned": old, "now": new, "change": "", "percent": ""} for name, old, new in inputs]
+    sides = before.question.scenario, now.question.scenario
+    changed = [
+        {
+            "": name,
+            "pinned": _given(sides[0], name, old),
+            "now": _given(sides[1], name, new),
+            "change": "",
+            "percent": "",
+        }
+        for name, old, new in inputs
+    ]
     numbers = [
         {
             "": d.name,
@@ -148,6 +159,12 @@ def pinned(before: Answer | tuple[Problem, ...], now: Answer) -> list[Text]:
     return changed + _dropped(before, now) + numbers
 
 
+def _given(scenario: Scenario, name: str, shown: str) -> str:
+    """The value behind a default, where it says more than that the planner chooses."""
+    value = getattr(scenario, name, "") if shown == "default" else shown
+    return str(value or shown)
+
+
 def _dropped(before: Answer, now: Answer) -> list[Text]:
     """What a capacity limit loses in both answers; nothing where neither has one."""
     old, new = (max(found.drop_rate.values(), default=0.0) for found in (before, now))
@@ -155,10 +172,15 @@ def _dropped(before: Answer, now: Answer) -> list[Text]:
     return [row | {"change": f"{100 * (new - old):+.1f} points"}] if old or new else []
 
 
-def tornado_caption(rate: float, usd: float | None) -> str:
+def tornado_caption(rate: float, usd: float | None, within: bool = True) -> str:
     """What the bars start from."""
     price = f" at {format_usd(usd)} per million output tokens" if usd is not None else ""
-    return f"The layout stays and carries {significant(rate)} requests/s within the SLO{price}. A bar is one input."
+    said = f"The layout stays and carries {significant(rate)} requests/s"
+    if within:
+        return f"{said} within the SLO{price}. A bar is one input."
+    return (
+        f"This layout misses the SLO even with one request at a time. {said} with the SLO aside{price}; so do the bars."
+    )
 
 
 def quantiles(values: Sequence[float]) -> list[Text]:
