@@ -13,6 +13,7 @@ from planner.errors import InputError
 from planner.hardware import systems
 from planner.whatif import analytic, charts, details, edits, form, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer
+from planner.whatif.bottleneck import bottleneck
 from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
 from planner.whatif.scenario import Scenario, from_query
 from planner.whatif.tornado import keeps_slo, tornado
@@ -49,8 +50,7 @@ def _restore() -> None:
     """The form of the last run; on the first one that of the address."""
     state = st.session_state
     if "in_model" in state:
-        for name in FIELDS:  # widgets that are not drawn would lose their values
-            state[f"in_{name}"] = state[f"in_{name}"]
+        state.update({f"in_{n}": state[f"in_{n}"] for n in FIELDS})  # widgets that are not drawn would lose theirs
         return
     scenario, problems = from_query(st.query_params.to_dict())
     _fill(scenario)
@@ -60,8 +60,7 @@ def _restore() -> None:
 
 def _fill(scenario: Scenario, view: str | None = None) -> None:
     """Put a scenario into the form."""
-    for name, value in asdict(scenario).items():
-        st.session_state[f"in_{name}"] = value
+    st.session_state.update({f"in_{name}": value for name, value in asdict(scenario).items()})
     st.session_state.view = view or st.session_state.get("view")
 
 
@@ -183,7 +182,7 @@ def _plan(found: Answer) -> None:
     _tiles(analytic.tiles(found))
     if (job := st.session_state.get("run")) and job.scenario == found.question.scenario and (facts := job.facts()):
         st.success(rows.plain(f"Simulated: {outcome.verdict(facts)}"))
-    st.markdown(f"**Bottleneck.** {analytic.bottleneck(found)}")
+    st.markdown(f"**Bottleneck.** {bottleneck(found)}")
     st.caption(analytic.sure_sentence(found))
     for near in analytic.borderline(found):
         st.markdown(analytic.borderline_sentence(near))
@@ -221,7 +220,7 @@ def _picked(identity: str, found: Answer) -> None:
         with st.container(border=True, key="details"):
             st.markdown(f"**{rows.plain(analytic.headline(other))}**")
             _tiles(analytic.tiles(other))
-            st.markdown(analytic.bottleneck(other))
+            st.markdown(bottleneck(other))
             st.button("Use this layout", on_click=_fill, args=(asked,), key="use_layout")
 
 

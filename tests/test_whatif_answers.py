@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.whatif import analytic, charts, edits, lab, rivals, rows
-from planner.whatif.analytic import Answer, answer
+from planner.whatif.analytic import Answer, Tile, answer
+from planner.whatif.bottleneck import bottleneck
 from planner.whatif.scenario import Scenario
 from planner.whatif.tornado import keeps_slo, tornado
 
@@ -92,3 +93,40 @@ def test_an_even_load_shows_on_a_white_page() -> None:
 def test_pins_name_the_values_behind_the_defaults() -> None:
     shown = rows.pinned(_answer(SMALL), _answer(replace(SMALL, system="h200-sxm")))
     assert (shown[0][""], shown[0]["pinned"], shown[0]["now"]) == ("system", "h100-sxm", "h200-sxm")
+
+
+def test_the_bottleneck_is_that_of_the_binding_objective() -> None:
+    first = _answer(replace(SMALL, slo="ttft_p95=300ms,tpot_p95=10s"))
+    assert first.chosen is not None and first.prefill is not None and first.chosen.worst[0] == "ttft_p95"
+    said = bottleneck(first)
+    largest = max(first.prefill.terms, key=lambda name: float(first.prefill.terms[name]))  # type: ignore[union-attr]
+    assert "prefill binds" in said and "decode step" not in said
+    assert largest.replace("_", " ") in said or largest in ("attention", "all_reduce", "dispatch", "combine", "host")
+    assert "A decode step" in bottleneck(_answer(replace(SMALL, slo="tpot_p95=50ms")))
+
+
+def _range(tile: Tile) -> tuple[float, float]:
+    low, high = (part.split()[0].strip("$").replace(",", "") for part in tile.interval.split(" to "))
+    return float(low), float(high)
+
+
+def test_throughput_price_and_user_rate_have_intervals() -> None:
+    light, full = (_answer(replace(SMALL, **change)) for change in ({}, {"users": 400, "slo": "tpot_p95=1s"}))  # type: ignore[arg-type]
+    for found in (light, full):
+        tiles = {tile.label: tile for tile in analytic.tiles(found)}
+        assert found.chosen is not None and found.chosen.usd_per_mtok_output is not None
+        per_user = _range(tiles["Per user"])
+        assert per_user[0] < 1 / found.chosen.candidate.tpot_s < per_user[1]
+        rate, price = _range(tiles["Throughput"]), _range(tiles["Price per Mtok"])
+        per_gpu = found.chosen.output_tok_per_s / found.chosen.num_gpus
+        assert rate[0] * price[1] == rate[1] * price[0] or abs(rate[0] * price[1] / (rate[1] * price[0]) - 1) < 0.03
+        assert rate[1] <= per_gpu * 1.01 if found is light else rate[0] < per_gpu < rate[1]
+    assert Tile("TTFT p95", "1 s", "mean 162 ms", "", "").help == "Mean 162 ms."
+
+
+def test_no_more_gpus_are_used_than_were_offered() -> None:
+    found, fits = _answer(replace(SMALL, gpus=12)), _answer(SMALL)
+    assert found.question.cluster.num_gpus == 8 and found.chosen is not None and found.chosen.num_gpus <= 8
+    assert "12 offered, whole nodes of 8" in analytic.headline(found)
+    assert "h100-sxm:1x8" in analytic.plan_command(found)
+    assert "offered" not in analytic.headline(fits) and _answer(replace(SMALL, gpus=3)).question.cluster.num_gpus == 3
