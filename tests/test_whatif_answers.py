@@ -130,3 +130,15 @@ def test_no_more_gpus_are_used_than_were_offered() -> None:
     assert "12 offered, whole nodes of 8" in analytic.headline(found)
     assert "h100-sxm:1x8" in analytic.plan_command(found)
     assert "offered" not in analytic.headline(fits) and _answer(replace(SMALL, gpus=3)).question.cluster.num_gpus == 3
+
+
+def test_remedies_of_a_missed_slo_try_other_systems_and_smaller_weights_cheapest_first() -> None:
+    missed = _answer(replace(SMALL, gpus=2, rate=60.0))
+    tried = edits.edits(missed)
+    assert 3 <= len(tried) <= 5 and all(_answer(edit.scenario).is_good for edit in tried)
+    assert {edit.scenario.weights for edit in tried} > {""}
+    assert {edit.scenario.system for edit in tried} > {"h100-sxm"}
+    prices = [edit.usd_per_hour for edit in tried if edit.usd_per_hour is not None]
+    assert prices == sorted(prices)
+    stored_in_fp8 = edits._others(_answer(Scenario()), Scenario())
+    assert [changed.weights for kind, _, changed in stored_in_fp8 if changed.weights] == ["int4_g128"]

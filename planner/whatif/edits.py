@@ -14,12 +14,15 @@ from planner.units import format_usd, significant
 from planner.whatif.analytic import Answer, answer, limit_name
 from planner.whatif.catalogue import LOAD, Estimate, curve, layout_text, objectives
 from planner.whatif.misfit import reason
+from planner.whatif.question import Question, ask
 from planner.whatif.scenario import Scenario
 
 _WEIGHTS = ("fp8", "int4_g128")
-_MOST = 4
+_SMALLER = 0.9
+"""Weights count as smaller from here; other scales alone save less."""
+_MOST = 5
 _RIVALS = ("h200-sxm", "b200-sxm", "mi355x", "gb200-nvl72")
-"""Systems that are tried where the asked one cannot hold the model: the larger measured ones."""
+"""Systems that are tried where the asked one does not do: the measured ones with most memory."""
 _STEPS = (2, 4, 8)
 
 
@@ -82,17 +85,35 @@ def _tried(found: Answer) -> Iterator[tuple[str, str, Scenario]]:
     if found.chosen is not None:
         yield from _less(found, free)
         yield from _more(found, free)
-        return
+    else:
+        yield from _sizes(found, free)
+    # Neither cures drops, and drawing what a capacity limit drops on every other system would take seconds.
+    for kind, text, changed in () if found.drops else _others(found, free):
+        yield kind, text, changed
+        other = answer(changed)
+        if isinstance(other, Answer) and other.chosen is not None and not other.meets_slo:
+            for _, more, larger in _more(other, changed):
+                yield kind, f"{text}, {more}", larger
+
+
+def _others(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:
+    """Smaller weights and other systems."""
+    for fmt in _WEIGHTS:
+        smaller = ask(changed := replace(free, weights=fmt))
+        if isinstance(smaller, Question) and smaller.model.weight_bytes < _SMALLER * found.question.model.weight_bytes:
+            yield fmt, f"{fmt} weights (check answer quality)", changed
+    for name in _RIVALS:
+        if name != free.system and name in systems():
+            yield name, f"{system(name).gpu.name} instead", replace(free, system=name)
+
+
+def _sizes(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:
+    """Larger offers, for a model that does not fit."""
     sizes = sorted({found.question.cluster.num_gpus * step for step in _STEPS})
     reaches = found.question.cluster.system.scale_out is not None
     for gpus in sizes:
         if gpus <= MAX_OFFERED_GPUS and (reaches or gpus <= found.question.cluster.system.gpus_per_node):
             yield "gpus", f"{gpus} GPUs", replace(free, gpus=gpus)
-    for fmt in _WEIGHTS if not scenario.weights else ():
-        yield "weights", f"{fmt} weights (check answer quality)", replace(free, weights=fmt)
-    for name in _RIVALS:
-        if name != scenario.system and name in systems():
-            yield name, f"{system(name).gpu.name} instead", replace(free, system=name)
 
 
 def _less(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:
