@@ -117,10 +117,17 @@ def test_throughput_price_and_user_rate_have_intervals() -> None:
         assert found.chosen is not None and found.chosen.usd_per_mtok_output is not None
         per_user = _range(tiles["Per user"])
         assert per_user[0] < 1 / found.chosen.candidate.tpot_s < per_user[1]
+        if found is light:
+            assert analytic._carried(found) == (1.0, 1.0) and found.chosen.ratios["load"] < 0.3
+            assert "set by the load" in tiles["Throughput"].interval and "set by" in tiles["Price per Mtok"].interval
+            continue
         rate, price = _range(tiles["Throughput"]), _range(tiles["Price per Mtok"])
         per_gpu = found.chosen.output_tok_per_s / found.chosen.num_gpus
-        assert rate[0] * price[1] == rate[1] * price[0] or abs(rate[0] * price[1] / (rate[1] * price[0]) - 1) < 0.03
-        assert rate[1] <= per_gpu * 1.01 if found is light else rate[0] < per_gpu < rate[1]
+        assert rate[0] < per_gpu < rate[1] and price[0] < found.chosen.usd_per_mtok_output < price[1]
+        assert abs(rate[0] * price[1] / (per_gpu * found.chosen.usd_per_mtok_output) - 1) < 0.02
+    near = replace(SMALL, gpus=2, rate=25.0)
+    low, high = analytic._carried(_answer(near))
+    assert low < 1.0 <= high
     assert Tile("TTFT p95", "1 s", "mean 162 ms", "", "").help == "Mean 162 ms."
 
 

@@ -206,14 +206,14 @@ def tiles(found: Answer) -> list[Tile]:
     rate = chosen.output_tok_per_s / question.workload.mean_output_tokens
     load = f"output tokens at {significant(rate)} requests/s, {chosen.ratios[LOAD]:.0%} of capacity"
     slow, fast = _carried(found)
-    spread = f"{significant(per_gpu * slow)} to {significant(per_gpu * fast)} tok/s/GPU"
+    spread = f"{_spread(significant(per_gpu * slow), significant(per_gpu * fast))} tok/s/GPU"
     tiles.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", load, spread, origin))
     price = gpu_hour(question.cluster.system)
     source = f"{price.basis} {format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else ""
     usd = "unknown" if chosen.usd_per_mtok_output is None else format_usd(chosen.usd_per_mtok_output)
     hourly = f", {format_usd(price.usd * chosen.num_gpus)}/h" if price else ""
     paid = chosen.usd_per_mtok_output
-    spread = "" if paid is None else f"{format_usd(paid / fast)} to {format_usd(paid / slow)}"
+    spread = "" if paid is None else _spread(format_usd(paid / fast), format_usd(paid / slow))
     counts = f"output tokens at this load{hourly}"
     tiles.append(Tile("Price per Mtok", usd, counts, spread, source or "no price on record"))
     low, high = _bounds(found, "output_tok_s_per_gpu", candidate.capacity_per_s)
@@ -285,6 +285,11 @@ def _latency(found: Answer, name: str, value: float, limit: float) -> Tile:
     bounds = f"{format_seconds(value * ratios.low)} to {format_seconds(value * ratios.high)}"
     counts = f"all requests, limit {format_seconds(limit)}"
     return Tile(f"{_NAMES[metric]} {statistic}", format_seconds(value), counts, bounds, _origin(found))
+
+
+def _spread(low: str, high: str) -> str:
+    """Two bounds as text; one where an open load that is carried anyway sets the number."""
+    return f"{low} to {high}" if low != high else f"set by the load, {low}"
 
 
 def _per_user(found: Answer) -> Tile:

@@ -22,7 +22,7 @@ _SMALLER = 0.9
 """Weights count as smaller from here; other scales alone save less."""
 _MOST = 5
 _RIVALS = ("h200-sxm", "b200-sxm", "mi355x", "gb200-nvl72")
-"""Systems that are tried where the asked one does not do: the measured ones with most memory."""
+"""Systems that are tried where the asked one does not do: the measured ones with most memory, by price."""
 _STEPS = (2, 4, 8)
 
 
@@ -36,13 +36,15 @@ class Edit:
 
 
 def edits(found: Answer) -> list[Edit]:
-    """Changes under which the SLO is expected to hold, cheapest first; empty where it holds already."""
+    """The first five changes that are found to make the answer good, cheapest first; empty where it is good already."""
     kept: dict[str, Edit] = {}
     for kind, text, changed in () if found.is_good else _tried(found):
         edit = None if kind in kept else _checked(text, changed)
         if edit is not None:
             kept[kind] = edit
-    return sorted(kept.values(), key=lambda e: (e.usd_per_hour is None, e.usd_per_hour or 0.0))[:_MOST]
+        if len(kept) == _MOST:  # further systems, tried in the order of their price, cost half a second each
+            break
+    return sorted(kept.values(), key=lambda e: (e.usd_per_hour is None, e.usd_per_hour or 0.0))
 
 
 def shortfall(found: Answer) -> str:
