@@ -13,9 +13,10 @@ from planner.errors import InputError
 from planner.hardware import systems
 from planner.whatif import analytic, charts, details, edits, form, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer
+from planner.whatif.bottleneck import bottleneck
 from planner.whatif.question import MOST_RIVALS, config_problem, opened, rival_names, trace_problem
 from planner.whatif.scenario import Scenario, missed, safe_name
-from planner.whatif.tornado import tornado
+from planner.whatif.tornado import keeps_slo, tornado
 
 FIELDS = tuple(field.name for field in fields(Scenario))
 WIDGETS = {"select": "selectbox", "slider": "select_slider", "number": "number_input", "text": "text_input"}
@@ -40,7 +41,7 @@ def main() -> None:
         head.warning("The answer below is to your last valid question: correct the field marked red.")
         found = analytic.answer(st.session_state.good)
     st.session_state.good = found.question.scenario
-    mood = "good" if found.meets_slo else "short" if found.chosen else "bad"
+    mood = "good" if found.is_good else "short" if found.chosen else "bad"
     head.html(f'<div class="answer {mood}" role="status">{escape(f"Estimate: {analytic.headline(found)}")}</div>')
     _footer(found, VIEWS[view](found) or analytic.command(found))
     _remember(view)
@@ -167,14 +168,14 @@ def _footer(found: Answer, command: str) -> None:
 
 
 def _plan(found: Answer) -> None:
-    if not found.meets_slo:
+    if not found.is_good:
         _remedies(found)
     if found.chosen is None:
         return
     _tiles(analytic.tiles(found))
     if (job := st.session_state.get("run")) and job.scenario == found.question.scenario and (facts := job.facts()):
         st.success(rows.plain(f"Simulated: {outcome.verdict(facts)}"))
-    st.markdown(f"**Bottleneck.** {analytic.bottleneck(found)}")
+    st.markdown(f"**Bottleneck.** {bottleneck(found)}")
     st.caption(analytic.sure_sentence(found))
     for near in analytic.borderline(found):
         st.markdown(analytic.borderline_sentence(near))
@@ -200,10 +201,10 @@ def _plan(found: Answer) -> None:
             st.markdown(f"**A {name} step** takes {rows.total(terms)}")
             _chart(charts.bars(terms, "ms", 1e-3), f"Operations of a {name} step", rows.parts(terms), name)
     with st.expander("What a tenth more or less of each input does"):
-        rate, usd, found_bars = tornado(found)
-        st.caption(rows.plain(rows.tornado_caption(rate, usd)))
-        alt = "Sensitivity of the load within the SLO"
-        _chart(charts.tornado(rate, found_bars), alt, [asdict(bar) for bar in found_bars], "tornado")
+        (rate, usd, found_bars), within = tornado(found), keeps_slo(found)
+        st.caption(rows.plain(rows.tornado_caption(rate, usd, within)))
+        shown, alt = [asdict(bar) for bar in found_bars], "Sensitivity of the load carried"
+        _chart(charts.tornado(rate, found_bars, within), alt, shown, "tornado")
 
 
 def _clicked() -> None:  # from now on the click counts, no longer the list below the chart
@@ -218,7 +219,7 @@ def _picked(identity: str, found: Answer) -> None:
         with st.container(border=True, key="details"):
             st.markdown(f"**{rows.plain(analytic.headline(other))}**")
             _tiles(analytic.tiles(other))
-            st.markdown(analytic.bottleneck(other))
+            st.markdown(bottleneck(other))
             st.button("Use this layout", on_click=_fill, args=(asked,), key="use_layout")
 
 
@@ -314,7 +315,7 @@ def _compare(found: Answer) -> str:
     chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=MOST_RIVALS)
     state.in_rivals = ",".join(chosen) if tuple(chosen) != rival_names("") else ""
     compared = rivals.rivals(scenario, chosen)
-    st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
+    st.caption(rows.SYSTEMS_CAPTION)
     st.table(rows.systems(compared), hide_index=True)
     with st.container(horizontal=True):
         for row in (row for row in compared if row.scenario):

@@ -27,6 +27,7 @@ from planner.model.catalog import CONFIGS
 from planner.search import Search
 from planner.whatif import analytic, catalogue, charts, details, edits, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer, answer
+from planner.whatif.bottleneck import bottleneck
 from planner.whatif.form import KNOBS, advanced_fields, knob_fields, main_fields
 from planner.whatif.question import MAX_TRACE_ROWS, Question, ask, config_problem, opened, trace_problem
 from planner.whatif.scenario import Scenario, cluster_text, from_query, safe_name
@@ -264,17 +265,17 @@ def test_the_cheapest_layout_that_meets_the_slo_is_chosen_and_its_load_only_cost
     assert all(not e.meets_slo for e in fewer)
     start = time.process_time()
     other = _answer(replace(SMALL, rate=4.5))
-    analytic.headline(other), analytic.tiles(other), analytic.bottleneck(other), front.cloud(other)
+    analytic.headline(other), analytic.tiles(other), bottleneck(other), front.cloud(other)
     assert time.process_time() - start < 0.3
 
 
 def test_the_answer_says_what_it_counts_how_sure_it_is_and_what_binds() -> None:
     found = _answer(SMALL)
     tiles = {tile.label: tile for tile in analytic.tiles(found)}
-    assert {"TTFT p95", "TPOT p95", "Throughput", "Price per Mtok", "Carries at most"} == set(tiles)
+    assert {"TTFT p95", "TPOT p95", "Per user", "Throughput", "Price per Mtok", "Carries at most"} == set(tiles)
     assert " to " in tiles["TPOT p95"].interval and "limit" in tiles["TPOT p95"].counts and tiles["TPOT p95"].origin
     assert "rental" in tiles["Price per Mtok"].origin and "202" in tiles["Price per Mtok"].origin
-    sentence = analytic.bottleneck(found)
+    sentence = bottleneck(found)
     assert "reading expert weights" in sentence and "KV runs out at" in sentence and "twice as many" in sentence
     assert 0 < (analytic.chance_of_slo(found) or 0) < 1
     assert sum(found.origin_share.values()) == pytest.approx(1)
