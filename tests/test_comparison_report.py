@@ -16,6 +16,7 @@ from planner import report
 from planner.errors import InputError
 from planner.report.comparison import comparison_page
 from planner.report.pdf import print_pdf
+from planner.report.rows import table_of
 from planner.runfolder import rewrite_report, write_comparison
 from tests.comparison_facts import COMPARISON
 from tests.test_report import FACTS, Page
@@ -64,6 +65,21 @@ def test_summary_table_states_the_facts() -> None:
     assert "h200-sxm:8x8 is cheapest at 0.5 x the demand, gb200-nvl72:18x4 from 4 x." in findings.values()
     assert "Another system wins at an end of price." in findings["What would change the answer"]
     assert "mi300x:4x8 is not measured" in findings["Layouts and what limits them"]
+
+
+def test_results_that_all_systems_share_are_still_told() -> None:
+    row = {"topic": "fabric", "change": "domain 8 -> 72 GPUs", "model": "M", "num_gpus_before": 8, "layout": "tp8 ep8"}
+    rows = [
+        row | {"system": name, "num_gpus_after": after, "note": ""}
+        for name, after in (("h200-sxm", 8), ("b200-sxm", 8), ("l40s", None), ("mi300x", 1024))
+    ]
+    told = table_of(rows)
+    assert told is not None
+    assert told.header == ("System", "Change", "Number of GPUs before", "Layout", "Number of GPUs after")
+    assert [line[2] for line in told.rows] == ["8"] * 4
+    assert [line[-1] for line in told.rows] == ["no change", "no change", "not possible", "1,024"]
+    alike = table_of(rows[:2])
+    assert alike is not None and alike.header == told.header
 
 
 def test_page_is_inert_and_self_contained() -> None:
