@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -65,6 +66,24 @@ def test_summary_table_states_the_facts() -> None:
     assert "h200-sxm:8x8 is cheapest at 0.5 x the demand, gb200-nvl72:18x4 from 4 x." in findings.values()
     assert "Another system wins at an end of price." in findings["What would change the answer"]
     assert "mi300x:4x8 is not measured" in findings["Layouts and what limits them"]
+
+
+def test_headroom_and_bands_say_what_they_are() -> None:
+    made = comparison_page(COMPARISON)
+    assert ("Headroom", "2.25 x", "the asked demand") in made.tiles
+    tables = {section.title: section.tables for section in made.evidence}
+    assert [row[2] for row in tables["Layouts and what limits them"][0].rows][:2] == ["2.25 x", "at least 3 x"]
+    speed, usd = tables["Best system by interactivity"]
+    assert speed.header[1] == usd.header[1] == "Cheapest"
+    assert speed.header[-1] == "Its tok/s/GPU against h100-sxm:16x8"
+    rows = [row | {"usd_per_mtok_output": dict.fromkeys(row["values"])} for row in COMPARISON["bands"]["rows"]]
+    unpriced = comparison_page(COMPARISON | {"bands": COMPARISON["bands"] | {"rows": rows}})
+    bands = next(section for section in unpriced.evidence if section.title == "Best system by interactivity")
+    assert bands.tables[0].header[1] == "Fastest"
+    assert len(bands.tables) == 1 and bands.tables[0].rows[0][1] == "h200-sxm:8x8"
+    partly = comparison_page(COMPARISON | {"bands": {"rows": [COMPARISON["bands"]["rows"][0], rows[1]]}})
+    bands = next(section for section in partly.evidence if section.title == "Best system by interactivity")
+    assert [row[1] for row in bands.tables[0].rows] == ["h200-sxm:8x8", "h200-sxm:8x8 (fastest, no price)"]
 
 
 def test_results_that_all_systems_share_are_still_told() -> None:
@@ -153,7 +172,40 @@ def test_folders_without_facts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"top": "edited", "step": 3}')
     with pytest.raises(InputError, match="cannot be shown"):
         rewrite_report(tmp_path)
+    whole = {"question": {"model": "toy"}, "headline": "tp8", "command": "moeplan plan toy"}
+    (tmp_path / "plan.json").write_text(json.dumps(whole | {"top": "edited", "step": 3}))
+    with pytest.raises(InputError, match=r"cannot be shown \("):
+        rewrite_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "lacking"),
+    [
+        ({"kind": "comparison"}, "question, headline, systems, command"),
+        (COMPARISON | {"systems": []}, "systems"),
+        (COMPARISON | {"systems": [{"num_gpus": 8}]}, "names of its systems"),
+        (COMPARISON | {"systems": 6}, "names of its systems"),
+        ({key: value for key, value in COMPARISON.items() if key != "kind"}, "kind"),
+    ],
+)
+def test_comparisons_with_too_few_facts_are_refused(facts: dict[str, Any], lacking: str, tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=rf"comparison\.json: cannot be shown, for it lacks {lacking}\. "):
+        rewrite_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.json"]
+
+
+def test_table_of_systems_is_flat(tmp_path: Path) -> None:
+    models = [{"model": "A", "num_gpus": 8, "ttft_s": {"p95": 0.5}}, {"model": "B", "num_gpus": 16, "settings": None}]
+    launch = [{"engine": "vllm 0.33.0", "role": "", "commands": [], "note": "none", "num_gpus": 8}]
+    own = COMPARISON["systems"][0] | {"models": models, "launch": launch, "evidence": {"cdf": {"ttft_s": [0.1]}}}
+    write_comparison(tmp_path / "run", COMPARISON | {"systems": [own, *COMPARISON["systems"][1:]]})
+    text = (tmp_path / "run" / "systems.csv").read_text()
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert "{" not in text and "[" not in text
+    assert not [name for name in row if name.startswith(("launch", "evidence"))]
+    assert (row["models_0_model"], row["models_0_ttft_s_p95"], row["models_1_num_gpus"]) == ("A", "0.5", "16")
 
 
 def test_without_a_printer_the_message_names_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from planner import decisionfigures
 from planner.report.blocks import Section, Table
 from planner.report.outlook import launch, sensitivity_table
 from planner.report.rows import named, table_of, without_empty
-from planner.report.wording import described, duration, money, number, spread, title
+from planner.report.wording import described, duration, headroom, money, number, spread, title
 
 Facts = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ def _layouts(facts: Facts) -> Section | None:
         (
             str(row.get("name")),
             str(row.get("layout") or "–"),
-            f"{row['headroom']:.2g} x" if row.get("headroom") else "–",
+            headroom(row),
             str(row.get("problem") or row.get("binding") or "–"),
             *(_share(row, origin) for origin in ("measured", "interpolated", "extrapolated", "roofline")),
         )
@@ -143,28 +143,44 @@ def _bands(facts: Facts) -> Section | None:
     if not rows:
         return None
     winners = list(dict.fromkeys(str(row["best"]) for row in rows if row.get("best")))
-    finding = f"Leading in at least one band of interactivity: {', '.join(winners) or 'none'}."
+    leader = _leader(rows)
+    finding = f"{leader} in at least one band of interactivity: {', '.join(winners) or 'none'}."
     basis = str(bands.get("basis") or "")
     finding += f" {basis[:1].upper()}{basis[1:]}." if basis else ""
-    tables = [_band_table(rows, "values", "Output tok/s per GPU from tok/s per user", str(bands.get("baseline")))]
-    if any(row.get("usd_per_mtok_output") for row in rows):
+    tables = [_band_table(rows, "values", "Output tok/s per GPU from tok/s per user", bands.get("baseline"))]
+    if leader == "Cheapest":
         tables.append(_band_table(rows, "usd_per_mtok_output", "$ per Mtok output from tok/s per user", None))
     return Section("Best system by interactivity", finding, tuple(tables))
 
 
 def _band_table(rows: Sequence[Facts], key: str, heading: str, baseline: str | None) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.get(key) or {}))
-    header = [heading, "Best", *names, *([f"Best against {baseline}"] if baseline else [])]
+    leader = _leader(rows)
+    header = [heading, leader, *names, *([f"Its tok/s/GPU against {baseline}"] if baseline else [])]
     cells = [
         (
             number(row.get("tok_per_s_per_user"), whole=True),
-            str(row.get("best") or "none"),
+            _led(row, is_priced=leader == "Cheapest"),
             *(number((row.get(key) or {}).get(name)) for name in names),
             *([_percent(row.get("vs_baseline_pct"))] if baseline else []),
         )
         for row in rows
     ]
     return without_empty(header, cells, {1})
+
+
+def _led(row: Facts, is_priced: bool) -> str:
+    """The system that leads a band; where none that is so fast has a price, the fastest is named as such."""
+    best = row.get("best")
+    if is_priced and best and (row.get("usd_per_mtok_output") or {}).get(best) is None:
+        return f"{best} (fastest, no price)"
+    return str(best or "none")
+
+
+def _leader(rows: Sequence[Facts]) -> str:
+    """What the best system of a band is: the cheapest, or the fastest where no price is known."""
+    is_priced = any(usd is not None for row in rows for usd in (row.get("usd_per_mtok_output") or {}).values())
+    return "Cheapest" if is_priced else "Fastest"
 
 
 def _percent(value: float | None) -> str:
@@ -252,7 +268,7 @@ def _models(facts: Facts) -> Section | None:
             str(model.get("layout") or "–"),
             number(model.get("num_gpus"), whole=True),
             *(duration((model.get(metric) or {}).get("p95")) for metric in ("ttft_s", "tpot_s")),
-            number(model.get("headroom")),
+            headroom(model),
         )
         for name, model in rows
     ]
