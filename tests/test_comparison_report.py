@@ -20,6 +20,7 @@ from planner.report.pdf import print_pdf
 from planner.report.rows import table_of
 from planner.runfolder import rewrite_report, write_comparison
 from tests.comparison_facts import COMPARISON
+from tests.test_outlook import OUTLOOK
 from tests.test_report import FACTS, Page
 
 
@@ -101,8 +102,46 @@ def test_results_that_all_systems_share_are_still_told() -> None:
     assert alike is not None and alike.header == told.header
 
 
+_KEYS = ("memory", "step", "cdf", "timeline", "slo")
+
+
+def _with_evidence() -> dict[str, Any]:
+    evidence = {key: FACTS[key] for key in _KEYS} | {"heat": OUTLOOK["heat"]}
+    own, *others = copy.deepcopy(COMPARISON["systems"])
+    own["ttft_s"]["p95"], own["tpot_s"]["p95"] = 0.6, 0.045
+    return COMPARISON | {"systems": [own | {"evidence": evidence}, *others]}
+
+
+def test_run_of_the_winner_is_shown_as_in_a_plan() -> None:
+    facts = _with_evidence()
+    text = report.html(facts)
+    order = [
+        "Rent or buy</h2>",
+        *(
+            f"{name}: h200-sxm:8x8, tp8 ep8 x4</h2>"
+            for name in (
+                "Latency of requests",
+                "Queue and batch over time",
+                "Where a step spends its time",
+                "Memory of the fullest GPU",
+                "Load of the ranks by layer",
+            )
+        ),
+        "How the uncertainty was drawn</h2>",
+    ]
+    places = [text.index(name) for name in order]
+    assert places == sorted(places)
+    assert text.count("<svg") == 4 + 5
+    assert "95% of requests see a TTFT below 600 ms (tightest limit 2.00 s)." in text
+    parsed = Page(text)
+    assert parsed.open == [] and len(parsed.ids) == len(set(parsed.ids))
+    for evidence in _without(facts["systems"][0]["evidence"], 1):
+        systems = [facts["systems"][0] | {"evidence": evidence}, *facts["systems"][1:]]
+        assert report.markdown(facts | {"systems": systems}).startswith("# ")
+
+
 def test_page_is_inert_and_self_contained() -> None:
-    hostile = copy.deepcopy(COMPARISON)
+    hostile = copy.deepcopy(_with_evidence())
     name = '<script>alert("1")</script>'
     hostile["systems"][0]["name"] = hostile["winner"] = name
     hostile["cost_curve"][name] = hostile["cost_curve"].pop("h200-sxm:8x8")

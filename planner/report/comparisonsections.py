@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from planner import decisionfigures
 from planner.report.blocks import Section, Table
 from planner.report.outlook import launch, sensitivity_table
 from planner.report.rows import named, table_of, without_empty
+from planner.report.sections import run_evidence
 from planner.report.wording import described, duration, headroom, money, number, spread, title
 
 Facts = Mapping[str, Any]
@@ -18,7 +20,18 @@ Facts = Mapping[str, Any]
 def comparison_evidence(facts: Facts) -> list[Section]:
     """Sections behind the answer, in reading order."""
     found = (build(facts) for build in _EVIDENCE)
-    return [section for section in found if section is not None]
+    behind = (build(facts) for build in _BEHIND)
+    return [section for section in (*found, *_winner_run(facts), *behind) if section is not None]
+
+
+def _winner_run(facts: Facts) -> list[Section]:
+    """What a plan shows of its run, of the winner's."""
+    winner = named(facts, facts.get("winner"))
+    if not winner.get("evidence"):
+        return []
+    known = {metric: winner[metric] for metric in ("ttft_s", "tpot_s") if (winner.get(metric) or {}).get("p95")}
+    name = f"{winner['name']}, {winner['layout']}" if winner.get("layout") else str(winner["name"])
+    return [replace(section, title=f"{section.title}: {name}") for section in run_evidence(known | winner["evidence"])]
 
 
 def _layouts(facts: Facts) -> Section | None:
@@ -347,8 +360,5 @@ _EVIDENCE = (
     _listed("growth", "Until the next purchase", "How far today's choice carries a growing demand."),
     _listed("doubles", "If the model doubles", "The same demand with a larger model."),
     _listed("rent_or_buy", "Rent or buy", "Cumulative cost of renting and of owning."),
-    _uncertainty,
-    _launch,
-    _cautions,
-    _assumptions,
 )
+_BEHIND = (_uncertainty, _launch, _cautions, _assumptions)
