@@ -87,6 +87,22 @@ def test_headroom_and_bands_say_what_they_are() -> None:
     assert [row[1] for row in bands.tables[0].rows] == ["h200-sxm:8x8", "h200-sxm:8x8 (fastest, no price)"]
 
 
+def test_growth_beyond_what_was_tried_is_a_bound() -> None:
+    rows = [
+        {"name": name, "room": 4.0, "room_at_least": bound, "months": {"25%": 74.6}}
+        for name, bound in (("h200-sxm:8x8", True), ("h100-sxm:16x8", False))
+    ]
+    tables = {
+        section.title: section.tables for section in comparison_page(COMPARISON | {"growth": {"rows": rows}}).evidence
+    }
+    growth = tables["Until the next purchase"][0]
+    assert growth.header == ("Name", "Room", "Months at 25%")
+    assert growth.rows[0][1:] == ("at least 4.00", "at least 74.6") and growth.rows[1][1:] == ("4.00", "74.6")
+    costs = tables["What it costs"][0]
+    months = costs.header.index("Months to next purchase")
+    assert [row[months] for row in costs.rows][:2] == ["at least 7.00", "7.00"]
+
+
 def test_results_that_all_systems_share_are_still_told() -> None:
     row = {"topic": "fabric", "change": "domain 8 -> 72 GPUs", "model": "M", "num_gpus_before": 8, "layout": "tp8 ep8"}
     rows = [
@@ -135,6 +151,9 @@ def test_run_of_the_winner_is_shown_as_in_a_plan() -> None:
     assert "95% of requests see a TTFT below 600 ms (tightest limit 2.00 s)." in text
     parsed = Page(text)
     assert parsed.open == [] and len(parsed.ids) == len(set(parsed.ids))
+    fleet = [{"model": "A", "layout": "tp2"}, {"model": "B", "layout": "tp4"}]
+    several = report.markdown(facts | {"systems": [facts["systems"][0] | {"models": fleet}]})
+    assert "## Memory of the fullest GPU: h200-sxm:8x8, A, tp2\n" in several
     for evidence in _without(facts["systems"][0]["evidence"], 1):
         systems = [facts["systems"][0] | {"evidence": evidence}, *facts["systems"][1:]]
         assert report.markdown(facts | {"systems": systems}).startswith("# ")

@@ -30,7 +30,10 @@ def _winner_run(facts: Facts) -> list[Section]:
     if not winner.get("evidence"):
         return []
     known = {metric: winner[metric] for metric in ("ttft_s", "tpot_s") if (winner.get(metric) or {}).get("p95")}
-    name = f"{winner['name']}, {winner['layout']}" if winner.get("layout") else str(winner["name"])
+    # The run of a fleet is that of its first model.
+    models = winner.get("models") or []
+    shown = [models[0].get("model"), models[0].get("layout")] if len(models) > 1 else [winner.get("layout")]
+    name = ", ".join(str(part) for part in (winner["name"], *shown) if part)
     return [replace(section, title=f"{section.title}: {name}") for section in run_evidence(known | winner["evidence"])]
 
 
@@ -100,6 +103,7 @@ def _money(facts: Facts) -> Section | None:
         "total",
     ]
     header += ["Months to next purchase", "$ per GPU-hour", "Basis", "As of"]
+    bounds = [row.get("name") for row in (facts.get("growth") or {}).get("rows") or () if row.get("room_at_least")]
     cells = [
         (
             str(row["name"]),
@@ -109,7 +113,7 @@ def _money(facts: Facts) -> Section | None:
             number(row.get("racks"), whole=True),
             money(row.get("capex_usd") or None),
             *(number(row.get(f"usd_per_mtok_{kind}")) for kind in ("input", "output", "total")),
-            number(row.get("months_until_next_purchase")),
+            _until_next(row, bounds),
             number((row.get("price") or {}).get("usd_per_gpu_hour")),
             *(str((row.get("price") or {}).get(key) or "–") for key in ("basis", "as_of")),
         )
@@ -118,6 +122,12 @@ def _money(facts: Facts) -> Section | None:
     cheap = min(rows, key=lambda row: row["usd_per_month"])
     finding = f"{cheap['name']} costs least: {money(cheap['usd_per_month'])} a month."
     return Section("What it costs", finding, (without_empty(header, cells, {0, 11, 12}),), style="small")
+
+
+def _until_next(row: Facts, bounds: Sequence[Any]) -> str:
+    """Months until the next purchase, from below where the system is one of `bounds`."""
+    months = row.get("months_until_next_purchase")
+    return f"at least {number(months)}" if months is not None and row["name"] in bounds else number(months)
 
 
 def _front(facts: Facts) -> Section | None:
@@ -270,8 +280,13 @@ def _reached(value: float | None) -> str:
 
 
 def _models(facts: Facts) -> Section | None:
-    rows = [(system["name"], model) for system in facts.get("systems") or () for model in system.get("models") or ()]
-    if len({model.get("model") for _, model in rows}) < 2:
+    # Where the least headroom of a fleet is a bound, that of each model is one.
+    rows = [
+        (system["name"], model, system.get("headroom_at_least", False))
+        for system in facts.get("systems") or ()
+        for model in system.get("models") or ()
+    ]
+    if len({model.get("model") for _, model, _ in rows}) < 2:
         return None
     header = ("System", "Model", "Layout", "GPUs", "TTFT p95", "TPOT p95", "Headroom")
     cells = [
@@ -281,9 +296,9 @@ def _models(facts: Facts) -> Section | None:
             str(model.get("layout") or "–"),
             number(model.get("num_gpus"), whole=True),
             *(duration((model.get(metric) or {}).get("p95")) for metric in ("ttft_s", "tpot_s")),
-            headroom(model),
+            headroom({"headroom_at_least": at_least} | model),
         )
-        for name, model in rows
+        for name, model, at_least in rows
     ]
     finding = "Every model has GPUs of its own in the cluster."
     return Section("The models of the fleet", finding, (without_empty(header, cells, {0, 1, 2}),))
@@ -358,7 +373,7 @@ _EVIDENCE = (
     _listed("inverse", "The question the other way round", "What a fixed budget, power or number of racks buys."),
     _listed("fabric", "Another fabric", "GPUs that each change of the network would take."),
     _listed("growth", "Until the next purchase", "How far today's choice carries a growing demand."),
-    _listed("doubles", "If the model doubles", "The same demand with a larger model."),
+    _listed("doubles", "If the model doubles", "The same demand with a larger model and with longer prompts."),
     _listed("rent_or_buy", "Rent or buy", "Cumulative cost of renting and of owning."),
 )
 _BEHIND = (_uncertainty, _launch, _cautions, _assumptions)

@@ -12,6 +12,8 @@ _WORDS = (str, bool)
 _FIRST = ("system", "name")
 _LABELS = ("topic", "model")
 """Columns that only tell rows apart."""
+_BOUND = "room_at_least"
+"""Says of a row that its numbers are bounds from below: more demand was not tried."""
 
 
 def named(facts: Mapping[str, Any], name: object) -> Mapping[str, Any]:
@@ -35,7 +37,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     flat = [dict(_flat(row)) for row in rows]
     keys = list(dict.fromkeys(key for row in flat for key in row))
     keys = [key for key in keys if key not in _LABELS or len({str(row.get(key)) for row in flat}) > 1]
-    keys.sort(key=lambda key: key not in _FIRST)
+    keys = sorted((key for key in keys if key != _BOUND), key=lambda key: key not in _FIRST)
     if not keys:
         return None
     cells = [[_result(key, row) for key in keys] for row in flat]
@@ -44,14 +46,18 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def _result(key: str, row: Mapping[str, Any]) -> str:
-    """The cell of `key`; a number after a change says so where nothing changed or nothing can be had any more."""
+    """The cell of `key`; a number after a change says so where nothing changed or nothing can be had any more.
+
+    A number of a row of bounds says that it is one.
+    """
     value, before = row.get(key), row.get(f"{key.removesuffix('_after')}_before")
     if key.endswith("_after") and before is not None:
         if value is None:
             return "not possible"
         if value == before:
             return "no change"
-    return described(key, value)
+    is_bound = row.get(_BOUND) and isinstance(value, int | float)
+    return f"{'at least ' if is_bound else ''}{described(key, value)}"
 
 
 def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
