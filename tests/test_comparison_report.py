@@ -151,9 +151,10 @@ def test_run_of_the_winner_is_shown_as_in_a_plan() -> None:
     assert "95% of requests see a TTFT below 600 ms (tightest limit 2.00 s)." in text
     parsed = Page(text)
     assert parsed.open == [] and len(parsed.ids) == len(set(parsed.ids))
-    fleet = [{"model": "A", "layout": "tp2"}, {"model": "B", "layout": "tp4"}]
+    latencies = {metric: facts["systems"][0][metric] for metric in ("ttft_s", "tpot_s")}
+    fleet = [{"model": "A", "layout": "tp2"}, {"model": "B", "layout": "tp4"} | latencies]
     several = report.markdown(facts | {"systems": [facts["systems"][0] | {"models": fleet}]})
-    assert "## Memory of the fullest GPU: h200-sxm:8x8, A, tp2\n" in several
+    assert "## Memory of the fullest GPU: h200-sxm:8x8, B, tp4\n" in several
     for evidence in _without(facts["systems"][0]["evidence"], 1):
         systems = [facts["systems"][0] | {"evidence": evidence}, *facts["systems"][1:]]
         assert report.markdown(facts | {"systems": systems}).startswith("# ")

@@ -30,11 +30,18 @@ def _winner_run(facts: Facts) -> list[Section]:
     if not winner.get("evidence"):
         return []
     known = {metric: winner[metric] for metric in ("ttft_s", "tpot_s") if (winner.get(metric) or {}).get("p95")}
-    # The run of a fleet is that of its first model.
-    models = winner.get("models") or []
-    shown = [models[0].get("model"), models[0].get("layout")] if len(models) > 1 else [winner.get("layout")]
-    name = ", ".join(str(part) for part in (winner["name"], *shown) if part)
+    parts = [winner["name"], *_shown(winner)]
+    name = ", ".join(str(part) for part in parts if part)
     return [replace(section, title=f"{section.title}: {name}") for section in run_evidence(known | winner["evidence"])]
+
+
+def _shown(winner: Facts) -> list[Any]:
+    """Layout of the run behind the evidence of `winner`, in a fleet after its model: the one of the same latencies."""
+    models = winner.get("models") or []
+    if len(models) < 2:
+        return [winner.get("layout")]
+    same = [m for m in models if all(m.get(metric) == winner.get(metric) for metric in ("ttft_s", "tpot_s"))]
+    return [same[0].get("model"), same[0].get("layout")] if len(same) == 1 else []
 
 
 def _layouts(facts: Facts) -> Section | None:
