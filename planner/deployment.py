@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from planner.capacity import buffer_limit
 from planner.cost import StepCost
-from planner.economics import DEFAULT_TERMS, Terms, hourly_usd, usd_per_mtok
+from planner.economics import DEFAULT_TERMS, Terms, TokenCosts, hourly_usd, served_costs
 from planner.engine import Engine, Limits
 from planner.enginespec import EngineSpec
 from planner.epochs import EpochTimer
@@ -205,7 +205,7 @@ class Run:
     worst_objective: str
     worst_ratio: float
     output_tok_per_s: float
-    usd_per_mtok_output: float | None
+    token_costs: TokenCosts
     expert_steps: ExpertSteps | None
     num_rebalances: int
     rebalance_stall_s: float
@@ -216,6 +216,11 @@ class Run:
     def meets_slo(self) -> bool:
         """True when every objective holds and the queue does not grow."""
         return self.worst_ratio <= 1.0
+
+    @property
+    def usd_per_mtok_output(self) -> float | None:
+        """$ per million output tokens by the rule of the terms, None when the price is unknown."""
+        return self.token_costs.usd_per_mtok_output
 
     @property
     def num_gpus(self) -> int:
@@ -241,16 +246,14 @@ def run(
     check_context(deployment.model, workload)
     # Replicas on one link to the host slow each other down: they are simulated together.
     least = deployment.replicas_per_root if deployment.offload else 1
-    replicas = min(deployment.layout.replicas, max_replicas or max(least, simulated_replicas(deployment, workload)))
-    users = workload.arrivals.concurrency
-    replicas = min(replicas, users) if users else replicas
-    share = replicas / deployment.layout.replicas
+    users, most = workload.arrivals.concurrency, deployment.layout.replicas
+    replicas = min(most, users or most, max_replicas or max(least, simulated_replicas(deployment, workload)))
+    share = replicas / most
     timer = _timer(deployment, replicas)
     offered = scaled(workload, share)
     if share < 1:
-        offered = offered.with_num_requests(
-            min(workload.num_requests, max(MIN_REQUESTS, int(workload.num_requests * share)))
-        )
+        fewer = max(MIN_REQUESTS, int(workload.num_requests * share))
+        offered = offered.with_num_requests(min(workload.num_requests, fewer))
     outages = ready = None
     if failures is not None:
         plan, ready = plan_outages(deployment.cost(), deployment.limits, deployment.memory, failures)
@@ -267,18 +270,18 @@ def run(
     summary = simulation.summary(slo, warmup=0.0 if outages and outages.incidents else None)
     objective, ratio = worst_objective(summary)
     tok_per_s = summary.output_tok_per_s / share
-    usd = usd_per_mtok(deployment.usd_per_hour, 1, tok_per_s, deployment.terms.demand.mean_over_peak)
+    usd = served_costs(deployment.usd_per_hour, tok_per_s, workload, deployment.terms)
     drawn = None
     if timer.loads:
         routed = tokens_of(simulation.steps, deployment.tactics.query_tokens)
         drawn = expert_steps(timer.loads, timer.misses, routed, _encoder_share(deployment.model))
-    pauses = (0, 0.0, 0.0)
+    moves = (0, 0.0, 0.0)
     if isinstance(timer, EpochTimer):
-        pauses = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
+        moves = (timer.num_rebalances, timer.stalled_s, timer.moved_bytes)
     failed = report(outages, ready, simulation) if outages and ready else None
     if failed and failed.num_dropped and ratio <= 1.0:
         objective, ratio = "requests lost with a replica", _UNSTABLE_RATIO
-    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *pauses, failed)
+    return Run(deployment, workload, slo, summary, simulation, objective, ratio, tok_per_s, usd, drawn, *moves, failed)
 
 
 def _timer(deployment: Deployment, replicas: int) -> CostTimer | UbatchTimer | EpochTimer:
@@ -286,9 +289,8 @@ def _timer(deployment: Deployment, replicas: int) -> CostTimer | UbatchTimer | E
     cost, experts = deployment.cost(), deployment.experts
     whole, ubatch_tokens = tactic_timer(cost, deployment.limits), deployment.engine.ubatch_tokens
     timer = UbatchTimer(whole, ubatch_tokens) if ubatch_tokens else whole
-    if deployment.model.moe is None or not (experts.drift or experts.rebalance_steps):
-        return timer
-    return EpochTimer(timer, cost, replicas * deployment.layout.pp)
+    shifts = deployment.model.moe is not None and (experts.drift or experts.rebalance_steps)
+    return EpochTimer(timer, cost, replicas * deployment.layout.pp) if shifts else timer
 
 
 def _encoder_share(model: ModelConfig) -> float:
@@ -300,9 +302,8 @@ def _encoder_share(model: ModelConfig) -> float:
 def check_context(model: ModelConfig, workload: Workload) -> None:
     """WorkloadError when lengths that were stated one by one, or the mean of a distribution, exceed the context."""
     stated = workload.turns is None and workload.prompt.kind not in ("uniform", "lognormal")
-    tokens = workload.max_prompt_tokens + workload.max_output_tokens
-    if not stated:
-        tokens = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
+    mean = int(workload.mean_prompt_tokens + workload.mean_output_tokens)
+    tokens = workload.max_prompt_tokens + workload.max_output_tokens if stated else mean
     if 0 < model.max_context < tokens and not any(layer.stack == "encoder" for layer in model.layers):
         raise WorkloadError(
             f"{workload.name}: {tokens:,} tokens of prompt and answer exceed the {model.max_context:,} that "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from planner.facts.prices import rule_note
 from planner.launchtext import launch_lines
 from planner.tables import table
 from planner.text import plan_text
@@ -71,7 +72,8 @@ def pools_text(facts: Facts) -> str:
                 left=3,
             ),
             "",
-            f"  {_usd(facts['usd_per_mtok_output'])}, {_number(facts['requests_per_s'])} requests/s, "
+            f"  {_usd(facts['usd_per_mtok_output'])}{rule_note(facts['allocation'])}, "
+            f"{_number(facts['requests_per_s'])} requests/s, "
             f"{_number(facts['decode']['mean_seqs_per_rank'])} sequences per decode rank, "
             f"{facts['num_preemptions']:,} preemptions, {facts['num_rejected']:,} rejected",
             f"  {facts['num_requests']:,} requests ({facts['num_measured']:,} measured), {facts['num_steps']:,} steps, "
@@ -127,7 +129,7 @@ def _two_pools_lines(pools: Facts) -> list[str]:
     lines = [
         f"In two pools: {winner['name']} on {winner['num_gpus']} GPUs of {pools['cluster']}: {verdict}, "
         f"{winner['worst_objective']} at {winner['worst_ratio']:.0%} of its limit, "
-        f"{_usd(winner['usd_per_mtok_output'])}",
+        f"{_usd(winner['usd_per_mtok_output'])}{rule_note(winner['allocation'])}",
         "",
         table(
             ["", "mean", "p50", "p95", "p99"],

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from planner.experttext import balance_lines, outside_lines, run_lines
+from planner.facts.prices import rule_note
 from planner.facts.tactics import tactic_lines
 from planner.failuretext import incident_lines
 from planner.launchtext import launch_lines
+from planner.moneytext import money_lines
 from planner.tables import table
 from planner.units import format_bytes, format_chance, format_count, format_seconds, format_usd, significant
 
@@ -154,6 +156,7 @@ def _winner_lines(facts: Facts) -> list[str]:
         ),
         f"  {significant(facts['output_tok_per_s'])} output tok/s, "
         f"{significant(facts['output_tok_per_s_per_gpu'])} per GPU at the demanded load",
+        *money_lines(facts),
         *_prefix_lines(facts),
         *run_lines(facts["experts"]),
         "",
@@ -228,7 +231,7 @@ def simulation_text(facts: Facts) -> str:
                 ],
             ),
             "",
-            f"  {_usd(facts['usd_per_mtok_output'])} per Mtok output, "
+            f"  {_usd(facts['usd_per_mtok_output'])} per Mtok output{rule_note(facts['allocation'])}, "
             f"{_number(facts['requests_per_s'])} requests/s, "
             f"{_number(facts['mean_decode_seqs_per_rank'])} sequences per rank, "
             f"KV peak {facts['kv_utilisation_peak']:.0%}, {facts['num_preemptions']:,} preemptions, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from planner.economics import (
 from planner.economics.ranges import MANY_QUOTES, TYPICAL_SPREAD
 from planner.errors import InputError
 from planner.hardware import system, systems
+from planner.text import plan_text
 from planner.tomlfile import parse, to_toml
 
 OWN = """
@@ -123,6 +125,8 @@ PRICE = '[[price]]\nsystem = "h100-sxm"\nbasis = "rental"\nusd = 2.0\n'
         (PRICE + 'currency = "USD"\nas_of = "last week"', ("last week", "2026-11-22")),
         (PRICE + 'currency = "USD"\nas_of = "2026-13"', ("2026-13",)),
         (PRICE + 'currency = "USD"\nas_of = "2026-02-30"', ("2026-02-30",)),
+        (PRICE + 'currency = "USD"\nas_of = "2099-01-01"', ("2099-01-01", "lies after today", "the day of the quote")),
+        ('[api]\nusd_per_mtok_output = 1.1\nas_of = "2099"', ("API price", "2099", "lies after today")),
         (PRICE.replace("h100-sxm", "h10") + 'currency = "USD"\nas_of = "2026"', ("'h10'", "h100-sxm")),
         (PRICE.replace("2.0", "-2.0") + 'currency = "USD"\nas_of = "2026"', ("positive", "-2")),
         (PRICE.replace("2.0", "280000") + 'currency = "USD"\nas_of = "2026"', ("280000", "per node")),
@@ -326,7 +330,14 @@ def test_plan_and_simulate_charge_what_the_terms_say(moeplan: Any, tmp_path: Pat
     cost = bill(system("h100-sxm"), gpus, terms)
     assert cost.basis == "owned" and cost.billed_gpus == 16 and gpus <= 4
     made = terms.demand.per_month(facts["output_tok_per_s"])
-    assert facts["usd_per_mtok_output"] == pytest.approx(token_costs(cost.usd_per_month, 0, made).usd_per_mtok_output)
+    costs = token_costs(cost.usd_per_month, made * 512 / 64, made, Allocation("1:4"))
+    for kind in ("input", "output", "total"):
+        assert facts[f"usd_per_mtok_{kind}"] == pytest.approx(getattr(costs, f"usd_per_mtok_{kind}"))
+    assert facts["allocation"] == costs.rule and costs.rule in facts["headline"]
+    assert costs.rule in plan_text(facts) and "break-even" in plan_text(facts)
+    at_demand = next(row for row in facts["cost_curve"] if row["demand_factor"] == 1)
+    assert at_demand["usd_per_mtok_output"] == pytest.approx(costs.usd_per_mtok_output)
+    assert facts["money"]["break_even"]["usd_per_month"] == pytest.approx(cost.usd_per_month)
     rows = {row["name"]: row for row in facts["assumptions"]}
     assert "quote 4711" in rows["h100-sxm cost of owning"]["source"] and rows["owning.years"]["value"] == "5.0"
     kept = json.loads((out / "inputs.json").read_text(encoding="utf-8"))["terms"]
@@ -338,7 +349,17 @@ def test_plan_and_simulate_charge_what_the_terms_say(moeplan: Any, tmp_path: Pat
     facts = json.loads(text)
     made = terms.demand.per_month(facts["output_tok_per_s"])
     assert code == 0
-    assert facts["usd_per_mtok_output"] == pytest.approx(token_costs(cost.usd_per_month, 0, made).usd_per_mtok_output)
+    costs = token_costs(cost.usd_per_month, made * 512 / 64, made, Allocation("1:4"))
+    assert facts["usd_per_mtok_output"] == pytest.approx(costs.usd_per_mtok_output)
+    assert facts["allocation"] == costs.rule
+
+
+def test_tomorrow_is_the_last_day_of_a_quote() -> None:
+    today = date.today()
+    assert StatedPrice("h100-sxm", "rental", 2.0, None, "USD", (today + timedelta(days=1)).isoformat())
+    assert StatedPrice("h100-sxm", "rental", 2.0, None, "USD", f"{today:%Y-%m}")
+    with pytest.raises(InputError, match="after today"):
+        StatedPrice("h100-sxm", "rental", 2.0, None, "USD", (today + timedelta(days=3)).isoformat())
 
 
 def test_a_faulty_terms_file_ends_a_plan_before_it_starts(moeplan: Any, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ FLOORS = [
     {"disaggregation"},
     {"facts", "figures", "decisionfigures", "compare"},
     {"tables"},
-    {"experttext", "failuretext", "fleettext", "afdtext", "comparetext", "launchtext"},
+    {"experttext", "failuretext", "fleettext", "afdtext", "comparetext", "launchtext", "moneytext"},
     {"report", "options", "text"},
     {"pooltext"},
     {"runfolder", "sweep"},

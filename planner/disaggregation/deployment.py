@@ -19,7 +19,7 @@ from planner.deployment import (
 from planner.disaggregation.handover import Handover
 from planner.disaggregation.simulation import PoolsSimulation, simulate_pools
 from planner.disaggregation.transfer import KvRoute, kv_route
-from planner.economics import DEFAULT_TERMS, Terms, hourly_usd, usd_per_mtok
+from planner.economics import DEFAULT_TERMS, Terms, TokenCosts, hourly_usd, served_costs
 from planner.engine import Engine, Limits
 from planner.errors import DoesNotFit, InputError, LayoutError
 from planner.experts import AS_SERVED, ExpertSettings
@@ -96,13 +96,18 @@ class PoolsRun:
     worst_objective: str
     worst_ratio: float
     output_tok_per_s: float
-    usd_per_mtok_output: float | None
+    token_costs: TokenCosts
     simulated_share: float
 
     @property
     def meets_slo(self) -> bool:
         """True when every objective holds and the queue does not grow."""
         return self.worst_ratio <= 1.0
+
+    @property
+    def usd_per_mtok_output(self) -> float | None:
+        """$ per million output tokens by the rule of the terms, None when the price is unknown."""
+        return self.token_costs.usd_per_mtok_output
 
     @property
     def num_gpus(self) -> int:
@@ -273,7 +278,7 @@ def _judged(
     summaries = [_with_decode_waits(summary, simulation) for summary in summaries]
     objective, ratio = worst_objective(summaries[0])
     tok_per_s = summaries[0].output_tok_per_s / share
-    usd = usd_per_mtok(deployment.usd_per_hour, 1, tok_per_s, deployment.prefill.terms.demand.mean_over_peak)
+    usd = served_costs(deployment.usd_per_hour, tok_per_s, workload, deployment.prefill.terms)
     return PoolsRun(
         deployment, workload, slo, summaries[0], summaries[1], simulation, objective, ratio, tok_per_s, usd, share
     )

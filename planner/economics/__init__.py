@@ -60,6 +60,7 @@ from planner.economics.tokens import (
     nodes_needed,
     profit_margin,
     revenue_usd,
+    served_costs,
     token_costs,
     usd_per_mtok,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "rental_usd_per_gpu_hour",
     "revenue_usd",
     "scaled_power_w",
+    "served_costs",
     "sinking_fund_factor",
     "terms_rows",
     "terms_tables",

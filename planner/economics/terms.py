@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, Literal
 
 from planner.economics.demand import FLAT, DemandProfile
-from planner.economics.refusal import not_negative, positive, refuse_unless, within
+from planner.economics.refusal import RefusedTermError, not_negative, positive, refuse_unless, within
 from planner.errors import InputError, nearest
 from planner.hardware import Price, System
 from planner.hardware.plausibility import PRICE_BOUNDS
@@ -301,12 +301,18 @@ PATHS = _paths()
 
 
 def check_date(as_of: str, where: str) -> None:
-    """Refuse what is no year, month or day from 2000 on."""
+    """Refuse what is no year, month or day from 2000 to tomorrow; a year or a month counts from its first day."""
     refuse_unless(bool(as_of), f'{where}: no date. Write when it was quoted, such as as_of = "2026-11-22"')
     sentence = f"{where}: as_of {as_of!r} is no date. Write 2026, 2026-11 or 2026-11-22"
     refuse_unless(bool(_DATE.fullmatch(as_of)), sentence)
     year, month, day = (*as_of.split("-"), "01", "01")[:3]
     try:
-        date(int(year), int(month), int(day))
+        stated = date(int(year), int(month), int(day))
     except ValueError:
-        refuse_unless(False, sentence)
+        raise RefusedTermError(sentence) from None
+    # A day of grace: it may be tomorrow already where the quote was written.
+    today = date.today()
+    refuse_unless(
+        stated <= today + timedelta(days=1),
+        f"{where}: as_of {as_of} lies after today, {today.isoformat()}. State the day of the quote",
+    )

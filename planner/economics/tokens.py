@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from planner.economics.demand import HOURS_PER_MONTH
 from planner.economics.refusal import not_negative, positive, refuse_unless
-from planner.economics.terms import Allocation, Api
+from planner.economics.terms import Allocation, Api, Terms
 from planner.units import HOUR_S
+from planner.workload import Workload
 
 TOKENS_PER_MTOK = 1e6
 _OUTPUT_ONLY = Allocation()
@@ -81,16 +82,28 @@ def token_costs(
     not_negative("input tokens per month", input_tok_per_month)
     not_negative("output tokens per month", output_tok_per_month)
     weight_input, weight_output = rule.weights
-    weighted = (weight_input * input_tok_per_month + weight_output * output_tok_per_month) / TOKENS_PER_MTOK
-    tokens = (input_tok_per_month + output_tok_per_month) / TOKENS_PER_MTOK
+    weighted = weight_input * input_tok_per_month + weight_output * output_tok_per_month
+    tokens = input_tok_per_month + output_tok_per_month
     if usd_per_month is None or weighted == 0:
         return TokenCosts(None, None, None, rule.name)
+    usd = usd_per_month * TOKENS_PER_MTOK
     return TokenCosts(
-        usd_per_month * weight_input / weighted if input_tok_per_month else None,
-        usd_per_month * weight_output / weighted if output_tok_per_month else None,
-        usd_per_month / tokens,
+        usd * weight_input / weighted if input_tok_per_month else None,
+        usd * weight_output / weighted if output_tok_per_month else None,
+        usd / tokens,
         rule.name,
     )
+
+
+def served_costs(usd_per_hour: float | None, output_tok_per_s: float, workload: Workload, terms: Terms) -> TokenCosts:
+    """Costs of the tokens of a fleet that gives `output_tok_per_s` in the busiest hour, by the rule of `terms`.
+
+    `usd_per_hour` is the bill in the mean of the month. Prompts come in the mean proportion of `workload`; every token
+    of theirs counts, also one that a prefix cache holds.
+    """
+    made = HOUR_S * output_tok_per_s * terms.demand.mean_over_peak
+    prompts = workload.mean_prompt_tokens / workload.mean_output_tokens
+    return token_costs(usd_per_hour, made * prompts, made, terms.allocation)
 
 
 def break_even_utilisation(

@@ -141,6 +141,7 @@ def simulation_facts(run: Run, command: str) -> Facts:
     from planner.facts.experts import expert_facts, expert_warnings
     from planner.facts.failures import incident_facts, incident_warnings
     from planner.facts.launch import launch_facts
+    from planner.facts.prices import price_facts
     from planner.facts.series import cdf_facts, timeline_facts
     from planner.facts.sharing import sharing_facts, sharing_warnings
     from planner.facts.tactics import run_tactic_facts, tactic_warnings
@@ -168,7 +169,7 @@ def simulation_facts(run: Run, command: str) -> Facts:
         "output_tok_per_s_per_gpu": _finite(run.output_tok_per_s / run.num_gpus),
         "requests_per_s": _finite(summary.requests_per_s),
         "goodput_requests_per_s": _finite(summary.goodput_requests_per_s),
-        "usd_per_mtok_output": run.usd_per_mtok_output,
+        **price_facts(run.token_costs),
         "saturation": summary.saturation,
         "mean_decode_seqs_per_rank": _finite(summary.mean_decode_seqs_per_rank),
         "kv_utilisation_peak": summary.kv_utilisation_peak,

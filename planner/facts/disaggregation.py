@@ -16,6 +16,7 @@ from planner.disaggregation.search import Split
 from planner.disaggregation.transfer import KvRoute
 from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts
 from planner.facts.launch import launch_facts
+from planner.facts.prices import price_facts
 from planner.metrics import Summary
 
 _ALWAYS = 0.95
@@ -45,7 +46,7 @@ def pools_facts(run: PoolsRun, command: str) -> Facts:
         "output_tok_per_s": _finite(run.output_tok_per_s),
         "output_tok_per_s_per_gpu": _finite(run.output_tok_per_s / run.num_gpus),
         "requests_per_s": _finite(summary.requests_per_s / run.simulated_share),
-        "usd_per_mtok_output": run.usd_per_mtok_output,
+        **price_facts(run.token_costs),
         "saturation": summary.saturation,
         "num_preemptions": summary.num_preemptions,
         "num_rejected": summary.num_rejected,
@@ -89,7 +90,7 @@ def plan_pools_facts(plan: PoolsPlan) -> Facts:
             "ttft_s": latency_facts(winner.summary, "ttft"),
             "tpot_s": latency_facts(winner.summary, "tpot"),
             "output_tok_per_s_per_gpu": winner.output_tok_per_s / winner.num_gpus,
-            "usd_per_mtok_output": winner.usd_per_mtok_output,
+            **price_facts(winner.token_costs),
             "worst_objective": winner.worst_objective,
             "worst_ratio": winner.worst_ratio,
             "simulated_share": winner.simulated_share,

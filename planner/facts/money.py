@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from math import isfinite
 
+from planner.deployment import Run
 from planner.economics import Bill, Terms, bill, break_even, energy, kwh_per_mtok, tok_per_s_per_mw
 from planner.facts.basic import Facts
 from planner.hardware import System
@@ -48,6 +49,25 @@ def money_facts(
         else None,
         "allocation": terms.allocation.name,
     }
+
+
+def run_money(run: Run, sustained_factor: float) -> Facts:
+    """`money_facts` of a simulated layout that carries `sustained_factor` times the demand, 0 where it misses the SLO.
+
+    The load is the one simulated; it carries more wherever the largest multiple tried was still served.
+    """
+    deployment, load = run.deployment, run.workload
+    requests_per_s = run.output_tok_per_s / load.mean_output_tokens
+    return money_facts(
+        deployment.cluster.system,
+        run.num_gpus,
+        deployment.terms,
+        run.output_tok_per_s,
+        requests_per_s * load.mean_prompt_tokens,
+        requests_per_s,
+        requests_per_s * sustained_factor,
+        replica_gpus=deployment.layout.replica_gpus,
+    )
 
 
 def _energy(cost: Bill, terms: Terms, output_tok_per_s: float, utilisation: float | None) -> Facts:

@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.balance import router_question
 from planner.deployment import Run
-from planner.economics import bill, hourly_usd, usd_per_mtok
+from planner.economics import bill, hourly_usd, served_costs
 from planner.facts.basic import Facts
 from planner.facts.certainty import ratios_of
 from planner.loads import Floats, rank_shares, weights_of
@@ -28,19 +28,20 @@ def cost_curve(run: Run, sustained_factor: float) -> list[Facts]:
     Empty where the price is unknown or the layout does not carry the demand.
     """
     deployment = run.deployment
-    layout, profile = deployment.layout, deployment.terms.demand
+    layout = deployment.layout
     if deployment.usd_per_hour is None or not sustained_factor:
         return []
     rows = []
     for factor in _FACTORS:
         num_gpus = max(1, ceil(layout.replicas * factor / sustained_factor - 1e-9)) * layout.replica_gpus
         usd = hourly_usd(deployment.cluster.system, num_gpus, deployment.terms, replica_gpus=layout.replica_gpus)
+        costs = served_costs(usd, run.output_tok_per_s * factor, run.workload, deployment.terms)
         rows.append(
             {
                 "demand_factor": factor,
                 "num_gpus": num_gpus,
                 "usd_per_month": monthly_usd(run, num_gpus),
-                "usd_per_mtok_output": usd_per_mtok(usd, 1, run.output_tok_per_s * factor, profile.mean_over_peak),
+                "usd_per_mtok_output": costs.usd_per_mtok_output,
                 "is_offered": num_gpus <= deployment.cluster.num_gpus,
             }
         )

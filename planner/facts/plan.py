@@ -11,8 +11,9 @@ from planner.facts.basic import Facts, latency_facts, layout_facts, memory_facts
 from planner.facts.certainty import certainty_facts, is_unlike_measured, meets_chance, past_errors
 from planner.facts.experts import balance_facts, expert_binding, expert_facts, expert_warnings, outside_facts
 from planner.facts.launch import launch_facts
+from planner.facts.money import run_money
 from planner.facts.outlook import cost_curve, heat_facts, monthly_usd, sensitivity_facts
-from planner.facts.prices import price_assumptions
+from planner.facts.prices import PRICES, price_assumptions, price_facts, rule_note
 from planner.facts.series import cdf_facts, timeline_facts
 from planner.facts.sharing import sharing_facts, sharing_warnings
 from planner.facts.tactics import run_tactic_facts, tactic_assumptions, tactic_warnings
@@ -57,7 +58,7 @@ def plan_facts(rec: Recommendation, command: str) -> Facts:
         "residency": [outside_facts(found) for found in rec.outside],
     }
     if rec.winner is None:
-        nothing |= dict.fromkeys(("usd_per_mtok_output", "origin_share"))
+        nothing |= dict.fromkeys((*PRICES, "money", "origin_share"))
         return (
             facts
             | nothing
@@ -93,7 +94,8 @@ def _winner_facts(rec: Recommendation, winner: Run) -> Facts:
         "e2e_s": latency_facts(summary, "e2e"),
         "output_tok_per_s": winner.output_tok_per_s,
         "output_tok_per_s_per_gpu": winner.output_tok_per_s / winner.num_gpus,
-        "usd_per_mtok_output": winner.usd_per_mtok_output,
+        **price_facts(winner.token_costs),
+        "money": run_money(winner, rec.sustained_factor),
         "worst_objective": winner.worst_objective,
         "worst_ratio": winner.worst_ratio,
         "sustained_factor": rec.sustained_factor,
@@ -171,7 +173,8 @@ def headline(rec: Recommendation, run: Run) -> str:
         verdict = "cannot keep up, its queue grows"
     price = "price unknown"
     if run.usd_per_mtok_output is not None:
-        price = f"{format_usd(run.usd_per_mtok_output)}/Mtok output at {rec.workload.arrivals}"
+        rule = rule_note(run.token_costs.rule)
+        price = f"{format_usd(run.usd_per_mtok_output)}/Mtok output{rule} at {rec.workload.arrivals}"
     gpus = f"{run.num_gpus} x {candidate.cluster.system.gpu.name}"
     if candidate.offload is not None:
         held = candidate.offload.held
