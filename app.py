@@ -13,9 +13,10 @@ from planner.errors import InputError
 from planner.hardware import systems
 from planner.whatif import analytic, charts, details, edits, form, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer
-from planner.whatif.question import MOST_RIVALS, Problem, config_problem, rival_names, trace_problem
-from planner.whatif.scenario import Scenario, from_query
-from planner.whatif.tornado import tornado
+from planner.whatif.bottleneck import bottleneck
+from planner.whatif.question import MOST_RIVALS, config_problem, opened, rival_names, trace_problem
+from planner.whatif.scenario import Scenario, missed, safe_name
+from planner.whatif.tornado import keeps_slo, tornado
 
 FIELDS = tuple(field.name for field in fields(Scenario))
 WIDGETS = {"select": "selectbox", "slider": "select_slider", "number": "number_input", "text": "text_input"}
@@ -32,36 +33,40 @@ def main() -> None:
     if view == "MoE knobs":
         notes |= _grid(form.knob_fields())
         st.button("Reset the knobs", on_click=lambda: _fill(replace(_scenario().without_knobs(), ep=0)))
-    scenario = _scenario()
+    scenario = replace(_scenario(), rivals="")  # they are asked about under Compare alone
     found = analytic.answer(scenario)
-    if isinstance(found, Answer):
-        st.session_state.good = scenario
-    else:
-        found = _complain(found, notes, head)
-    mood = "good" if found.meets_slo else "short" if found.chosen else "bad"
+    if not isinstance(found, Answer):
+        for problem in found:
+            notes.get(problem.field, head).error(rows.plain(problem.message))
+        head.warning("The answer below is to your last valid question: correct the field marked red.")
+        found = analytic.answer(st.session_state.good)
+    st.session_state.good = found.question.scenario
+    mood = "good" if found.is_good else "short" if found.chosen else "bad"
     head.html(f'<div class="answer {mood}" role="status">{escape(f"Estimate: {analytic.headline(found)}")}</div>')
-    VIEWS[view](found)
-    _footer(found)
-    _remember(scenario, view)
+    _footer(found, VIEWS[view](found) or analytic.command(found))
+    _remember(view)
 
 
 def _restore() -> None:
     """The form of the last run; on the first one that of the address."""
     state = st.session_state
     if "in_model" in state:
-        for name in FIELDS:  # widgets that are not drawn would lose their values
-            state[f"in_{name}"] = state[f"in_{name}"]
+        state.update({f"in_{name}": state[f"in_{name}"] for name in FIELDS})  # or inputs not drawn would be lost
+        if _scenario() != state.opened:
+            state.unread, state.missed = [], {}
         return
-    scenario, problems = from_query(st.query_params.to_dict())
-    _fill(scenario)
-    state.pinned, state.good, state.unread = pins.unpacked(st.query_params.get("pins", "")), Scenario(), problems
+    state.opened, state.unread = opened(st.query_params.to_dict())
+    state.good, state.missed = replace(state.opened, rivals=""), missed(st.query_params)
+    state.pinned = pins.unpacked(st.query_params.get("pins", ""))
+    state.in_rivals = state.opened.rivals
+    _fill(state.good)
     state.view = {name: name for name in VIEWS}.get(st.query_params.get("view", ""), "Plan")
 
 
 def _fill(scenario: Scenario, view: str | None = None) -> None:
-    """Put a scenario into the form."""
-    for name, value in asdict(scenario).items():
-        st.session_state[f"in_{name}"] = value
+    """Put a scenario into the form; the systems to compare with stay."""
+    kept = replace(scenario, rivals=st.session_state.in_rivals)
+    st.session_state.update({f"in_{name}": value for name, value in asdict(kept).items()})
     st.session_state.view = view or st.session_state.get("view")
 
 
@@ -71,19 +76,11 @@ def _scenario() -> Scenario:
     return Scenario(**{name: value for name, value in given.items() if value is not None})
 
 
-def _remember(scenario: Scenario, view: str) -> None:
-    packed = pins.packed(st.session_state.pinned)
-    wanted = scenario.query() | ({"view": view} if view != "Plan" else {}) | ({"pins": packed} if packed else {})
+def _remember(view: str) -> None:
+    view_and_pins = {"view": "" if view == "Plan" else view, "pins": pins.packed(st.session_state.pinned)}
+    wanted = _scenario().query() | {k: v for k, v in view_and_pins.items() if v} | st.session_state.missed
     if st.query_params.to_dict() != wanted:
         st.query_params.from_dict(wanted)
-
-
-def _complain(problems: Sequence[Problem], notes: Mapping[str, Any], head: Any) -> Answer:
-    """Problems beside their fields, and the answer to the last good question."""
-    for problem in problems:
-        notes.get(problem.field, head).error(rows.plain(problem.message))
-    head.warning("The answer below is to your last valid question: correct the field marked red.")
-    return analytic.answer(st.session_state.good)
 
 
 def _side_bar() -> dict[str, Any]:
@@ -95,9 +92,9 @@ def _side_bar() -> dict[str, Any]:
         notes = _grid(form.main_fields())
         with st.expander("Advanced"):
             notes |= _grid(form.advanced_fields())
-            notes["config"] = _upload("config", "config.json of a model", "json", 5, config_problem)
+            notes["config"] = _upload("config", "config.json of a model, up to 5 MB", "json", config_problem)
             label = "Trace CSV: arrival_s, prompt_tokens, output_tokens"
-            notes["trace"] = _upload("trace", label, "csv", 20, trace_problem)
+            notes["trace"] = _upload("trace", label, "csv", trace_problem)
     return notes
 
 
@@ -113,12 +110,7 @@ def _grid(lines: Sequence[Sequence[form.Field]]) -> dict[str, Any]:
 
 
 def _input(field: form.Field, place: Any) -> None:
-    key, more = f"in_{field.name}", dict[str, Any]()
-    if field.kind in ("select", "slider"):
-        more |= {"options": field.options(st.session_state[key]), "format_func": field.shown}
-    more |= {"accept_new_options": True} if field.takes_others else {}
-    if field.kind == "number":
-        more |= {"step": field.step, "format": "%g" if isinstance(field.step, float) else "%d"}
+    key, more = f"in_{field.name}", field.settings(st.session_state[f"in_{field.name}"])
     upload = st.session_state[f"in_{field.upload}_name"] if field.upload else ""
     getattr(place, WIDGETS[field.kind])(field.label, key=key, help=field.help, disabled=bool(upload), **more)
     if upload:
@@ -126,13 +118,14 @@ def _input(field: form.Field, place: Any) -> None:
         place.button(f"Drop {upload}", on_click=st.session_state.update, args=(empty,), key=f"drop_{field.upload}")
 
 
-def _upload(field: str, label: str, kind: str, most_mb: int, problem: Callable[[str, str], str | None]) -> Any:
+def _upload(field: str, label: str, kind: str, problem: Callable[[str, str], str | None]) -> Any:
     """A file that replaces the model or the workload if it is good; the form stays as it is if not."""
     key = f"file_{field}"
-    st.file_uploader(label, type=kind, max_upload_size=most_mb, key=key, on_change=_take, args=(field, key, problem))
+    st.file_uploader(label, type=kind, max_upload_size=20, key=key, on_change=_take, args=(field, key, problem))
     place = st.container()
-    if st.session_state.get(f"bad_{field}"):
-        place.error(rows.plain(st.session_state[f"bad_{field}"]))
+    fault, kept = st.session_state.get(f"bad_{field}", ("", None))
+    if fault and kept == _scenario():
+        place.error(rows.plain(f"{fault} Your earlier choice is kept."))
     return place
 
 
@@ -142,8 +135,8 @@ def _take(field: str, key: str, problem: Callable[[str, str], str | None]) -> No
         text = file.getvalue().decode("utf-8-sig", errors="replace")
         fault = problem(text, file.name)
         if not fault:
-            st.session_state[f"in_{field}"], st.session_state[f"in_{field}_name"] = text, jobs.safe_name(file.name)
-    st.session_state[f"bad_{field}"] = fault and f"{fault} Your earlier choice is kept."
+            st.session_state[f"in_{field}"], st.session_state[f"in_{field}_name"] = text, safe_name(file.name)
+    st.session_state[f"bad_{field}"] = fault, _scenario()
 
 
 def _tiles(shown: Sequence[analytic.Tile]) -> None:
@@ -152,23 +145,22 @@ def _tiles(shown: Sequence[analytic.Tile]) -> None:
         column.caption(rows.plain(tile.note))
 
 
-def _chart(spec: charts.Spec, alt: str, table: Sequence[Mapping[str, Any]], key: str, pick: bool = False) -> Any:
+def _chart(spec: charts.Spec, alt: str, table: Sequence[Mapping[str, Any]], key: str, **more: Any) -> None:
     """A chart with its text for screen readers and the same numbers as a table."""
-    more: dict[str, Any] = {"on_select": "rerun", "selection_mode": charts.PICK} if pick else {}
-    event = st.vega_lite_chart(spec=spec, width="stretch", theme=None, key=key, alt=alt, **more)
+    st.vega_lite_chart(spec=spec, width="stretch", theme=None, key=key, alt=alt, **more)
     with st.expander(f"Numbers: {alt}"):
         st.table(rows.as_text(table), hide_index=True)
-    return event
 
 
-def _footer(found: Answer) -> None:
+def _footer(found: Answer, command: str) -> None:
     scenario, pinned = found.question.scenario, st.session_state.pinned
     st.divider()
     left, right = st.columns([5, 1], vertical_alignment="bottom")
-    left.caption("The same on the command line; the address of this page reproduces the view.")
-    left.code(analytic.command(found), language="bash", wrap_lines=True)
-    is_full = len(pinned) >= pins.MOST_PINS or scenario in pinned
-    right.button("Pin this answer", disabled=is_full, key="pin", on_click=lambda: pinned.append(scenario))
+    left.caption(f"The same on the command line. {rows.plain(pins.link_note(scenario, pinned))}")
+    left.code(command, language="bash", wrap_lines=True)
+    right.button(
+        "Pin this answer", disabled=pins.are_full(pinned, scenario), key="pin", on_click=lambda: pinned.append(scenario)
+    )
     with st.expander("How to start this layout"):
         st.code(details.launch_text(found), language="bash", wrap_lines=True)
     with st.expander("Facts and sources behind this answer"):
@@ -176,14 +168,14 @@ def _footer(found: Answer) -> None:
 
 
 def _plan(found: Answer) -> None:
-    if not found.meets_slo:
+    if not found.is_good:
         _remedies(found)
     if found.chosen is None:
         return
     _tiles(analytic.tiles(found))
     if (job := st.session_state.get("run")) and job.scenario == found.question.scenario and (facts := job.facts()):
         st.success(rows.plain(f"Simulated: {outcome.verdict(facts)}"))
-    st.markdown(f"**Bottleneck.** {analytic.bottleneck(found)}")
+    st.markdown(f"**Bottleneck.** {bottleneck(found)}")
     st.caption(analytic.sure_sentence(found))
     for near in analytic.borderline(found):
         st.markdown(analytic.borderline_sentence(near))
@@ -192,13 +184,14 @@ def _plan(found: Answer) -> None:
     alt, least = "Throughput per GPU against interactivity, by layout", front.least_tok_per_s_per_user(found)
     lines = front.envelope(found), front.chosen_curve(found)
     spec = charts.pareto(front.cloud(found), lines, front.at_demand(found), least)
-    event = _chart(spec, alt, front.front(found), "front", pick=True)
+    _chart(spec, alt, front.front(found), "front", on_select=_clicked, selection_mode=charts.PICK)
     st.caption(front.CAPTION)
-    clicked = [str(point["id"]) for point in event.selection.get(charts.PICK) or ()][:1]
-    names = front.names(found)
-    typed = st.selectbox("Details of a layout", [*names], None, names.get, placeholder="or choose one here")
-    if typed or clicked:
-        _picked(typed or clicked[0], found)
+    names, state = front.names(found), st.session_state
+    state.listed = state.get("listed") if state.get("listed") in names else None
+    more = {"key": "listed", "on_change": lambda: state.update(picked=state.listed)}
+    st.selectbox("Details of a layout", [*names], None, names.get, placeholder="or choose one here", **more)
+    if state.get("picked") in names:
+        _picked(state.picked, found)
     st.markdown(f"**Memory of one GPU.** {analytic.memory_line(found)}")
     memory = details.memory_rows(found)
     _chart(charts.stacked(memory, "GB per GPU", 1e9), "Memory of one GPU by use", rows.parts(memory), "memory")
@@ -208,10 +201,15 @@ def _plan(found: Answer) -> None:
             st.markdown(f"**A {name} step** takes {rows.total(terms)}")
             _chart(charts.bars(terms, "ms", 1e-3), f"Operations of a {name} step", rows.parts(terms), name)
     with st.expander("What a tenth more or less of each input does"):
-        rate, usd, found_bars = tornado(found)
-        st.caption(rows.plain(rows.tornado_caption(rate, usd)))
-        alt = "Sensitivity of the load within the SLO"
-        _chart(charts.tornado(rate, found_bars), alt, [asdict(bar) for bar in found_bars], "tornado")
+        (rate, usd, found_bars), within = tornado(found), keeps_slo(found)
+        st.caption(rows.plain(rows.tornado_caption(rate, usd, within)))
+        shown, alt = [asdict(bar) for bar in found_bars], "Sensitivity of the load carried"
+        _chart(charts.tornado(rate, found_bars, within), alt, shown, "tornado")
+
+
+def _clicked() -> None:  # from now on the click counts, no longer the list below the chart
+    points = st.session_state.front.selection.get(charts.PICK) or [{"id": None}]
+    st.session_state.update(picked=points[0]["id"], listed=None)
 
 
 def _picked(identity: str, found: Answer) -> None:
@@ -221,7 +219,7 @@ def _picked(identity: str, found: Answer) -> None:
         with st.container(border=True, key="details"):
             st.markdown(f"**{rows.plain(analytic.headline(other))}**")
             _tiles(analytic.tiles(other))
-            st.markdown(analytic.bottleneck(other))
+            st.markdown(bottleneck(other))
             st.button("Use this layout", on_click=_fill, args=(asked,), key="use_layout")
 
 
@@ -249,21 +247,22 @@ def _knobs(found: Answer) -> None:
         _chart(charts.drops(lost, scenario.capacity_factor), alt, lost, "drops")
 
 
-def _simulation(found: Answer) -> None:
+def _simulation(found: Answer) -> str:
     if found.chosen is None:
         st.info("Nothing fits, so there is nothing to simulate: see the remedies under Plan.")
-        return
+        return ""
     commands = {"Simulate this layout": analytic.command(found), "Simulate the plan": analytic.plan_command(found)}
-    _runner("run", found.question.scenario, commands, _simulated)
+    return _runner("run", found.question.scenario, commands, _simulated)
 
 
-def _runner(slot: str, scenario: Scenario, commands: Mapping[str, str], show: Callable[..., None]) -> None:
-    """Buttons that run commands beside the page; progress and Cancel while one runs, then what it found."""
+def _runner(slot: str, scenario: Scenario, commands: Mapping[str, str], show: Callable[..., None]) -> str:
+    """Buttons that run commands beside the page, progress, and what the last one found; the command of that."""
     for column, (label, command) in zip(st.columns(len(commands)), commands.items(), strict=True):
         column.button(label, on_click=_start, args=(slot, scenario, command), help=command, width="stretch")
     if refused := st.session_state.get(f"refused_{slot}"):
         st.error(rows.plain(refused))
     job = st.session_state.get(slot)
+    is_current = job is not None and job.answers(scenario, commands.values())
     if job is None:
         st.caption("Runs beside this page: go on with other views meanwhile, or cancel.")
     elif job.is_running:
@@ -271,14 +270,14 @@ def _runner(slot: str, scenario: Scenario, commands: Mapping[str, str], show: Ca
     elif (facts := job.facts()) is None:
         st.error(rows.plain(f"No result: {job.problem()}"))
     else:
-        if job.scenario != scenario:
+        if not is_current:
             st.warning("The inputs have changed since this run.")
         show(job, facts)
         with st.container(horizontal=True):
             st.download_button("Download the run folder", job.archive(), "moeplan-run.zip", key=f"zip_{slot}")
-            for name in jobs.DOWNLOADS:
-                if data := job.file(name):
-                    st.download_button(f"Download {name}", data, name, key=f"{slot}_{name}", on_click="ignore")
+            for name, data in job.downloads():
+                st.download_button(f"Download {name}", data, name, key=f"{slot}_{name}", on_click="ignore")
+    return job.command if is_current else next(iter(commands.values()))
 
 
 def _start(slot: str, scenario: Scenario, command: str, view: str = "") -> None:
@@ -309,22 +308,22 @@ def _simulated(job: jobs.Job, facts: Mapping[str, Any]) -> None:
                 _chart(figure.spec, figure.alt, figure.table, figure.alt)
 
 
-def _compare(found: Answer) -> None:
+def _compare(found: Answer) -> str:
     scenario, state = found.question.scenario, st.session_state
     if "rivals" not in state:
-        state.rivals = [*rival_names(scenario.rivals)]
+        state.rivals = [*rival_names(state.in_rivals)]
     chosen = st.multiselect("Systems", systems(), key="rivals", max_selections=MOST_RIVALS)
-    state.in_rivals = ",".join(chosen)
+    state.in_rivals = ",".join(chosen) if tuple(chosen) != rival_names("") else ""
     compared = rivals.rivals(scenario, chosen)
-    st.caption("Same model, demand and SLO: the fewest GPUs found of each system, by estimate, cheapest first.")
+    st.caption(rows.SYSTEMS_CAPTION)
     st.table(rows.systems(compared), hide_index=True)
     with st.container(horizontal=True):
         for row in (row for row in compared if row.scenario):
-            target = replace(row.scenario, rivals=scenario.rivals)
-            st.button(f"Look at {row.gpu}", on_click=_fill, args=(target, "Plan"), key=f"look_{row.name}")
-    if len(chosen) > 1:
-        command = scenario.compare_command(chosen)
-        _runner("comparison", scenario, {"Compare by simulation, with cost and odds": command}, _compared)
+            st.button(f"Look at {row.gpu}", on_click=_fill, args=(row.scenario, "Plan"), key=f"look_{row.name}")
+    if len(chosen) < 2:
+        return ""
+    commands = {"Compare by simulation, with cost and odds": scenario.compare_command(chosen)}
+    return _runner("comparison", scenario, commands, _compared)
 
 
 def _compared(job: jobs.Job, facts: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ def _system_row(one: Facts, winner: str | None) -> tuple[str, ...]:
         "-" if one["output_tok_per_s_per_mw"] is None else significant(one["output_tok_per_s_per_mw"]),
         _seconds((one["ttft_s"] or {}).get("p95")),
         _seconds((one["tpot_s"] or {}).get("p95")),
-        f"x{one['headroom']:.2f}" if one["headroom"] else "-",
+        _times(one["headroom"], one["headroom_at_least"]) if one["headroom"] else "-",
         "met" if one["meets_slo"] else "missed" if one["feasible"] else "no fit",
     )
 
@@ -67,14 +67,31 @@ def _money(facts: Facts) -> list[str]:
         terms = "no price on record" if price is None else f"{price['basis']}, {price['provider']} {price['as_of']}"
         capex = "-" if not one["capex_usd"] else format_usd(one["capex_usd"])
         hour = "-" if price is None else f"{format_usd(price['usd_per_gpu_hour'])}"
-        racks = _count(one["racks"])
-        rows.append((one["name"], hour, _count(one["billed_gpus"]), _count(one["nodes"]), racks, capex, terms))
+        money = one["money"] or {}
+        busy = "-" if money.get("utilisation") is None else f"{money['utilisation']:.0%}"
+        kwh = "-" if money.get("kwh_per_mtok_provisioned") is None else significant(money["kwh_per_mtok_provisioned"])
+        counts = (_count(one["billed_gpus"]), _count(one["nodes"]), _count(one["racks"]))
+        rows.append((one["name"], hour, *counts, capex, busy, kwh, terms))
     if not rows:
         return []
-    header = ["system", "$/GPU-h", "billed GPUs", "nodes", "racks", "capital", "price"]
+    header = ["system", "$/GPU-h", "billed GPUs", "nodes", "racks", "capital", "busy", "kWh/Mtok", "price"]
     widths = max(len(row[-1]) for row in rows)
     padded = [(*row[:-1], row[-1].ljust(widths)) for row in rows]
-    return ["", "What is billed", table(header, padded)]
+    return ["", "What is billed", table(header, padded), *_break_even(facts)]
+
+
+def _break_even(facts: Facts) -> list[str]:
+    lines = []
+    for one in facts["systems"]:
+        found = (one["money"] or {}).get("break_even")
+        if found:
+            verdict = "cheaper" if found["is_cheaper_than_api"] else "dearer"
+            lines.append(
+                f"  {one['name']}: {verdict} than {found['provider'] or 'the API'} at this demand "
+                f"({format_usd(found['api_usd_per_month'])} a month); breaks even at "
+                f"{significant(found['requests_per_s'])} requests/s in the mean, {found['utilisation']:.0%} busy"
+            )
+    return lines
 
 
 def _models(facts: Facts) -> list[str]:
@@ -123,7 +140,7 @@ def _odds(facts: Facts) -> list[str]:
         f"Is the winner the winner? {facts['uncertainty']['draws']:,} draws of prices, demand and prediction errors",
         table(header, rows),
         f'  Demand {facts["question"]["demand_error"]}. "plan enough": share of draws in which the GPUs above suffice.',
-        "  step time: 80 % of measured over predicted, by how much of the prediction is measured.",
+        '  "regret": mean cost beyond the cheapest of each draw. "step time": 80 % of measured over predicted.',
     ]
 
 
@@ -154,12 +171,18 @@ def _growth(facts: Facts) -> list[str]:
     if not rows:
         return []
     rates = list(rows[0]["months"])
-    cells = [
-        (row["name"], f"x{row['room']:.2f}", *("-" if m is None else f"{m:.0f} mo" for m in row["months"].values()))
-        for row in rows
-    ]
+    cells = [(row["name"], _times(row["room"], row["room_at_least"]), *_waits(row)) for row in rows]
     header = ["system", "carries", *(f"{rate} a year" for rate in rates)]
     return ["Until the next purchase, by growth of the demand", table(header, cells)]
+
+
+def _waits(row: Facts) -> list[str]:
+    more = "> " if row["room_at_least"] else ""
+    return ["-" if months is None else f"{more}{months:.0f} mo" for months in row["months"].values()]
+
+
+def _times(factor: float, at_least: bool) -> str:
+    return f"{'> ' if at_least else ''}x{factor:.2f}"
 
 
 def _fabric(facts: Facts) -> list[str]:
@@ -247,7 +270,7 @@ def _bands(facts: Facts) -> list[str]:
         for row in rows[::step]
     ]
     title = f"Best output tok/s per GPU by interactivity of {facts['bands']['model']} ({facts['bands']['basis']})"
-    return [title, table(["band", *names, "cheapest", f"against {baseline}"], cells)]
+    return [title, table(["band", *names, "cheapest", f"its tok/s/GPU against {baseline}"], cells)]
 
 
 def _rent_or_buy(facts: Facts) -> list[str]:

@@ -19,12 +19,13 @@ PIPELINES = (1, 2, 3, 4, 8)
 def layouts(model: ModelConfig, cluster: Cluster, engine: Engine) -> Iterator[Layout]:
     """Valid layouts of one replica on up to all GPUs of `cluster`.
 
-    Replicas inside a node may have any size that divides it, larger ones take whole nodes; tensor parallelism
-    stays inside the scale-up domain.
+    Replicas inside a node may have any size that divides it, larger ones take whole nodes where there is a network
+    between them; tensor parallelism stays inside the scale-up domain.
     """
     node, domain = cluster.gpus_per_node, cluster.scale_up_gpus
     sizes = [s for s in range(1, cluster.num_gpus + 1) if (node % s == 0 if s <= node else s % node == 0)]
-    for gpus in sizes:
+    reachable = cluster.num_gpus if cluster.system.scale_out is not None else domain
+    for gpus in (size for size in sizes if size <= reachable):
         for pp in (d for d in PIPELINES if gpus % d == 0):
             stage = gpus // pp
             for tp in (d for d in _divisors(stage) if d <= domain):

@@ -87,11 +87,16 @@ def plan_demand(
 
 def also(text: str) -> Demand:
     """A model of a fleet with its demand from `MODEL rate=3 workload=rag slo=tpot_p95=80ms` (or `concurrency=40`)."""
-    name, *settings = text.split()
+    name, *settings = text.split() or [""]
+    if not name:
+        raise InputError('--also names no model: write it like --also "mixtral-8x7b rate=3 workload=rag"')
     given = dict(item.split("=", 1) for item in settings if "=" in item)
-    unknown = next((item for item in settings if item.split("=", 1)[0] not in _ALSO or "=" not in item), None)
-    if unknown is not None:
-        raise InputError(f"--also {text!r}: {unknown!r}: {nearest(unknown.split('=', 1)[0], _ALSO)}")
+    for setting in settings:
+        key, equals, _ = setting.partition("=")
+        if key not in _ALSO:
+            raise InputError(f"--also {text!r}: {setting!r}: {nearest(key, _ALSO)}")
+        if not equals:
+            raise InputError(f"--also {text!r}: {key} has no value: write {key}=...")
     slo = parse_slo(given.get("slo", "ttft_p95=2s,tpot_p95=50ms"))
     numbers = {key: _number(f"--also {key}", given[key]) for key in ("rate", "concurrency") if key in given}
     users = numbers.get("concurrency")

@@ -45,7 +45,7 @@ _FP8_KV_HANDICAP = 0.1
 """A quantised cache can cost answer quality, so it must buy at least this share of margin."""
 _BALANCE_GAIN = 0.03
 """Capacity that balancing the experts must promise before it is simulated."""
-_HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
+HEADROOM_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _preference(result: Run) -> tuple[bool, float, float, int, float]:
 
 def _sustained_factor(winner: Run, trial: Callable[..., Run], workload: Workload) -> float:
     factor = 1.0
-    for step in _HEADROOM_STEPS:
+    for step in HEADROOM_STEPS:
         if not trial(winner.deployment, scaled(workload, step)).meets_slo:
             break
         factor = step

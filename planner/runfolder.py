@@ -30,6 +30,14 @@ from planner.units import finite
 
 FACTS = ("plan.json", "simulation.json", "comparison.json")
 """Facts of a run, one of them in every folder."""
+_NEEDED = {
+    "plan.json": ("question", "headline", "command"),
+    "simulation.json": ("model", "workload", "saturation", "command"),
+    "comparison.json": ("kind", "question", "headline", "systems", "command"),
+}
+"""Facts without which a report would be empty; all others may be missing."""
+_NOT_IN_TABLE = frozenset({"evidence", "launch"})
+"""Facts of a system that are texts and series, not columns; `comparison.json` has them."""
 
 
 def check_folder(folder: Path) -> None:
@@ -96,7 +104,7 @@ def write_comparison(folder: Path, facts: dict[str, Any]) -> None:
 def rewrite_report(folder: Path) -> list[Path]:
     """Make the HTML and Markdown of a run folder again from its JSON; the paths written.
 
-    The manifest follows. Raises InputError on a folder without facts, and on facts that are no JSON or of other keys.
+    The manifest follows. Raises InputError on a folder without facts, and on facts that are no JSON, too few or wrong.
     """
     from planner.report import write
 
@@ -120,7 +128,17 @@ def _facts_of(folder: Path) -> dict[str, Any]:
     found = [folder / name for name in FACTS if (folder / name).is_file()]
     if not found:
         raise InputError(f"{folder}: no {', '.join(FACTS)} in it. Name a folder that --out wrote.")
-    return _read(found[0])
+    facts = _read(found[0])
+    lacking = [key for key in _NEEDED[found[0].name] if not facts.get(key)]
+    systems = facts.get("systems") or []
+    if not isinstance(systems, list) or any(not (isinstance(row, Mapping) and row.get("name")) for row in systems):
+        lacking.append("names of its systems")
+    if lacking:
+        raise InputError(
+            f"{found[0]}: cannot be shown, for it lacks {', '.join(lacking)}. It was edited, or written by another "
+            "version: run the command again with --out."
+        )
+    return facts
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,8 +162,9 @@ def _answer(name: str, facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _systems(facts: dict[str, Any]) -> str:
-    """One row per system of a comparison; percentiles and intervals in columns of their own."""
-    rows = [dict(_flat(system)) for system in facts.get("systems") or ()]
+    """One row per system of a comparison; percentiles, intervals and models in columns of their own."""
+    told = [{k: v for k, v in system.items() if k not in _NOT_IN_TABLE} for system in facts.get("systems") or ()]
+    rows = [dict(_flat(system)) for system in told]
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -159,7 +178,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(item, Mapping):
             yield from _flat(item, f"{prefix}{key}_")
         elif isinstance(item, list | tuple):
-            yield from ((f"{prefix}{key}_{index}", part) for index, part in enumerate(item))
+            yield from _flat({f"{key}_{index}": part for index, part in enumerate(item)}, prefix)
         else:
             yield f"{prefix}{key}", item
 

@@ -175,6 +175,13 @@ def capacity(replica: Replica, slo: Slo, output_tokens: float, shift: Shift | No
     return np.where(batch >= 1.0, carried / np.asarray(shift.time), 0.0)
 
 
+def e2e_at_capacity(replica: Replica, slo: Slo, output_tokens: float) -> float:
+    """Mean seconds from arrival to the last token where `replica` carries as much as `slo` allows."""
+    batch = float(_batch_within(replica, slo, output_tokens, Shift()))
+    ttft_s, tpot_s = (float(np.interp(batch, replica.batch, curve)) for curve in (replica.ttft_s, replica.tpot_s))
+    return ttft_s + tpot_s * max(0.0, output_tokens - 1)
+
+
 def _batch_within(replica: Replica, slo: Slo, output_tokens: float, shift: Shift) -> Floats:
     """Largest batch within every objective, 0 where there is none."""
     shape = np.broadcast_shapes(np.shape(shift.time), np.shape(shift.ttft))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from planner.whatif import front
+from planner.whatif.analytic import Answer, answer
 from planner.whatif.pins import packed
 from planner.whatif.scenario import Scenario
 
@@ -81,6 +83,70 @@ def test_knobs_views_and_pins_live_in_one_link() -> None:
     _checked(page.run())
     assert {row[""] for row in page.table[0].value.to_dict("records")} >= {"ep", "skew", "TPOT P95"}
     assert page.query_params["pins"] == pinned and page.query_params["view"] == "Pins"
+
+
+def test_a_faulty_link_is_answered_but_for_its_faults() -> None:
+    page = _open(SMALL, rate="2.0", redundant="-8", slo="ttft_p95=2", rivals="h300", left_out="config")
+    assert page.number_input(key="in_rate").value == 2.0 and page.selectbox(key="in_model").value == SMALL.model
+    said = [warning.value.replace("\\", "") for warning in page.warning]
+    for words in ("rivals of the link", "redundant -8", "'ttft_p95=2'", "model is not in the link"):
+        assert any(words in text for text in said), (words, said)
+    assert not page.error and "expected to meet the SLO" in _texts(page)
+    assert page.number_input(key="in_gpus").min == 1 and page.number_input(key="in_users").min == 0
+
+
+def test_a_comparison_is_no_input_of_the_plan_and_shows_its_own_command() -> None:
+    page = _open(SMALL, view="Compare clusters", rivals="h100-sxm,h200-sxm")
+    assert page.code[0].value.startswith("moeplan compare") and page.code[0].value.count("--cluster") == 2
+    _checked(page.multiselect(key="rivals").set_value(["h200-sxm"]).run())
+    assert page.query_params["rivals"] == "h200-sxm"
+    _checked(page.button(key="pin").click().run())
+    page.session_state["view"] = "Plan"
+    _checked(page.run())
+    assert page.code[0].value.startswith("moeplan simulate") and page.query_params["rivals"] == "h200-sxm"
+    assert page.session_state["pinned"] == [SMALL] and page.button(key="pin").disabled
+
+
+def test_what_is_missing_stays_said_until_the_form_changes() -> None:
+    page = _open(SMALL, left_out="trace", view="Simulation")
+    _checked(page.run())
+    assert "trace is not in the link" in _texts(page) and page.query_params["left_out"] == "trace"
+    page.session_state["in_trace"], page.session_state["in_trace_name"] = "arrival_s,prompt_tokens,output_tokens\n" + \
+        "".join(f"{i},100,20\n" for i in range(9)), "t.csv"  # fmt: skip
+    _checked(page.run())
+    assert "trace is not in the link" not in _texts(page) and "the uploaded t" in _texts(page)
+    assert page.query_params["left_out"] == "trace"
+
+
+def test_the_command_shown_is_that_of_the_run_shown() -> None:
+    class Ran:
+        is_running, command, scenario = False, "", SMALL
+
+        def answers(self, scenario: Scenario, commands: Any) -> bool:
+            self.command = [*commands][1]
+            return True
+
+        def facts(self) -> None: ...
+
+        def problem(self) -> str:
+            return "none"
+
+    page = _open(SMALL, view="Simulation")
+    assert page.code[0].value.startswith("moeplan simulate")
+    page.session_state["run"] = Ran()
+    _checked(page.run())
+    assert page.code[0].value.startswith("moeplan plan")
+
+
+def test_a_layout_of_the_list_is_shown_until_it_is_taken_back() -> None:
+    found = answer(SMALL)
+    assert isinstance(found, Answer)
+    page = _open()
+    for identity in [*front.names(found)][:2]:
+        _checked(page.selectbox(key="listed").set_value(identity).run())
+        assert page.session_state["picked"] == identity and any(b.key == "use_layout" for b in page.button)
+    _checked(page.selectbox(key="listed").set_value(None).run())
+    assert not any(b.key == "use_layout" for b in page.button) and not page.warning
 
 
 @pytest.mark.slow

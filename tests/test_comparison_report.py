@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,8 +17,10 @@ from planner import report
 from planner.errors import InputError
 from planner.report.comparison import comparison_page
 from planner.report.pdf import print_pdf
+from planner.report.rows import table_of
 from planner.runfolder import rewrite_report, write_comparison
 from tests.comparison_facts import COMPARISON
+from tests.test_outlook import OUTLOOK
 from tests.test_report import FACTS, Page
 
 
@@ -66,8 +69,99 @@ def test_summary_table_states_the_facts() -> None:
     assert "mi300x:4x8 is not measured" in findings["Layouts and what limits them"]
 
 
+def test_headroom_and_bands_say_what_they_are() -> None:
+    made = comparison_page(COMPARISON)
+    assert ("Headroom", "2.25 x", "the asked demand") in made.tiles
+    tables = {section.title: section.tables for section in made.evidence}
+    assert [row[2] for row in tables["Layouts and what limits them"][0].rows][:2] == ["2.25 x", "at least 3 x"]
+    speed, usd = tables["Best system by interactivity"]
+    assert speed.header[1] == usd.header[1] == "Cheapest"
+    assert speed.header[-1] == "Its tok/s/GPU against h100-sxm:16x8"
+    rows = [row | {"usd_per_mtok_output": dict.fromkeys(row["values"])} for row in COMPARISON["bands"]["rows"]]
+    unpriced = comparison_page(COMPARISON | {"bands": COMPARISON["bands"] | {"rows": rows}})
+    bands = next(section for section in unpriced.evidence if section.title == "Best system by interactivity")
+    assert bands.tables[0].header[1] == "Fastest"
+    assert len(bands.tables) == 1 and bands.tables[0].rows[0][1] == "h200-sxm:8x8"
+    partly = comparison_page(COMPARISON | {"bands": {"rows": [COMPARISON["bands"]["rows"][0], rows[1]]}})
+    bands = next(section for section in partly.evidence if section.title == "Best system by interactivity")
+    assert [row[1] for row in bands.tables[0].rows] == ["h200-sxm:8x8", "h200-sxm:8x8 (fastest, no price)"]
+
+
+def test_growth_beyond_what_was_tried_is_a_bound() -> None:
+    rows = [
+        {"name": name, "room": 4.0, "room_at_least": bound, "months": {"25%": 74.6}}
+        for name, bound in (("h200-sxm:8x8", True), ("h100-sxm:16x8", False))
+    ]
+    tables = {
+        section.title: section.tables for section in comparison_page(COMPARISON | {"growth": {"rows": rows}}).evidence
+    }
+    growth = tables["Until the next purchase"][0]
+    assert growth.header == ("Name", "Room", "Months at 25%")
+    assert growth.rows[0][1:] == ("at least 4.00", "at least 74.6") and growth.rows[1][1:] == ("4.00", "74.6")
+    costs = tables["What it costs"][0]
+    months = costs.header.index("Months to next purchase")
+    assert [row[months] for row in costs.rows][:2] == ["at least 7.00", "7.00"]
+
+
+def test_results_that_all_systems_share_are_still_told() -> None:
+    row = {"topic": "fabric", "change": "domain 8 -> 72 GPUs", "model": "M", "num_gpus_before": 8, "layout": "tp8 ep8"}
+    rows = [
+        row | {"system": name, "num_gpus_after": after, "note": ""}
+        for name, after in (("h200-sxm", 8), ("b200-sxm", 8), ("l40s", None), ("mi300x", 1024))
+    ]
+    told = table_of(rows)
+    assert told is not None
+    assert told.header == ("System", "Change", "Number of GPUs before", "Layout", "Number of GPUs after")
+    assert [line[2] for line in told.rows] == ["8"] * 4
+    assert [line[-1] for line in told.rows] == ["no change", "no change", "not possible", "1,024"]
+    alike = table_of(rows[:2])
+    assert alike is not None and alike.header == told.header
+
+
+_KEYS = ("memory", "step", "cdf", "timeline", "slo")
+
+
+def _with_evidence() -> dict[str, Any]:
+    evidence = {key: FACTS[key] for key in _KEYS} | {"heat": OUTLOOK["heat"]}
+    own, *others = copy.deepcopy(COMPARISON["systems"])
+    own["ttft_s"]["p95"], own["tpot_s"]["p95"] = 0.6, 0.045
+    return COMPARISON | {"systems": [own | {"evidence": evidence}, *others]}
+
+
+def test_run_of_the_winner_is_shown_as_in_a_plan() -> None:
+    facts = _with_evidence()
+    text = report.html(facts)
+    order = [
+        "Rent or buy</h2>",
+        *(
+            f"{name}: h200-sxm:8x8, tp8 ep8 x4</h2>"
+            for name in (
+                "Latency of requests",
+                "Queue and batch over time",
+                "Where a step spends its time",
+                "Memory of the fullest GPU",
+                "Load of the ranks by layer",
+            )
+        ),
+        "How the uncertainty was drawn</h2>",
+    ]
+    places = [text.index(name) for name in order]
+    assert places == sorted(places)
+    assert text.count("<svg") == 4 + 5
+    assert "95% of requests see a TTFT below 600 ms (tightest limit 2.00 s)." in text
+    parsed = Page(text)
+    assert parsed.open == [] and len(parsed.ids) == len(set(parsed.ids))
+    latencies = {metric: facts["systems"][0][metric] for metric in ("ttft_s", "tpot_s")}
+    fleet = [{"model": "A", "layout": "tp2"}, {"model": "B", "layout": "tp4"} | latencies]
+    several = report.markdown(facts | {"systems": [facts["systems"][0] | {"models": fleet}]})
+    assert "## Memory of the fullest GPU: h200-sxm:8x8, B, tp4\n" in several
+    for evidence in _without(facts["systems"][0]["evidence"], 1):
+        systems = [facts["systems"][0] | {"evidence": evidence}, *facts["systems"][1:]]
+        assert report.markdown(facts | {"systems": systems}).startswith("# ")
+
+
 def test_page_is_inert_and_self_contained() -> None:
-    hostile = copy.deepcopy(COMPARISON)
+    hostile = copy.deepcopy(_with_evidence())
     name = '<script>alert("1")</script>'
     hostile["systems"][0]["name"] = hostile["winner"] = name
     hostile["cost_curve"][name] = hostile["cost_curve"].pop("h200-sxm:8x8")
@@ -137,7 +231,40 @@ def test_folders_without_facts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"top": "edited", "step": 3}')
     with pytest.raises(InputError, match="cannot be shown"):
         rewrite_report(tmp_path)
+    whole = {"question": {"model": "toy"}, "headline": "tp8", "command": "moeplan plan toy"}
+    (tmp_path / "plan.json").write_text(json.dumps(whole | {"top": "edited", "step": 3}))
+    with pytest.raises(InputError, match=r"cannot be shown \("):
+        rewrite_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "lacking"),
+    [
+        ({"kind": "comparison"}, "question, headline, systems, command"),
+        (COMPARISON | {"systems": []}, "systems"),
+        (COMPARISON | {"systems": [{"num_gpus": 8}]}, "names of its systems"),
+        (COMPARISON | {"systems": 6}, "names of its systems"),
+        ({key: value for key, value in COMPARISON.items() if key != "kind"}, "kind"),
+    ],
+)
+def test_comparisons_with_too_few_facts_are_refused(facts: dict[str, Any], lacking: str, tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=rf"comparison\.json: cannot be shown, for it lacks {lacking}\. "):
+        rewrite_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.json"]
+
+
+def test_table_of_systems_is_flat(tmp_path: Path) -> None:
+    models = [{"model": "A", "num_gpus": 8, "ttft_s": {"p95": 0.5}}, {"model": "B", "num_gpus": 16, "settings": None}]
+    launch = [{"engine": "vllm 0.33.0", "role": "", "commands": [], "note": "none", "num_gpus": 8}]
+    own = COMPARISON["systems"][0] | {"models": models, "launch": launch, "evidence": {"cdf": {"ttft_s": [0.1]}}}
+    write_comparison(tmp_path / "run", COMPARISON | {"systems": [own, *COMPARISON["systems"][1:]]})
+    text = (tmp_path / "run" / "systems.csv").read_text()
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert "{" not in text and "[" not in text
+    assert not [name for name in row if name.startswith(("launch", "evidence"))]
+    assert (row["models_0_model"], row["models_0_ttft_s_p95"], row["models_1_num_gpus"]) == ("A", "0.5", "16")
 
 
 def test_without_a_printer_the_message_names_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

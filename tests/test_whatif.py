@@ -11,6 +11,7 @@ import tomllib
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ from planner.model.catalog import CONFIGS
 from planner.search import Search
 from planner.whatif import analytic, catalogue, charts, details, edits, front, jobs, lab, outcome, pins, rivals, rows
 from planner.whatif.analytic import Answer, answer
+from planner.whatif.bottleneck import bottleneck
 from planner.whatif.form import KNOBS, advanced_fields, knob_fields, main_fields
-from planner.whatif.question import MAX_TRACE_ROWS, Question, ask, config_problem, trace_problem
-from planner.whatif.scenario import Scenario, cluster_text, from_query
+from planner.whatif.question import MAX_TRACE_ROWS, Question, ask, config_problem, opened, trace_problem
+from planner.whatif.scenario import Scenario, cluster_text, from_query, safe_name
 from planner.whatif.tornado import tornado
 from planner.workload import PRESETS
 
@@ -82,6 +84,29 @@ def test_a_link_that_cannot_be_read_says_which_value_and_keeps_the_rest() -> Non
     assert [p.split("says ")[1].split("=")[0] for p in problems] == ["gpus", "rate", "seed", "config"]
 
 
+def test_a_link_names_no_file_outside_the_folder_of_its_run(tmp_path: Path) -> None:
+    target = tmp_path / "written.json"
+    packed = replace(SMALL, config="{}", config_name="config.json").query()
+    linked, problems = from_query(packed | {"config_name": str(target)})
+    assert (linked.config, linked.config_name, problems) == ("{}", "written.json", [])
+    assert from_query({"config_name": "/etc/passwd", "trace_name": "/etc/passwd"}) == (Scenario(), [])
+    forged = base64.urlsafe_b64encode(zlib.compress(json.dumps([packed | {"config_name": "../x"}]).encode())).decode()
+    assert [pin.config_name for pin in pins.unpacked(forged)] == ["x"]
+    assert "/etc/x" not in replace(SMALL, config_name="/etc/x", trace_name="/etc/x").command()
+    for name in (str(target), "../x.json", "errors"):
+        with pytest.raises(InputError, match="plain name"):
+            jobs.Job(replace(SMALL, config="{}", config_name=name), SMALL.command())
+    assert not target.exists() and len(safe_name("x" * 5_000 + ".json")) <= 100
+
+
+def test_an_upload_that_does_not_fit_a_link_is_left_out_with_its_name_and_missed() -> None:
+    huge = "".join(f"{i * 7919 % 99991:x}" for i in range(9_000))
+    query = replace(SMALL, config=huge, config_name="mine.json", trace=TRACE, trace_name="t.csv").query()
+    assert query == SMALL.query() | {"left_out": "config,trace"}
+    scenario, problems = from_query(query)
+    assert scenario == SMALL and "model is not in the link" in problems[0] and "trace is not" in problems[1]
+
+
 @pytest.mark.parametrize("system", ["h200-sxm", "gb200-nvl72", "dgx-spark"])
 @pytest.mark.parametrize("gpus", [1, 3, 8, 9, 72])
 def test_offered_gpus_are_whole_nodes_beyond_one(system: str, gpus: int) -> None:
@@ -117,7 +142,6 @@ def test_every_field_is_answered_for_by_name() -> None:
         "skew": "zipf:x",
         "placement": "clever",
         "residency": "magic",
-        "rivals": "h200-sxm,h200-sxm",
     }
     for field, value in bad.items():
         found = _problems(replace(SMALL, **{field: value}))
@@ -141,12 +165,33 @@ def test_every_field_is_answered_for_by_name() -> None:
         ({"layout": "attention_dp=2,ep=2", "backend": "pigeon"}, "layout", "pigeon"),
         ({"speculative": "ngram:3"}, "speculative", "command line"),
         ({"seqs": -3}, "seqs", "-3"),
+        ({"redundant": -8}, "redundant", "-8: use 0 or more"),
+        ({"redundant": -8, "layout": "tp=8,ep=8"}, "redundant", "-8"),
+        ({"ep": -1}, "ep", "-1"),
+        ({"users": -3}, "users", "-3"),
+        ({"users": -3, "rate": 0.0}, "users", "-3"),
+        ({"rivals": "nonsense"}, None, ""),
     ],
 )
 def test_knobs_that_do_not_divide_say_what_would(change: dict[str, object], field: str | None, says: str) -> None:
     found = _problems(replace(SMALL, **change))  # type: ignore[arg-type]
     assert set(found) == ({field} if field else set())
     assert field is None or says in found[field]
+
+
+def test_only_the_faulty_field_of_a_link_is_defaulted() -> None:
+    asked = replace(SMALL, rate=2.0, ep=4, kv="fp8")
+    assert opened(asked.query()) == (asked, [])
+    for field, value in {"slo": "ttft_p95=2", "ep": "3", "redundant": "-8", "users": "-3", "workload": "chats",
+                         "rate": "-1.0", "oversubscription": "0.5", "layout": "tp=3", "rivals": "h300", "gpus": "0",
+                         "engine": "vlllm", "skew": "zipf:x"}.items():  # fmt: skip
+        scenario, said = opened(asked.query() | {field: value})
+        assert scenario == replace(asked, **{field: getattr(Scenario(), field)}), field
+        assert len(said) == 1 and field in said[0], said
+    scenario, said = opened(SMALL.query() | {"system": "h300", "slo": "?", "config": base64.urlsafe_b64encode(
+        zlib.compress(b"[]")).decode(), "config_name": "list.json"})  # fmt: skip
+    assert scenario == replace(SMALL, system=Scenario().system) and len(said) == 3
+    assert isinstance(ask(scenario), Question) and "list.json" in "".join(said)
 
 
 @pytest.mark.parametrize("text", ["/etc/passwd", "../x.csv", "x.toml", "C:\\x.csv"])
@@ -168,6 +213,11 @@ def test_a_link_never_opens_a_file(text: str) -> None:
 )
 def test_uploads_of_the_wrong_kind_are_refused(text: str, says: str) -> None:
     assert says in str(config_problem(text, "config.json"))
+
+
+def test_a_refused_upload_is_called_by_its_name() -> None:
+    for text in ("[]", "{}", '{"architectures": ["BertModel"]}', '{"architectures": ["MixtralForCausalLM"]}', "x"):
+        assert str(config_problem(text, "wrong.json")).startswith("wrong.json: ")
 
 
 def test_an_uploaded_config_is_the_model() -> None:
@@ -215,17 +265,17 @@ def test_the_cheapest_layout_that_meets_the_slo_is_chosen_and_its_load_only_cost
     assert all(not e.meets_slo for e in fewer)
     start = time.process_time()
     other = _answer(replace(SMALL, rate=4.5))
-    analytic.headline(other), analytic.tiles(other), analytic.bottleneck(other), front.cloud(other)
+    analytic.headline(other), analytic.tiles(other), bottleneck(other), front.cloud(other)
     assert time.process_time() - start < 0.3
 
 
 def test_the_answer_says_what_it_counts_how_sure_it_is_and_what_binds() -> None:
     found = _answer(SMALL)
     tiles = {tile.label: tile for tile in analytic.tiles(found)}
-    assert {"TTFT p95", "TPOT p95", "Throughput", "Price per Mtok", "Carries at most"} == set(tiles)
+    assert {"TTFT p95", "TPOT p95", "Per user", "Throughput", "Price per Mtok", "Carries at most"} == set(tiles)
     assert " to " in tiles["TPOT p95"].interval and "limit" in tiles["TPOT p95"].counts and tiles["TPOT p95"].origin
     assert "rental" in tiles["Price per Mtok"].origin and "202" in tiles["Price per Mtok"].origin
-    sentence = analytic.bottleneck(found)
+    sentence = bottleneck(found)
     assert "reading expert weights" in sentence and "KV runs out at" in sentence and "twice as many" in sentence
     assert 0 < (analytic.chance_of_slo(found) or 0) < 1
     assert sum(found.origin_share.values()) == pytest.approx(1)
@@ -353,6 +403,15 @@ def test_pins_survive_a_link_and_show_differences() -> None:
     assert rows.pinned(ask(replace(SMALL, gpus=0)), _answer(SMALL))[0]["field"] == "gpus"  # type: ignore[arg-type]
 
 
+def test_what_a_link_does_not_carry_is_said() -> None:
+    traced = replace(SMALL, trace=TRACE, trace_name="t.csv")
+    assert pins.unpacked(pins.packed([traced, SMALL])) == [SMALL]
+    assert pins.link_note(SMALL, [SMALL]) == "The address of this page reproduces the view."
+    note = pins.link_note(traced, [traced, SMALL])
+    assert "the uploaded t.csv" in note and "1 of 2 pins" in note
+    assert pins.inputs_changed(SMALL, traced) == [("trace", "default", "t.csv")]
+
+
 def test_systems_are_sized_for_the_same_demand() -> None:
     found = rivals.rivals(SMALL, ("h100-sxm", "l4", "h200-sxm"))
     sized = [row for row in found if row.num_gpus]
@@ -402,7 +461,7 @@ def test_charts_hold_the_numbers_and_no_address() -> None:
 
 def test_text_of_users_is_shown_as_it_is() -> None:
     assert rows.plain("[x](http://y) $a$ `b` <script>") == r"\[x\]\(http\://y\) \$a\$ \`b\` \<script\>"
-    assert jobs.safe_name("../../a b;rm -rf.json") == "a_b_rm_-rf.json"
+    assert safe_name("../../a b;rm -rf.json") == "a_b_rm_-rf.json"
 
 
 @pytest.mark.parametrize(
@@ -446,6 +505,8 @@ def test_a_simulation_can_be_cancelled_and_its_number_is_bounded(monkeypatch: py
     assert job.is_running and job.facts() is None
     with pytest.raises(InputError, match="run on this server already"):
         jobs.Job(SMALL, SMALL.command())
+    assert job.answers(replace(SMALL, gpus=99), [SMALL.command()]) and not job.answers(SMALL, ["moeplan plan x"])
+    assert not job.answers(replace(SMALL, trace=TRACE, trace_name="t.csv"), [SMALL.command()])
     job.cancel()
     assert not job.is_running and job.problem() == "cancelled" and job.facts() is None
     del job

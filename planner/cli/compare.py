@@ -24,7 +24,7 @@ def compare(
     terms: str | None = None,
     budget: str | None = None,
     power: float | None = None,
-    racks: int | None = None,
+    racks: float | None = None,
     max_usd_per_mtok: float | None = None,
     baseline: str | None = None,
     uncertain: str | None = None,
@@ -125,6 +125,7 @@ def compare(
         tuple(options.experts(d.model, experts if d.model.moe else DEFAULTS) for d in demands),
         None if kv == "auto" else (kv,),
         seed=seed,
+        terms=load_terms(terms),
         demand_error=parse_demand_error(uncertain),
     )
     start = time.perf_counter()
@@ -132,7 +133,6 @@ def compare(
         answer = compare_offers(
             question,
             offers,
-            load_terms(terms),
             baseline=baseline,
             limit=limit,
             max_usd_per_mtok=max_usd_per_mtok,

@@ -26,13 +26,13 @@ def show(facts: Any, as_json: bool, text: Callable[[Any], str], **extra: float) 
 
 
 def command_line() -> str:
-    """The command that reproduces the answer: as typed, without where and how it was printed."""
+    """The command that reproduces the answer: as typed, without where and how it was printed or worked out."""
     kept = []
     arguments = iter(sys.argv[1:])
     for argument in arguments:
-        if argument == "--out":
+        if argument in ("--out", "--jobs"):
             next(arguments, None)
-        elif argument != "--json" and not argument.startswith("--out="):
+        elif argument != "--json" and not argument.startswith(("--out=", "--jobs=")):
             kept.append(argument)
     return "moeplan " + shlex.join(kept)
 

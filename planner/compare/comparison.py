@@ -24,12 +24,13 @@ from planner.compare.question import Offer, Question
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import Odds, Swing, odds, swings
 from planner.deployment import check_context
-from planner.economics import DEFAULT_TERMS, RentOrBuy, Terms, rent_or_buy
+from planner.economics import RentOrBuy, rent_or_buy
 from planner.errors import InputError, nearest
 
 Progress = Callable[[str, float], None]
 _LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
-_MOST_GROWTH = 16.0
+MOST_GROWTH = 16.0
+"""Largest multiple of the demand that is looked at."""
 _CEILINGS = (0.5, 1.0, 2.0)
 """Cost ceilings looked at when none is stated, as multiples of the winner's cost at full load."""
 
@@ -52,7 +53,6 @@ class Comparison:
     """
 
     question: Question
-    terms: Terms
     standings: tuple[Standing, ...]
     winner: Standing | None
     baseline: str
@@ -72,7 +72,6 @@ class Comparison:
 def compare(
     question: Question,
     offers: tuple[Offer, ...],
-    terms: Terms = DEFAULT_TERMS,
     *,
     baseline: str | None = None,
     limit: Limit | None = None,
@@ -85,9 +84,11 @@ def compare(
     `jobs` processes work at once, by default as many as there are cores. Raises InputError for an unknown baseline, a
     limit that buys nothing, or a workload that a model cannot take.
     """
-    start = time.perf_counter()
+    start, terms = time.perf_counter(), question.terms
     reference = _baseline(offers, baseline)
     if limit is not None:
+        if len(question.demands) > 1:
+            raise InputError(f"{limit} is asked of one model: leave --also out, or the limit")
         check_limit(offers, terms, limit)
     for demand in question.demands:
         check_context(demand.model, demand.workload)
@@ -100,7 +101,6 @@ def compare(
     room = {one.name: _room(one) for one in running}
     return Comparison(
         question,
-        terms,
         tuple(found),
         winner,
         reference,
@@ -129,19 +129,18 @@ def _evaluated(
     question: Question, offers: tuple[Offer, ...], jobs: int | None, progress: Progress | None
 ) -> list[tuple[Entrant, ...]]:
     """Entrants by offer and model, evaluated in any order and returned in theirs."""
-    hardware = {offer.hardware: offer for offer in offers}
-    tasks = [(index, offer) for offer in hardware.values() for index in range(len(question.demands))]
+    tasks = [(index, offer) for offer in offers for index in range(len(question.demands))]
     workers = min(jobs or len(os.sched_getaffinity(0)), len(tasks))
     tell = progress or (lambda label, share: None)
     tell("plan", 0.0)
-    results: dict[tuple[int, object], Entrant] = {}
+    results: dict[tuple[int, str], Entrant] = {}
     if workers <= 1:
         for index, offer in tasks:
-            results[index, offer.hardware] = evaluate(question, index, offer)
+            results[index, offer.name] = evaluate(question, index, offer)
             tell("plan", len(results) / len(tasks))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(evaluate, question, index, offer): (index, offer.hardware) for index, offer in tasks}
+            futures = {pool.submit(evaluate, question, index, offer): (index, offer.name) for index, offer in tasks}
             try:
                 for future in as_completed(futures):
                     results[futures[future]] = future.result()
@@ -149,14 +148,14 @@ def _evaluated(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return [tuple(results[index, offer.hardware] for index in range(len(question.demands))) for offer in offers]
+    return [tuple(results[index, offer.name] for index in range(len(question.demands))) for offer in offers]
 
 
 def _room(one: Standing) -> float:
     """Largest multiple of the demand that the GPUs billed carry: at least what was simulated."""
     assert one.bill is not None
     simulated = min(entrant.carries for entrant in one.entrants)
-    loads = np.geomspace(1.0, _MOST_GROWTH, 400)
+    loads = np.geomspace(1.0, MOST_GROWTH, 400)
     gpus = one.gpus_in(World(rate=loads))
     within = (gpus > 0) & (gpus <= one.bill.billed_gpus)
     return max(simulated, float(loads[within].max()) if within.any() else 0.0)

@@ -15,6 +15,7 @@ from planner.deployment import Run, run, scaled
 from planner.facts.certainty import ratios_of
 from planner.facts.plan import plan_facts
 from planner.hardware import Cluster
+from planner.recommend import HEADROOM_STEPS as PLAN_STEPS
 from planner.recommend import Recommendation, recommend
 from planner.routing import named_skew
 from planner.search import MAX_OFFERED_GPUS
@@ -30,8 +31,10 @@ _KEPT = 10
 _SPARE = 1.3
 _GROWTH = 1.6
 _TRIES = 3
-_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0)
+_STEPS = (1.1, 1.25, 1.5, 2.0, 3.0, 6.0, 12.0, 24.0, 48.0)
 _BISECTIONS = 2
+MOST_TESTED = _STEPS[-1]
+"""Multiple of the demand beyond which nobody looks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +87,7 @@ def evaluate(question: Question, index: int, offer: Offer) -> Entrant:
 
 
 def _plan(estimator: Estimator, cluster: Cluster) -> Recommendation:
-    question, demand = estimator.question, estimator.demand
+    question, demand, offer = estimator.question, estimator.demand, estimator.offer
     return recommend(
         demand.model,
         [cluster],
@@ -94,6 +97,7 @@ def _plan(estimator: Estimator, cluster: Cluster) -> Recommendation:
         kv_formats=question.kv_formats,
         experts=estimator.experts,
         router=question.router,
+        terms=question.terms if offer.basis is None else replace(question.terms, basis=offer.basis),
         seed=question.seed,
     )
 
@@ -139,13 +143,21 @@ def _entrant(estimator: Estimator, answer: Recommendation, cluster: Cluster, fou
 
 
 def _carries(answer: Recommendation, winner: Run) -> float:
-    """Multiple of the demand that the winner sustains: the tested steps, halved twice."""
+    """Multiple of the demand that the winner sustains: steps until one misses, the last of them halved twice."""
+
+    def meets(factor: float) -> bool:
+        workload = scaled(answer.workload, factor)
+        return run(winner.deployment, workload, slo=answer.slo, seed=answer.seed).meets_slo
+
     low = answer.sustained_factor
-    high = next((step for step in _STEPS if step > low), low)
-    for _ in range(_BISECTIONS if 0 < low < high else 0):
+    if not 0 < low < MOST_TESTED:
+        return low
+    high = next(step for step in _STEPS if step > low)
+    while high > PLAN_STEPS[-1] and meets(high) and high < MOST_TESTED:
+        low, high = high, next(step for step in _STEPS if step > high)
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        trial = run(winner.deployment, scaled(answer.workload, middle), slo=answer.slo, seed=answer.seed)
-        low, high = (middle, high) if trial.meets_slo else (low, middle)
+        low, high = (middle, high) if meets(middle) else (low, middle)
     return low
 
 

@@ -33,7 +33,8 @@ class Estimator:
         """As many nodes as the largest replica may take: a scale-up domain, or a few nodes beyond it."""
         offered = self.offer.cluster
         per_node = offered.system.gpus_per_node if self.offer.is_open else offered.gpus_per_node
-        nodes = max(_FEW_NODES, -(-offered.system.scale_up.size // per_node))
+        few = _FEW_NODES if offered.system.scale_out is not None else 1
+        nodes = max(few, -(-offered.system.scale_up.size // per_node))
         return replace(
             offered, nodes=nodes if self.offer.is_open else min(nodes, offered.nodes), gpus_per_node=per_node
         )

@@ -14,7 +14,7 @@ from planner.compare.question import Demand, Offer
 from planner.compare.standing import Standing
 from planner.economics import Bill, Terms, bill, usd_per_mtok
 from planner.errors import InputError
-from planner.sizing import capacity, demand_of
+from planner.sizing import Replica, capacity, demand_of, e2e_at_capacity
 from planner.units import DAY_S
 
 Resource = Literal["budget", "monthly_budget", "power", "racks"]
@@ -23,6 +23,7 @@ _BUDGET = re.compile(
 )
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6}
 _MOST_GPUS = 1_000_000
+_MOST_AMOUNT = 1e15
 _UNIT = {"budget": "$", "monthly_budget": "$ a month", "power": "MW", "racks": "racks"}
 
 
@@ -67,7 +68,7 @@ class Ceiling:
     leader: str | None
 
 
-def parse_limit(budget: str | None, power_mw: float | None, racks: int | None) -> Limit | None:
+def parse_limit(budget: str | None, power_mw: float | None, racks: float | None) -> Limit | None:
     """The limit of `--budget 5M | 200k/month`, `--power MW` or `--racks N`; InputError when more than one is given."""
     options = {"--budget": budget, "--power": power_mw, "--racks": racks}
     given = [name for name, value in options.items() if value is not None]
@@ -79,7 +80,7 @@ def parse_limit(budget: str | None, power_mw: float | None, racks: int | None) -
         _check_amount("--power", power_mw, "megawatts at the facility, such as --power 1.5")
         return Limit("power", power_mw)
     if racks is not None:
-        _check_amount("--racks", racks, "a number of racks, such as --racks 4")
+        _check_amount("--racks", racks if float(racks).is_integer() else -racks, "a whole number of racks, such as 4")
         return Limit("racks", racks)
     return None
 
@@ -96,7 +97,7 @@ def _budget(text: str) -> Limit:
 
 
 def _check_amount(option: str, amount: float, remedy: str) -> None:
-    if not (np.isfinite(amount) and amount > 0):
+    if not 0 < amount <= _MOST_AMOUNT:
         raise InputError(f"{option} {amount:g}: write {remedy}")
 
 
@@ -114,7 +115,7 @@ def bought(standings: Sequence[Standing], limit: Limit) -> tuple[Bought, ...]:
 
 
 def _bought(one: Standing, limit: Limit) -> Bought:
-    unit = one.system.gpus_per_node
+    unit = _unit(one.offer)
     nodes, note = _nodes(one.offer, one.terms, limit)
     entrant, demand = one.entrants[0], one.demands[0]
     if nodes == 0 or not entrant.curves.every:
@@ -128,7 +129,7 @@ def _bought(one: Standing, limit: Limit) -> Bought:
     if carried[index] <= 0:
         return Bought(one.name, gpus, nodes, 0.0, 0.0, 0.0, None, "", f"no layout of {gpus} GPUs meets the SLO")
     replica = every[index]
-    rate, users = _rate_and_users(demand, entrant.plan, float(carried[index]))
+    rate, users = _rate_and_users(demand, replica, float(carried[index]))
     return Bought(
         one.name,
         gpus,
@@ -136,15 +137,14 @@ def _bought(one: Standing, limit: Limit) -> Bought:
         rate,
         users,
         rate * demand.workload.mean_output_tokens * DAY_S * one.terms.demand.mean_over_peak,
-        bill(one.system, gpus, one.terms).usd_per_month,
+        bill(one.system, gpus, one.terms, _basis(limit)).usd_per_month,
         f"{replica.layout} x{gpus // replica.num_gpus}",
     )
 
 
-def _rate_and_users(demand: Demand, plan: dict[str, object], carried: float) -> tuple[float, float]:
+def _rate_and_users(demand: Demand, replica: Replica, carried: float) -> tuple[float, float]:
     """Requests per second and users in flight; `carried` is one of them by the kind of arrivals."""
-    e2e = plan.get("e2e_s")
-    seconds = float(e2e["mean"]) if isinstance(e2e, dict) and e2e.get("mean") else 0.0
+    seconds = e2e_at_capacity(replica, demand.slo, demand.workload.mean_output_tokens)
     if demand.workload.arrivals.concurrency:
         return (carried / seconds if seconds else 0.0), carried
     return carried, carried * seconds
@@ -153,11 +153,13 @@ def _rate_and_users(demand: Demand, plan: dict[str, object], carried: float) -> 
 def _nodes(offer: Offer, terms: Terms, limit: Limit) -> tuple[int, str]:
     """Whole nodes within `limit`, and why there are none."""
     system = offer.billed_system
-    unit, low, high = system.gpus_per_node, 0, _MOST_GPUS // system.gpus_per_node
+    unit, low, high = _unit(offer), 0, _MOST_GPUS // _unit(offer)
 
     def taken(nodes: int) -> float | None:
         return _taken(bill(system, nodes * unit, terms, _basis(limit) or offer.basis), limit)
 
+    if limit.resource == "budget" and offer.basis == "rental":
+        return 0, "rented: no capital"
     first = taken(1)
     if first is None:
         missing = {"power": "power of a node", "racks": "power of a node"}.get(limit.resource, "price")
@@ -172,6 +174,11 @@ def _nodes(offer: Offer, terms: Terms, limit: Limit) -> tuple[int, str]:
         use = taken(middle)
         low, high = (middle, high) if use is not None and use <= limit.amount else (low, middle)
     return low, ""
+
+
+def _unit(offer: Offer) -> int:
+    """GPUs of a node as offered."""
+    return offer.billed_system.gpus_per_node if offer.is_open else offer.cluster.gpus_per_node
 
 
 def _basis(limit: Limit) -> Literal["rental", "owned"] | None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from planner.economics import DEFAULT_TERMS, Terms
 from planner.engine import Engine
 from planner.errors import InputError
 from planner.experts import AS_SERVED, ExpertSettings
@@ -61,14 +62,14 @@ class Offer:
 
     @property
     def hardware(self) -> tuple[Cluster, bool]:
-        """What is planned on: the same for offers that differ in how they are paid."""
+        """What is offered, whoever pays for it how."""
         return self.cluster, self.is_open
 
     @property
     def billed_system(self) -> System:
-        """The node that is bought: a fixed cluster with fewer GPUs per node has nodes of that size."""
+        """The node that is billed: a fixed cluster that is `@own` has nodes of the GPUs it is written with."""
         system, size = self.cluster.system, self.cluster.gpus_per_node
-        if self.is_open or size >= system.gpus_per_node:
+        if self.is_open or self.basis != "owned" or size >= system.gpus_per_node:
             return system
         power_w = None if system.node_power_w is None else system.node_power_w * size / system.gpus_per_node
         link = replace(system.scale_up, size=min(system.scale_up.size, size))
@@ -85,6 +86,7 @@ class Question:
     kv_formats: tuple[str, ...] | None = None
     router: str = "least_requests"
     seed: int = 0
+    terms: Terms = DEFAULT_TERMS
     demand_error: DemandError = field(default_factory=DemandError)
 
 

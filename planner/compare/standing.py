@@ -99,7 +99,7 @@ class Standing:
         """Dollars a month in `world`, `[draws]`; infinite where the offer cannot serve it; None without a price."""
         gpus = self.gpus_in(world)
         terms = self.terms if world.terms is None else replace(world.terms, basis=self.terms.basis)
-        usd = monthly_usd(self.system, np.maximum(gpus, 1), terms)
+        usd = monthly_usd(self.system, np.maximum(gpus, 1), terms, replica_gpus=_step_gpus(self.entrants))
         if usd is None:
             return None
         return np.where(gpus < 0, np.inf, np.asarray(usd) * np.asarray(world.price.get(self.name, 1.0)))
@@ -108,13 +108,19 @@ class Standing:
 def standing(offer: Offer, demands: tuple[Demand, ...], entrants: tuple[Entrant, ...], terms: Terms) -> Standing:
     """`offer` with its bill; a fixed cluster must hold all models side by side."""
     gpus = [entrant.num_gpus for entrant in entrants]
-    terms = terms if offer.basis is None else replace(terms, basis=offer.basis)
+    terms, system = terms if offer.basis is None else replace(terms, basis=offer.basis), offer.billed_system
     problem = next((str(e.plan["headline"]) for e in entrants if not e.num_gpus), "")
     if not problem and not offer.is_open and sum(gpus) > offer.cluster.num_gpus:
         needs = " + ".join(f"{n} for {demand.model.name}" for n, demand in zip(gpus, demands, strict=True))
         problem = f"{offer.name} has {offer.cluster.num_gpus} GPUs; the models take {needs}"
-    cost = None if any(n == 0 for n in gpus) else bill(offer.billed_system, sum(gpus), terms)
+    cost = None if any(n == 0 for n in gpus) else bill(system, sum(gpus), terms, replica_gpus=_step_gpus(entrants))
     return Standing(offer, demands, entrants, terms, cost, problem)
+
+
+def _step_gpus(entrants: tuple[Entrant, ...]) -> int:
+    """GPUs by which a fleet that follows the hours grows: the largest replica of its models."""
+    layouts = [entrant.plan["layout"] for entrant in entrants if entrant.plan["layout"]]
+    return max((layout["num_gpus"] // layout["replicas"] for layout in layouts), default=1)
 
 
 def _gpus(demand: Demand, entrant: Entrant, world: World, name: str) -> NDArray[np.int64]:

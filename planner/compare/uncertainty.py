@@ -31,6 +31,8 @@ _SHARED = 0.2
 _TIME_WITH_TTFT = 0.33
 _Z_80 = 1.2815515655446004
 _SURE = 0.9
+_TIE = 1e-9
+"""Bills that differ by less are equal: offers of the same hardware share a world."""
 _MOST_INPUTS = 10
 
 
@@ -38,10 +40,10 @@ _MOST_INPUTS = 10
 class Odds:
     """One offer over all worlds. Money and GPUs are 80 % intervals over the worlds it can serve.
 
-    `best` is the share of worlds in which no offer is cheaper, None without a price; `enough` the share in which the
-    GPUs of the plan suffice; `cannot` the share in which no number of GPUs does. `sure_gpus` suffice in 90 % of the
-    worlds, None where no number does. `regret_usd_per_month` is what it costs beyond the cheapest offer of the same
-    world: mean and 90th percentile.
+    `best` is the share of worlds in which it is the cheapest, shared among equals, None without a price; `enough` the
+    share in which the GPUs of the plan suffice; `cannot` the share in which no number of GPUs does. `sure_gpus` suffice
+    in 90 % of the worlds, None where no number does. `regret_usd_per_month` is what it costs beyond the cheapest offer
+    of the same world: mean and 90th percentile.
     """
 
     best: float | None
@@ -78,22 +80,28 @@ def odds(standings: Sequence[Standing], errors: DemandError, seed: int, draws: i
     usd = {s.name: s.usd_in(world) for s in standings if s.bill is not None}
     priced = {name: np.broadcast_to(cost, draws) for name, cost in usd.items() if cost is not None}
     cheapest = np.min(list(priced.values()), axis=0) if priced else np.full(draws, np.inf)
-    return {s.name: _odds(s, gpus[s.name], priced.get(s.name), cheapest) for s in standings if s.name in gpus}
+    best = {name: np.isfinite(cost) & (cost <= cheapest * (1 + _TIE)) for name, cost in priced.items()}
+    ties = np.maximum(np.sum(list(best.values()), axis=0), 1) if best else 1
+    shares = {name: float((won / ties).mean()) for name, won in best.items()}
+    return {
+        s.name: _odds(s, gpus[s.name], priced.get(s.name), cheapest, shares.get(s.name))
+        for s in standings
+        if s.name in gpus
+    }
 
 
-def _odds(one: Standing, gpus: NDArray[np.int64], usd: Floats | None, cheapest: Floats) -> Odds:
+def _odds(one: Standing, gpus: NDArray[np.int64], usd: Floats | None, cheapest: Floats, best: float | None) -> Odds:
     served = gpus > 0
     enough, cannot = float((served & (gpus <= one.num_gpus)).mean()), float((~served).mean())
     counts = tuple(int(n) for n in np.quantile(gpus[served], (0.1, 0.9), method="nearest")) if served.any() else None
     most = np.quantile(np.where(served, gpus, np.iinfo(np.int64).max), _SURE, method="inverted_cdf")
     sure = int(most) if most < np.iinfo(np.int64).max else None
     if usd is None or not served.any():
-        best = None if usd is None else 0.0
         return Odds(best, enough, cannot, None, counts, sure, None)  # type: ignore[arg-type]
     regret = usd[served] - cheapest[served]
     low, high = (float(value) for value in np.quantile(usd[served], (0.1, 0.9)))
     return Odds(
-        float((np.isfinite(usd) & (usd <= cheapest)).mean()),
+        best,
         enough,
         cannot,
         (low, high),
@@ -112,7 +120,8 @@ def _drawn(standings: Sequence[Standing], errors: DemandError, seed: int, draws:
     for one in standings:
         # Errors are those of the GPU, whoever pays for it and how many are offered.
         own, own_ttft = _generator(seed, one.system.name).standard_normal((2, draws))
-        uniform = _generator(seed, f"price of {one.name}").uniform(size=draws)
+        basis = one.bill.basis if one.bill else ""
+        uniform = _generator(seed, f"price of {one.system.name}, {basis}").uniform(size=draws)
         slow = _mixed(common, own)
         late = _TIME_WITH_TTFT * slow + (1 - _TIME_WITH_TTFT**2) ** 0.5 * _mixed(common_ttft, own_ttft)
         time[one.name], ttft[one.name] = _factor(_widest(one, "time"), slow), _factor(_widest(one, "ttft"), late)

@@ -125,11 +125,13 @@ def monthly_usd(
     terms: Terms = DEFAULT_TERMS,
     basis: Basis | None = None,
     quote_usd: Any = None,
+    *,
+    replica_gpus: int | None = None,
 ) -> Any:
     """`bill(...).usd_per_month` for arrays of GPU counts and of quotes, which broadcast `[...]`; None without a price.
 
     `quote_usd` replaces the quote of `system`: $ per GPU-hour where GPUs are rented, the discount of a commitment
-    included, $ per GPU where they are bought.
+    included, $ per GPU where they are bought. `replica_gpus` as in `bill`.
     """
     price = gpu_hour(system, terms, basis)
     known = price.basis if price else basis
@@ -147,9 +149,8 @@ def monthly_usd(
                 return None
             free = owned_cost(0.0, power_w, terms).usd_per_gpu_hour
             hourly = free + hourly * (owned_cost(1.0, power_w, terms).usd_per_gpu_hour - free)
-    return (
-        hourly * billed * HOURS_PER_MONTH * _each(lambda n: _hours_share(terms, known, n, system.gpus_per_node), billed)
-    )
+    step = replica_gpus or system.gpus_per_node
+    return hourly * billed * HOURS_PER_MONTH * _each(lambda n: _hours_share(terms, known, n, step), billed)
 
 
 def _each(function: Callable[[int], float], counts: Any) -> Any:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from math import isfinite, log
-from typing import Any
 
 from planner import __version__
-from planner.compare.comparison import Comparison
+from planner.compare.comparison import MOST_GROWTH, Comparison
+from planner.compare.entrant import MOST_TESTED, Entrant
 from planner.compare.inverse import demand_text
 from planner.compare.standing import Standing
 from planner.compare.uncertainty import DRAWS, Odds
-from planner.economics import bill, terms_rows, token_costs
+from planner.economics import TokenCosts, bill, terms_rows, token_costs
 from planner.facts.basic import Facts, slo_facts
+from planner.facts.money import money_facts
 from planner.facts.verdict import headline, next_steps, risks
 from planner.units import format_usd
 
+_EVIDENCE = ("headline", "memory", "step", "heat", "cdf", "timeline", "experts", "balance", "slo", "objectives")
+"""Facts of the winner's plan that a report shows."""
 _GROWTHS = (0.25, 0.5, 1.0)
 """Growth per year looked at beside the stated one."""
 
@@ -101,15 +104,17 @@ def _question(answer: Comparison) -> Facts:
 
 def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
     odds, cost = answer.odds.get(one.name), one.bill
-    first, price = one.entrants[0], None if one.bill is None else one.bill.price
+    first, price = _least_sure(one), None if one.bill is None else one.bill.price
     plan, tokens = first.plan, _tokens(one)
-    output_tok_per_s = sum(entrant.plan.get("output_tok_per_s") or 0.0 for entrant in one.entrants) or None
+    several = len(one.entrants) > 1
+    output_tok_per_s = _rates(one)[2] or None
     power_w = None if cost is None else cost.facility_power_w
     return {
         "name": one.name,
         "title": one.system.title,
         "cluster": first.cluster.name,
-        "plan_command": plan_command.replace("{cluster}", first.cluster.name),
+        # A plan is of one model, and how it is paid is said by --terms alone.
+        "plan_command": "" if several or one.offer.basis else plan_command.replace("{cluster}", first.cluster.name),
         "feasible": one.feasible,
         "meets_slo": one.meets_slo,
         "problem": one.problem or ("" if one.meets_slo else str(plan["headline"])),
@@ -138,9 +143,14 @@ def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
         "output_tok_per_s_per_mw": output_tok_per_s / power_w * 1e6 if output_tok_per_s and power_w else None,
         "ttft_s": plan["ttft_s"],
         "tpot_s": plan["tpot_s"],
-        "layout": None if plan["layout"] is None else plan["layout"]["name"],
+        "layout": None
+        if plan["layout"] is None
+        else f"{len(one.entrants)} models"
+        if several
+        else plan["layout"]["name"],
         "models": [_model(one, index) for index in range(len(one.entrants))],
         "headroom": min(entrant.carries for entrant in one.entrants),
+        "headroom_at_least": min(entrant.carries for entrant in one.entrants) >= MOST_TESTED,
         "binding": plan.get("binding_constraint", ""),
         "origin_share": plan.get("origin_share"),
         "intervals": _intervals(one),
@@ -154,11 +164,20 @@ def _system(answer: Comparison, one: Standing, plan_command: str) -> Facts:
         "usd_per_month_interval": None if odds is None else odds.usd_per_month,
         "num_gpus_interval": None if odds is None else odds.num_gpus,
         "sure": _sure(one, odds),
-        "months_until_next_purchase": _months(answer.room.get(one.name, 0.0), answer.terms.demand.growth_per_year),
+        "money": _money(one, answer.room.get(one.name, 0.0)),
+        "evidence": {key: plan[key] for key in _EVIDENCE if key in plan} if one is answer.winner else None,
+        "months_until_next_purchase": _months(
+            answer.room.get(one.name, 0.0), answer.question.terms.demand.growth_per_year
+        ),
         "launch": [row for entrant in one.entrants for row in entrant.plan.get("launch", [])],
         "warnings": [text for entrant in one.entrants for text in entrant.plan.get("warnings", [])],
         "next": [text for entrant in one.entrants for text in entrant.plan.get("next", [])],
     }
+
+
+def _least_sure(one: Standing) -> Entrant:
+    """The model whose SLO is least sure to hold: its latencies stand for the offer."""
+    return min(one.entrants, key=lambda e: (e.meets_slo, (e.plan.get("certainty") or {}).get("meets_slo") or 0.0))
 
 
 def _sure(one: Standing, odds: Odds | None) -> Facts | None:
@@ -186,21 +205,32 @@ def _model(one: Standing, index: int) -> Facts:
     }
 
 
-def _tokens(one: Standing) -> Any:
+def _rates(one: Standing) -> tuple[float, float, float]:
+    """Requests, input and output tokens per second of all models in the busiest hour."""
+    output = [float(entrant.plan.get("output_tok_per_s") or 0.0) for entrant in one.entrants]
+    requests = [rate / d.workload.mean_output_tokens for rate, d in zip(output, one.demands, strict=True)]
+    prompts = [rate * d.workload.mean_prompt_tokens for rate, d in zip(requests, one.demands, strict=True)]
+    return sum(requests), sum(prompts), sum(output)
+
+
+def _tokens(one: Standing) -> TokenCosts:
     """Costs of tokens: the rates are those of the busiest hour, the month follows the demand profile."""
-    profile = one.terms.demand
-    output = sum(entrant.plan.get("output_tok_per_s") or 0.0 for entrant in one.entrants)
-    share = [
-        (entrant.plan.get("output_tok_per_s") or 0.0) * d.workload.mean_prompt_tokens / d.workload.mean_output_tokens
-        for entrant, d in zip(one.entrants, one.demands, strict=True)
-    ]
-    per_month = profile.per_month
-    return token_costs(one.usd_per_month, per_month(sum(share)), per_month(output), one.terms.allocation)
+    per_month, (_, prompts, output) = one.terms.demand.per_month, _rates(one)
+    return token_costs(one.usd_per_month, per_month(prompts), per_month(output), one.terms.allocation)
+
+
+def _money(one: Standing, room: float) -> Facts | None:
+    """How busy the GPUs billed are, energy per token, and the API to beat; None where nothing runs."""
+    requests, prompts, output = _rates(one)
+    if one.bill is None or not requests:
+        return None
+    carried = requests * max(room, 1.0)
+    return money_facts(one.system, one.num_gpus, one.terms, output, prompts, requests, carried)
 
 
 def _intervals(one: Standing) -> Facts | None:
     """80 % bounds of measured over predicted, and the kind of measurements they come from."""
-    entrant = one.entrants[0]
+    entrant = _least_sure(one)
     if entrant.time is None or entrant.ttft is None:
         return None
     return {
@@ -278,7 +308,7 @@ def _whatifs(answer: Comparison) -> Facts:
 
 
 def _growth(answer: Comparison) -> Facts:
-    stated = answer.terms.demand.growth_per_year
+    stated = answer.question.terms.demand.growth_per_year
     rates = sorted({*_GROWTHS, stated} - {0.0})
     return {
         "growth_per_year": stated,
@@ -286,6 +316,7 @@ def _growth(answer: Comparison) -> Facts:
             {
                 "name": name,
                 "room": room,
+                "room_at_least": room >= MOST_GROWTH,
                 "months": {f"{rate:.0%}": _months(room, rate) for rate in rates},
             }
             for name, room in answer.room.items()
@@ -350,7 +381,7 @@ def _rent_or_buy(answer: Comparison) -> Facts | None:
 def _assumptions(answer: Comparison) -> list[Facts]:
     rows = [
         {"text": f"{row['name']} = {row['value']}", "source": row["source"], "as_of": None}
-        for row in terms_rows(answer.terms)
+        for row in terms_rows(answer.question.terms)
     ]
     for one in answer.standings:
         price = None if one.bill is None else one.bill.price

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from planner.outside import Outside
 
 Facts = dict[str, Any]
-_BINDING_GAIN, _BINDING_DROPS = 0.03, 0.01
-"""Capacity another placement would add, and share of drops, from which they are named as constraints."""
+_BINDING_GAIN = 0.03
+"""Capacity another placement would add from which placement is named as a constraint."""
+BINDING_DROPS = 0.01
+"""Share of dropped assignments from which a capacity limit is named as a constraint."""
 
 
 def settings_facts(settings: ExpertSettings) -> Facts:
@@ -112,7 +114,7 @@ def expert_binding(experts: Facts | None, balance: Facts | None) -> str:
     if best and best["gain"] > _BINDING_GAIN:
         copies = f" with {best['redundant_experts']} redundant experts" if best["redundant_experts"] else ""
         said += f"; placement binds too: {best['placement']}{copies} would serve {best['gain']:.0%} more"
-    if experts and experts["drop_rate"] > _BINDING_DROPS:
+    if experts and experts["drop_rate"] > BINDING_DROPS:
         said += f"; capacity binds: {experts['drop_rate']:.1%} of assignments are dropped"
     if experts and experts["residency"]:
         away = experts["residency"]

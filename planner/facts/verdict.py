@@ -75,7 +75,7 @@ def _system_risks(one: Standing) -> list[str]:
             )
     is_rented = one.bill is not None and one.bill.basis == "rental"
     spread = price_range(one.system, one.terms, "rental" if is_rented else "purchase")
-    if spread is not None and spread.num_quotes == 1:
+    if spread is not None and spread.num_quotes == 1 and spread.low < spread.high:
         found.append(f"{one.name}: one quote of {spread.newest} is all that is known of its price.")
     return found
 

@@ -13,7 +13,7 @@ from planner import decisionfigures
 from planner.report.blocks import Page, Section, Table
 from planner.report.comparisonsections import comparison_evidence, swings
 from planner.report.rows import named, without_empty
-from planner.report.wording import chance, money, number, short_money, spread
+from planner.report.wording import chance, headroom, money, number, short_money, spread
 
 Facts = Mapping[str, Any]
 _MOST_RISKS, _MOST_STEPS = 4, 2
@@ -46,7 +46,6 @@ def _tiles(winner: Facts) -> list[tuple[str, str, str]]:
     whole += [_count(racks, "rack")] if racks and racks >= 1 else []
     price = winner.get("price") or {}
     basis = " ".join(str(price[key]) for key in ("basis", "as_of") if price.get(key))
-    headroom = winner.get("headroom")
     return [
         ("Best", str(winner.get("name", "")), str(winner.get("layout") or "")),
         ("GPUs", number(winner.get("num_gpus"), whole=True), ", ".join(whole)),
@@ -54,7 +53,7 @@ def _tiles(winner: Facts) -> list[tuple[str, str, str]]:
         ("Price", money(winner.get("usd_per_mtok_output")), "per million output tokens"),
         ("Cheapest in", chance(winner.get("probability_best")), "of all draws"),
         ("SLO holds in", chance(winner.get("chance_meets_slo")), "of cases like this"),
-        ("Headroom", f"{headroom:.2g} x" if headroom else "–", "the asked demand"),
+        ("Headroom", headroom(winner), "the asked demand"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ from planner import decisionfigures
 from planner.report.blocks import Section, Table
 from planner.report.outlook import launch, sensitivity_table
 from planner.report.rows import named, table_of, without_empty
-from planner.report.wording import described, duration, money, number, spread, title
+from planner.report.sections import run_evidence
+from planner.report.wording import described, duration, headroom, money, number, spread, title
 
 Facts = Mapping[str, Any]
 
@@ -18,7 +20,28 @@ Facts = Mapping[str, Any]
 def comparison_evidence(facts: Facts) -> list[Section]:
     """Sections behind the answer, in reading order."""
     found = (build(facts) for build in _EVIDENCE)
-    return [section for section in found if section is not None]
+    behind = (build(facts) for build in _BEHIND)
+    return [section for section in (*found, *_winner_run(facts), *behind) if section is not None]
+
+
+def _winner_run(facts: Facts) -> list[Section]:
+    """What a plan shows of its run, of the winner's."""
+    winner = named(facts, facts.get("winner"))
+    if not winner.get("evidence"):
+        return []
+    known = {metric: winner[metric] for metric in ("ttft_s", "tpot_s") if (winner.get(metric) or {}).get("p95")}
+    parts = [winner["name"], *_shown(winner)]
+    name = ", ".join(str(part) for part in parts if part)
+    return [replace(section, title=f"{section.title}: {name}") for section in run_evidence(known | winner["evidence"])]
+
+
+def _shown(winner: Facts) -> list[Any]:
+    """Layout of the run behind the evidence of `winner`, in a fleet after its model: the one of the same latencies."""
+    models = winner.get("models") or []
+    if len(models) < 2:
+        return [winner.get("layout")]
+    same = [m for m in models if all(m.get(metric) == winner.get(metric) for metric in ("ttft_s", "tpot_s"))]
+    return [same[0].get("model"), same[0].get("layout")] if len(same) == 1 else []
 
 
 def _layouts(facts: Facts) -> Section | None:
@@ -28,7 +51,7 @@ def _layouts(facts: Facts) -> Section | None:
         (
             str(row.get("name")),
             str(row.get("layout") or "–"),
-            f"{row['headroom']:.2g} x" if row.get("headroom") else "–",
+            headroom(row),
             str(row.get("problem") or row.get("binding") or "–"),
             *(_share(row, origin) for origin in ("measured", "interpolated", "extrapolated", "roofline")),
         )
@@ -87,6 +110,7 @@ def _money(facts: Facts) -> Section | None:
         "total",
     ]
     header += ["Months to next purchase", "$ per GPU-hour", "Basis", "As of"]
+    bounds = [row.get("name") for row in (facts.get("growth") or {}).get("rows") or () if row.get("room_at_least")]
     cells = [
         (
             str(row["name"]),
@@ -96,7 +120,7 @@ def _money(facts: Facts) -> Section | None:
             number(row.get("racks"), whole=True),
             money(row.get("capex_usd") or None),
             *(number(row.get(f"usd_per_mtok_{kind}")) for kind in ("input", "output", "total")),
-            number(row.get("months_until_next_purchase")),
+            _until_next(row, bounds),
             number((row.get("price") or {}).get("usd_per_gpu_hour")),
             *(str((row.get("price") or {}).get(key) or "–") for key in ("basis", "as_of")),
         )
@@ -105,6 +129,12 @@ def _money(facts: Facts) -> Section | None:
     cheap = min(rows, key=lambda row: row["usd_per_month"])
     finding = f"{cheap['name']} costs least: {money(cheap['usd_per_month'])} a month."
     return Section("What it costs", finding, (without_empty(header, cells, {0, 11, 12}),), style="small")
+
+
+def _until_next(row: Facts, bounds: Sequence[Any]) -> str:
+    """Months until the next purchase, from below where the system is one of `bounds`."""
+    months = row.get("months_until_next_purchase")
+    return f"at least {number(months)}" if months is not None and row["name"] in bounds else number(months)
 
 
 def _front(facts: Facts) -> Section | None:
@@ -143,28 +173,44 @@ def _bands(facts: Facts) -> Section | None:
     if not rows:
         return None
     winners = list(dict.fromkeys(str(row["best"]) for row in rows if row.get("best")))
-    finding = f"Leading in at least one band of interactivity: {', '.join(winners) or 'none'}."
+    leader = _leader(rows)
+    finding = f"{leader} in at least one band of interactivity: {', '.join(winners) or 'none'}."
     basis = str(bands.get("basis") or "")
     finding += f" {basis[:1].upper()}{basis[1:]}." if basis else ""
-    tables = [_band_table(rows, "values", "Output tok/s per GPU from tok/s per user", str(bands.get("baseline")))]
-    if any(row.get("usd_per_mtok_output") for row in rows):
+    tables = [_band_table(rows, "values", "Output tok/s per GPU from tok/s per user", bands.get("baseline"))]
+    if leader == "Cheapest":
         tables.append(_band_table(rows, "usd_per_mtok_output", "$ per Mtok output from tok/s per user", None))
     return Section("Best system by interactivity", finding, tuple(tables))
 
 
 def _band_table(rows: Sequence[Facts], key: str, heading: str, baseline: str | None) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.get(key) or {}))
-    header = [heading, "Best", *names, *([f"Best against {baseline}"] if baseline else [])]
+    leader = _leader(rows)
+    header = [heading, leader, *names, *([f"Its tok/s/GPU against {baseline}"] if baseline else [])]
     cells = [
         (
             number(row.get("tok_per_s_per_user"), whole=True),
-            str(row.get("best") or "none"),
+            _led(row, is_priced=leader == "Cheapest"),
             *(number((row.get(key) or {}).get(name)) for name in names),
             *([_percent(row.get("vs_baseline_pct"))] if baseline else []),
         )
         for row in rows
     ]
     return without_empty(header, cells, {1})
+
+
+def _led(row: Facts, is_priced: bool) -> str:
+    """The system that leads a band; where none that is so fast has a price, the fastest is named as such."""
+    best = row.get("best")
+    if is_priced and best and (row.get("usd_per_mtok_output") or {}).get(best) is None:
+        return f"{best} (fastest, no price)"
+    return str(best or "none")
+
+
+def _leader(rows: Sequence[Facts]) -> str:
+    """What the best system of a band is: the cheapest, or the fastest where no price is known."""
+    is_priced = any(usd is not None for row in rows for usd in (row.get("usd_per_mtok_output") or {}).values())
+    return "Cheapest" if is_priced else "Fastest"
 
 
 def _percent(value: float | None) -> str:
@@ -241,8 +287,13 @@ def _reached(value: float | None) -> str:
 
 
 def _models(facts: Facts) -> Section | None:
-    rows = [(system["name"], model) for system in facts.get("systems") or () for model in system.get("models") or ()]
-    if len({model.get("model") for _, model in rows}) < 2:
+    # Where the least headroom of a fleet is a bound, that of each model is one.
+    rows = [
+        (system["name"], model, system.get("headroom_at_least", False))
+        for system in facts.get("systems") or ()
+        for model in system.get("models") or ()
+    ]
+    if len({model.get("model") for _, model, _ in rows}) < 2:
         return None
     header = ("System", "Model", "Layout", "GPUs", "TTFT p95", "TPOT p95", "Headroom")
     cells = [
@@ -252,9 +303,9 @@ def _models(facts: Facts) -> Section | None:
             str(model.get("layout") or "–"),
             number(model.get("num_gpus"), whole=True),
             *(duration((model.get(metric) or {}).get("p95")) for metric in ("ttft_s", "tpot_s")),
-            number(model.get("headroom")),
+            headroom({"headroom_at_least": at_least} | model),
         )
-        for name, model in rows
+        for name, model, at_least in rows
     ]
     finding = "Every model has GPUs of its own in the cluster."
     return Section("The models of the fleet", finding, (without_empty(header, cells, {0, 1, 2}),))
@@ -329,10 +380,7 @@ _EVIDENCE = (
     _listed("inverse", "The question the other way round", "What a fixed budget, power or number of racks buys."),
     _listed("fabric", "Another fabric", "GPUs that each change of the network would take."),
     _listed("growth", "Until the next purchase", "How far today's choice carries a growing demand."),
-    _listed("doubles", "If the model doubles", "The same demand with a larger model."),
+    _listed("doubles", "If the model doubles", "The same demand with a larger model and with longer prompts."),
     _listed("rent_or_buy", "Rent or buy", "Cumulative cost of renting and of owning."),
-    _uncertainty,
-    _launch,
-    _cautions,
-    _assumptions,
 )
+_BEHIND = (_uncertainty, _launch, _cautions, _assumptions)

@@ -34,6 +34,12 @@ def evidence(facts: Facts) -> list[Section]:
     return [section for section in found if section is not None]
 
 
+def run_evidence(facts: Facts) -> list[Section]:
+    """Sections on one simulated run alone: latencies, queue and batch, a step, memory, loads by layer."""
+    found = (build(facts) for build in _RUN_EVIDENCE)
+    return [section for section in found if section is not None]
+
+
 def candidates(facts: Facts) -> Table | None:
     """The best layouts side by side."""
     rows = facts.get("top") or ()
@@ -290,6 +296,7 @@ _EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (
     _model,
     _assumptions,
 )
+_RUN_EVIDENCE: tuple[Callable[[Facts], Section | None], ...] = (_latency, _timeline, _step, _memory, heat)
 
 
 _LEVELS = {"queue": "requests waiting", "batch": "requests in the batch", "kv_share": "KV cache in use"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from planner.figures import readable
 from planner.units import (
@@ -84,6 +85,18 @@ def short_money(value: float | None) -> str:
 def chance(value: float | None) -> str:
     """A chance in percent, a dash when it is unknown."""
     return "–" if value is None or not math.isfinite(value) else format_chance(value)
+
+
+def headroom(facts: Mapping[str, Any]) -> str:
+    """How many times the asked demand is carried, a dash when it is unknown or the demand itself is too much.
+
+    >>> headroom({"headroom": 2.25}), headroom({"headroom": 3.0, "headroom_at_least": True})
+    ('2.25 x', 'at least 3 x')
+    """
+    factor = facts.get("headroom")
+    if not factor or not math.isfinite(factor):
+        return "–"
+    return f"at least {factor:.3g} x" if facts.get("headroom_at_least") else f"{significant(factor)} x"
 
 
 def spread(interval: Sequence[float | None] | None, text: Callable[[float | None], str]) -> str:

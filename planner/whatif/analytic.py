@@ -10,12 +10,14 @@ import numpy as np
 
 from planner.economics import gpu_hour
 from planner.facts.certainty import chance
-from planner.loads import load_table
-from planner.offload import expert_bytes_per_index
+from planner.facts.experts import BINDING_DROPS
+from planner.hardware import system, systems
 from planner.steptime import StepTime
 from planner.units import format_bytes, format_chance, format_seconds, format_usd, significant
 from planner.validation.intervals import Ratios, basis_of, interval_table
-from planner.whatif.catalogue import LOAD, Estimate, best, curve, estimates, layout_text, objectives
+from planner.whatif.catalogue import LOAD, Estimate, best, estimates, layout_text, objectives
+from planner.whatif.drops import dropped
+from planner.whatif.misfit import reason
 from planner.whatif.question import Problem, Question, ask
 from planner.whatif.scenario import Scenario
 
@@ -47,7 +49,7 @@ class Tile:
     @property
     def help(self) -> str:
         """What is counted and what it rests on, when hovered."""
-        return f"Counts {self.counts}." + (f"  \nRests on: {self.origin}." if self.origin else "")
+        return f"{self.counts[:1].upper()}{self.counts[1:]}." + (f"  \nRests on: {self.origin}." if self.origin else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +62,18 @@ class Answer:
     misfits: tuple[tuple[float, str], ...]
     decode: StepTime | None
     prefill: StepTime | None
+    drop_rate: dict[str, float]
+    offered_gpus: int
+
+    @property
+    def drops(self) -> bool:
+        """A capacity limit drops so much routed work that latencies are those of another model."""
+        return max(self.drop_rate.values(), default=0.0) > BINDING_DROPS
+
+    @property
+    def is_good(self) -> bool:
+        """The SLO is expected to hold, and not by dropping work."""
+        return self.meets_slo and not self.drops
 
     @property
     def meets_slo(self) -> bool:
@@ -75,15 +89,24 @@ class Answer:
 @lru_cache(maxsize=128)
 def answer(scenario: Scenario) -> Answer | tuple[Problem, ...]:
     """The analytic answer, or what is wrong with the scenario."""
-    question = ask(_pinned(scenario))
+    question = ask(_pinned(_whole_nodes(scenario)))
     if not isinstance(question, Question):
         return question
     found, misfits = estimates(question)
     chosen = best(found)
     decode = prefill = None
+    lost: dict[str, float] = {}
     if chosen is not None:
         decode, prefill = operating_point(question, chosen)
-    return Answer(question, chosen, tuple(found), tuple(misfits), decode, prefill)
+        lost = dropped(chosen)
+    return Answer(question, chosen, tuple(found), tuple(misfits), decode, prefill, lost, scenario.gpus)
+
+
+def _whole_nodes(scenario: Scenario) -> Scenario:
+    """The offer without the GPUs of a broken node beyond the first: never more than were offered."""
+    per_node = system(scenario.system).gpus_per_node if scenario.system in systems() else 1
+    whole = scenario.gpus // per_node * per_node
+    return replace(scenario, gpus=whole) if whole else scenario
 
 
 def _pinned(scenario: Scenario) -> Scenario:
@@ -136,9 +159,11 @@ def headline(found: Answer) -> str:
     """Verdict in one line."""
     question, chosen = found.question, found.chosen
     where = f"{question.cluster.num_gpus} x {question.cluster.system.gpu.name}"
+    if found.offered_gpus > question.cluster.num_gpus:
+        where += f" ({found.offered_gpus} offered, whole nodes of {question.cluster.gpus_per_node} are used)"
     if chosen is None:
-        over = f" by {found.misfits[0][0] - 1:.0%}" if found.misfits and np.isfinite(found.misfits[0][0]) else ""
-        return f"{question.model.name} does not fit {where}: memory is short{over}"
+        fits = "does not fit" if found.misfits and np.isfinite(found.misfits[0][0]) else "cannot be run as asked on"
+        return f"{question.model.name} {fits} {where}: {reason(question, found.misfits)}"
     layout, ratio = chosen.candidate.deployment.layout, chosen.worst[1]
     gpus = f"{chosen.num_gpus} of {where}" if chosen.num_gpus < question.cluster.num_gpus else where
     if chosen.meets_slo:
@@ -146,10 +171,21 @@ def headline(found: Answer) -> str:
         price = f", {format_usd(usd)}/Mtok output" if usd is not None else ""
         tightest = "load" if chosen.worst[0] == LOAD else limit_name(chosen)
         limit = "capacity" if chosen.worst[0] == LOAD else "its limit"
-        return f"{layout} on {gpus}: expected to meet the SLO, {tightest} at {ratio:.0%} of {limit}{price}"
+        verdict = (
+            f"would keep the limits only by dropping work ({_lost(found)})"
+            if found.drops
+            else "expected to meet the SLO"
+        )
+        return f"{layout} on {gpus}: {verdict}, {tightest} at {ratio:.0%} of {limit}{price}"
+    also = f"; the capacity limit drops work ({_lost(found)})" if found.drops else ""
     if chosen.worst[0] == LOAD:
-        return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains"
-    return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit"
+        return f"{layout} on {gpus}: cannot carry the load, {ratio:.2f} x what it sustains{also}"
+    return f"{layout} on {gpus}: expected to miss the SLO, {limit_name(chosen)} at {ratio:.2f} x its limit{also}"
+
+
+def _lost(found: Answer) -> str:
+    shares = ", ".join(f"{share:.1%} in {phase}" for phase, share in found.drop_rate.items())
+    return f"{shares} of all routed assignments"
 
 
 def limit_name(chosen: Estimate) -> str:
@@ -165,16 +201,21 @@ def tiles(found: Answer) -> list[Tile]:
     if chosen is None:
         return []
     origin, candidate = _origin(found), chosen.candidate
-    tiles = [_latency(found, name, *pair) for name, pair in _objectives(found).items()]
+    tiles = [*(_latency(found, name, *pair) for name, pair in _objectives(found).items()), _per_user(found)]
     per_gpu = chosen.output_tok_per_s / chosen.num_gpus
     rate = chosen.output_tok_per_s / question.workload.mean_output_tokens
     load = f"output tokens at {significant(rate)} requests/s, {chosen.ratios[LOAD]:.0%} of capacity"
-    tiles.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", load, "", ""))
+    slow, fast = _carried(found)
+    spread = f"{_spread(significant(per_gpu * slow), significant(per_gpu * fast))} tok/s/GPU"
+    tiles.append(Tile("Throughput", f"{significant(per_gpu)} tok/s/GPU", load, spread, origin))
     price = gpu_hour(question.cluster.system)
     source = f"{price.basis} {format_usd(price.usd)} per GPU-hour, {price.provider} {price.as_of}" if price else ""
     usd = "unknown" if chosen.usd_per_mtok_output is None else format_usd(chosen.usd_per_mtok_output)
     hourly = f", {format_usd(price.usd * chosen.num_gpus)}/h" if price else ""
-    tiles.append(Tile("Price per Mtok", usd, f"output tokens at this load{hourly}", "", source or "no price on record"))
+    paid = chosen.usd_per_mtok_output
+    spread = "" if paid is None else _spread(format_usd(paid / fast), format_usd(paid / slow))
+    counts = f"output tokens at this load{hourly}"
+    tiles.append(Tile("Price per Mtok", usd, counts, spread, source or "no price on record"))
     low, high = _bounds(found, "output_tok_s_per_gpu", candidate.capacity_per_s)
     capacity = Tile(
         "Carries at most",
@@ -225,83 +266,6 @@ def borderline_sentence(near: Estimate) -> str:
     )
 
 
-def bottleneck(found: Answer) -> str:
-    """What a decode step waits for, and what a larger batch would bring until what runs out."""
-    chosen, step = found.chosen, found.decode
-    if chosen is None or step is None:
-        return ""
-    terms = {name: float(value) for name, value in step.terms.items()}
-    label, seconds = max(terms.items(), key=lambda item: item[1])
-    total, model = sum(terms.values()), found.question.model
-    of_layers = model.num_moe_layers if label == "experts" else model.num_layers
-    what = (
-        f"A decode step of {format_seconds(total)} is bound by {_cause(found, label)}: {format_seconds(seconds)} of it "
-        f"({seconds / total:.0%}), {format_seconds(seconds / max(of_layers, 1))} in each of {of_layers} "
-        f"{'MoE ' if label == 'experts' else ''}layers"
-    )
-    return f"{what}. {_doubling(found)}"
-
-
-def _cause(found: Answer, label: str) -> str:
-    """`label` in words; for experts and attention also what of them takes the time."""
-    assert found.chosen is not None and found.decode is not None
-    if label == "experts":
-        return _expert_cause(found, float(found.decode.terms[label]))
-    names = {
-        "attention": "attention over the KV cache",
-        "all_reduce": "all-reduce between GPUs",
-        "dispatch": "sending tokens to experts",
-        "combine": "collecting expert outputs",
-        "host": "host time between steps",
-    }
-    return names.get(label, label.replace("_", " "))
-
-
-def _expert_cause(found: Answer, seconds: float) -> str:
-    """Whether the busiest rank reads weights or computes: bytes of its active experts over the rate of the memory."""
-    assert found.chosen is not None
-    deployment, moe = found.chosen.candidate.deployment, found.question.model.moe
-    assert moe is not None
-    cost, layout = deployment.cost(), deployment.layout
-    if deployment.offload is not None:
-        return "experts outside HBM"
-    table = load_table(cost.routed.question(cost.experts.router(moe), "decode"))
-    active = float(table.active(max(1.0, found.chosen.candidate.batch) * layout.attention_dp))
-    gpu = deployment.cluster.system.gpu
-    read_s = (
-        active * expert_bytes_per_index(deployment.model) / layout.moe_tp / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
-    )
-    held = (moe.num_experts + layout.redundant_experts) // layout.ep
-    what = f"{active:.0f} of {held} experts of a rank active"
-    return f"reading expert weights ({what})" if read_s > seconds / 2 else f"expert kernels ({what})"
-
-
-def _doubling(found: Answer) -> str:
-    """Gain of twice the batch, and the batches at which SLO, KV cache and the engine's limit end it."""
-    assert found.chosen is not None
-    chosen, deployment = found.chosen, found.chosen.candidate.deployment
-    now = max(1.0, chosen.candidate.batch)
-    line = curve(found.question, chosen.kind)
-    steady = chosen.kind.steady
-    kv = steady.batch_within(
-        deployment.memory.kv_tokens / deployment.layout.pp,
-        found.question.workload.mean_prompt_tokens + found.question.workload.mean_output_tokens / 2,
-    )
-    ends = f"KV runs out at {kv:,.0f}, the engine's limit is {deployment.limits.max_num_seqs // deployment.layout.pp:,}"
-    if line.within is not None and line.within < len(line.batch) - 1:
-        ends = f"the SLO ends at {line.batch[line.within]:,.0f}, {ends}"
-    if 2 * now > chosen.kind.running:
-        return f"{now:,.0f} sequences run per rank; {ends}."
-    gain = float(np.interp(2 * now, steady.batch, steady.requests_per_s)) / float(
-        np.interp(now, steady.batch, steady.requests_per_s)
-    )
-    slower = float(steady.tpot_at(np.array(2 * now)) / steady.tpot_at(np.array(now)))
-    return (
-        f"{now:,.0f} sequences run per rank; twice as many would raise throughput {gain:.1f} x and TPOT {slower:.2f} x "
-        f"({ends})."
-    )
-
-
 def memory_line(found: Answer) -> str:
     """How many tokens the caches of the chosen layout hold."""
     if found.chosen is None:
@@ -321,6 +285,30 @@ def _latency(found: Answer, name: str, value: float, limit: float) -> Tile:
     bounds = f"{format_seconds(value * ratios.low)} to {format_seconds(value * ratios.high)}"
     counts = f"all requests, limit {format_seconds(limit)}"
     return Tile(f"{_NAMES[metric]} {statistic}", format_seconds(value), counts, bounds, _origin(found))
+
+
+def _spread(low: str, high: str) -> str:
+    """Two bounds as text; one where an open load that is carried anyway sets the number."""
+    return f"{low} to {high}" if low != high else f"set by the load, {low}"
+
+
+def _per_user(found: Answer) -> Tile:
+    """Rate at which one user reads, from the mean time per output token."""
+    assert found.chosen is not None
+    rate, ratios = 1 / found.chosen.candidate.tpot_s, _widened(found, "tpot")
+    bounds = f"{significant(rate / ratios.high)} to {significant(rate / ratios.low)} tok/s"
+    counts = "output tokens per user, from the mean TPOT"
+    return Tile("Per user", f"{significant(rate)} tok/s", counts, bounds, _origin(found))
+
+
+def _carried(found: Answer) -> tuple[float, float]:
+    """80 % bounds of throughput over its estimate: an open load is never exceeded, and reached while it is carried."""
+    assert found.chosen is not None
+    ratios, used = _widened(found, "output_tok_s_per_gpu"), found.chosen.ratios[LOAD]
+    if found.question.workload.arrivals.concurrency:
+        return ratios.low, ratios.high
+    most = max(1.0, used)
+    return min(most, ratios.low * most / used), min(most, ratios.high * most / used)
 
 
 def _origin(found: Answer) -> str:

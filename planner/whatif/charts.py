@@ -13,6 +13,8 @@ from planner.whatif.lab import Heat
 from planner.whatif.tornado import Bar
 
 Spec = dict[str, Any]
+EVEN = "#d5dae0"
+"""Middle of the scale of loads, darker than the page, so that even loads show."""
 PICK = "pick"
 _CONFIG: Spec = {
     "font": "Source Sans, Source Sans Pro, sans-serif",
@@ -166,7 +168,7 @@ def heat(found: Heat) -> Spec:
     ]
     spread = max(0.05, *(float(np.abs(load - 1).max()) for load in panels.values()))
     domain = [round(max(0.0, 1 - spread), 3), 1, round(1 + spread, 3)]
-    colour = {"domain": domain, "interpolate": "rgb", "range": [PALETTE[1], "#f7f8fa", PALETTE[4]]}
+    colour = {"domain": domain, "interpolate": "rgb", "range": [PALETTE[1], EVEN, PALETTE[4]]}
     cell = {
         "mark": "rect",
         "width": "container",
@@ -204,15 +206,16 @@ def drops(rows: Sequence[Mapping[str, float | str]], chosen: float) -> Spec:
     return _spec({"height": 230, "data": {"values": list(rows)}, "layer": layers})
 
 
-def tornado(base: float, found: Sequence[Bar]) -> Spec:
-    """Requests per second within the SLO when each input is a tenth smaller or larger."""
+def tornado(base: float, found: Sequence[Bar], within: bool = True) -> Spec:
+    """Requests per second within the SLO, or with it aside, when each input is a tenth smaller or larger."""
     values = [
         {"input": bar.name, "end": label, "to": rate, "base": base}
         for bar in found
         for label, rate in ((bar.low_label, bar.low_requests_per_s), (bar.high_label, bar.high_requests_per_s))
     ]
     ends = list(dict.fromkeys(str(v["end"]) for v in values))
-    x = {"field": "to", "type": "quantitative", "title": "requests/s carried within the SLO", "scale": {"zero": False}}
+    title = f"requests/s carried {'within the SLO' if within else 'with the SLO aside'}"
+    x = {"field": "to", "type": "quantitative", "title": title, "scale": {"zero": False}}
     colour = {
         "field": "end",
         "type": "nominal",

@@ -13,12 +13,16 @@ from planner.search import MAX_OFFERED_GPUS
 from planner.units import format_usd, significant
 from planner.whatif.analytic import Answer, answer, limit_name
 from planner.whatif.catalogue import LOAD, Estimate, curve, layout_text, objectives
+from planner.whatif.misfit import reason
+from planner.whatif.question import Question, ask
 from planner.whatif.scenario import Scenario
 
 _WEIGHTS = ("fp8", "int4_g128")
-_MOST = 4
+_SMALLER = 0.9
+"""Weights count as smaller from here; other scales alone save less."""
+_MOST = 5
 _RIVALS = ("h200-sxm", "b200-sxm", "mi355x", "gb200-nvl72")
-"""Systems that are tried where the asked one cannot hold the model: the larger measured ones."""
+"""Systems that are tried where the asked one does not do: the measured ones with most memory, by price."""
 _STEPS = (2, 4, 8)
 
 
@@ -32,21 +36,26 @@ class Edit:
 
 
 def edits(found: Answer) -> list[Edit]:
-    """Changes under which the SLO is expected to hold, cheapest first; empty where it holds already."""
+    """The first five changes that are found to make the answer good, cheapest first; empty where it is good already."""
     kept: dict[str, Edit] = {}
-    for kind, text, changed in () if found.meets_slo else _tried(found):
+    for kind, text, changed in () if found.is_good else _tried(found):
         edit = None if kind in kept else _checked(text, changed)
         if edit is not None:
             kept[kind] = edit
-    return sorted(kept.values(), key=lambda e: (e.usd_per_hour is None, e.usd_per_hour or 0.0))[:_MOST]
+        if len(kept) == _MOST:  # further systems, tried in the order of their price, cost half a second each
+            break
+    return sorted(kept.values(), key=lambda e: (e.usd_per_hour is None, e.usd_per_hour or 0.0))
 
 
 def shortfall(found: Answer) -> str:
     """What breaks, and by how much."""
-    if found.meets_slo:
+    if found.is_good:
         return ""
+    if found.meets_slo:
+        return "Dropped assignments change what the model answers: no latency here is that of the published model."
     if found.chosen is None:
-        return f"Nearest: {found.misfits[0][1]}." if found.misfits else "No layout obeys these choices."
+        why = found.misfits[0][1] if found.misfits else reason(found.question, found.misfits)
+        return f"Nearest: {why}." if found.misfits else f"{why[0].upper()}{why[1:]}."
     name, ratio = found.chosen.worst
     if name == LOAD:
         return f"The nearest layout carries {1 / ratio:.0%} of the demand."
@@ -55,7 +64,7 @@ def shortfall(found: Answer) -> str:
 
 def _checked(text: str, changed: Scenario) -> Edit | None:
     result = answer(changed)
-    if not isinstance(result, Answer) or not result.meets_slo or result.chosen is None:
+    if not isinstance(result, Answer) or not result.is_good or result.chosen is None:
         return None
     price = gpu_hour(result.question.cluster.system)
     usd = price.usd * result.chosen.num_gpus if price else None
@@ -71,22 +80,42 @@ def _tried(found: Answer) -> Iterator[tuple[str, str, Scenario]]:
     free = replace(scenario, layout="", backend="")
     if scenario.layout:
         yield "layout", "Let the planner choose the layout", free
+    if scenario.ep:
+        yield "ep", "Let the planner choose EP", replace(free, ep=0, redundant=0)
     if scenario.without_knobs() != scenario:
         yield "knobs", "Leave the experts as the engine does", free.without_knobs()
     if found.chosen is not None:
         yield from _less(found, free)
         yield from _more(found, free)
-        return
+    else:
+        yield from _sizes(found, free)
+    # Neither cures drops, and drawing what a capacity limit drops on every other system would take seconds.
+    for kind, text, changed in () if found.drops else _others(found, free):
+        yield kind, text, changed
+        other = answer(changed)
+        if isinstance(other, Answer) and other.chosen is not None and not other.meets_slo:
+            for _, more, larger in _more(other, changed):
+                yield kind, f"{text}, {more}", larger
+
+
+def _others(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:
+    """Smaller weights and other systems."""
+    for fmt in _WEIGHTS:
+        smaller = ask(changed := replace(free, weights=fmt))
+        if isinstance(smaller, Question) and smaller.model.weight_bytes < _SMALLER * found.question.model.weight_bytes:
+            yield fmt, f"{fmt} weights (check answer quality)", changed
+    for name in _RIVALS:
+        if name != free.system and name in systems():
+            yield name, f"{system(name).gpu.name} instead", replace(free, system=name)
+
+
+def _sizes(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:
+    """Larger offers, for a model that does not fit."""
     sizes = sorted({found.question.cluster.num_gpus * step for step in _STEPS})
     reaches = found.question.cluster.system.scale_out is not None
     for gpus in sizes:
         if gpus <= MAX_OFFERED_GPUS and (reaches or gpus <= found.question.cluster.system.gpus_per_node):
             yield "gpus", f"{gpus} GPUs", replace(free, gpus=gpus)
-    for fmt in _WEIGHTS if not scenario.weights else ():
-        yield "weights", f"{fmt} weights (check answer quality)", replace(free, weights=fmt)
-    for name in _RIVALS:
-        if name != scenario.system and name in systems():
-            yield name, f"{system(name).gpu.name} instead", replace(free, system=name)
 
 
 def _less(found: Answer, free: Scenario) -> Iterator[tuple[str, str, Scenario]]:

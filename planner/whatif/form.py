@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from planner.engine import engines
 from planner.hardware import systems
@@ -30,6 +30,7 @@ class Field:
     choices: Sequence[Value] = ()
     words: Mapping[Value, str] = field(default_factory=dict)
     step: float = 1
+    least: float = 0
     takes_others: bool = False
     upload: str = ""
     """Field of the scenario with the upload that replaces this input."""
@@ -43,6 +44,17 @@ class Field:
         """Choices, and the present value where it is another: a link may hold anything."""
         return [*self.choices] if present in self.choices else [*self.choices, present]
 
+    def settings(self, present: Value | None) -> dict[str, Any]:
+        """What its widget takes; a number of a link below the least is shown, and complained about elsewhere."""
+        if self.kind == "number":
+            least = type(self.step)(self.least)
+            least = least if present is None or isinstance(present, str) else min(least, present)
+            return {"step": self.step, "format": "%g" if isinstance(self.step, float) else "%d", "min_value": least}
+        if self.kind == "text":
+            return {}
+        others = {"accept_new_options": True} if self.takes_others else {}
+        return {"options": self.options("" if present is None else present), "format_func": self.shown} | others
+
     def shown(self, value: Value) -> str:
         """A value as words."""
         return self.words.get(value, f"{value:g}" if isinstance(value, float) else str(value))
@@ -55,7 +67,8 @@ def main_fields() -> tuple[tuple[Field, ...], ...]:
         (Field("model", "Model", "select", choices=catalog(), upload="config"),),
         (
             Field("system", "System", "select", choices=systems()),
-            Field("gpus", "GPUs", "number", "GPUs offered; beyond one node they come as whole nodes."),
+            Field("gpus", "GPUs", "number", "GPUs offered; beyond one node they come as whole nodes.",
+                  least=1),
         ),
         (
             Field("workload", "Workload", "select", "A preset, or a shape you type, such as fixed:1024/256 tokens in "
@@ -86,6 +99,7 @@ def advanced_fields() -> tuple[tuple[Field, ...], ...]:
                 "number",
                 "Leaf to spine; 1 is full bisection.",
                 step=0.5,
+                least=1.0,
             ),
         ),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import tempfile
 import time
 import weakref
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,8 @@ PROGRESS_VARIABLE = "MOEPLAN_PROGRESS"
 MAX_JOBS = max(1, (os.cpu_count() or 2) // 2)
 """Simulations of all users of a server that run at once: the pages of the others stay quick."""
 _RUN = "run"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _ENDING_S = 2.0
-DOWNLOADS = ("report.html", "plan.json", "simulation.json", "comparison.json", "layouts.csv", "requests.csv")
-"""Files of a run folder that are worth a button of their own."""
+_DOWNLOADS = ("report.html", "plan.json", "simulation.json", "comparison.json", "layouts.csv", "requests.csv")
 _running: weakref.WeakSet[Job] = weakref.WeakSet()
 
 
@@ -47,9 +45,12 @@ class Job:
         self._finished: float | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="moeplan-")
         self._place = Path(self._folder.name)
-        for name, text in ((scenario.config_name, scenario.config), (scenario.trace_name, scenario.trace)):
-            if text:
-                (self._place / name).write_text(text, encoding="utf-8")
+        try:
+            for name, text in scenario.uploads.items():
+                _inside(self._place, name).write_text(text, encoding="utf-8")
+        except InputError:
+            self._folder.cleanup()
+            raise
         words = [sys.executable, "-P", "-m", "planner", *shlex.split(command)[1:], "--out", _RUN]
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
@@ -65,6 +66,10 @@ class Job:
             )
         weakref.finalize(self, _end, self._process, self._folder)
         _running.add(self)
+
+    def answers(self, scenario: Scenario, commands: Iterable[str]) -> bool:
+        """It ran one of `commands` with the uploads that `scenario` has now."""
+        return self.command in commands and self.scenario.uploads == scenario.uploads
 
     @property
     def is_running(self) -> bool:
@@ -115,6 +120,10 @@ class Job:
         path = self._place / _RUN / name
         return path.read_bytes() if path.is_file() else None
 
+    def downloads(self) -> list[tuple[str, bytes]]:
+        """Names and contents of the files of the run folder that are worth a button of their own."""
+        return [(name, data) for name in _DOWNLOADS if (data := self.file(name))]
+
     def archive(self) -> bytes:
         """The run folder of `--out`, as a zip that is the same for the same run."""
         buffer = io.BytesIO()
@@ -126,13 +135,12 @@ class Job:
         return buffer.getvalue()
 
 
-def safe_name(name: str) -> str:
-    """Name of an uploaded file without anything a shell or a path could mean.
-
-    >>> safe_name("../my model;.json")
-    'my_model_.json'
-    """
-    return _UNSAFE.sub("_", Path(name).name).lstrip(".-") or "upload"
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; InputError where it would lie elsewhere or take the place of a file of the job."""
+    path = (folder / name).resolve()
+    if path.parent != folder.resolve() or name in (_RUN, "progress", "errors"):
+        raise InputError(f"upload {name[:80]!r}: give the file a plain name, such as config.json.")
+    return path
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

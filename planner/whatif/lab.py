@@ -17,6 +17,7 @@ from planner.model.config import Moe
 from planner.offload import moe_layers
 from planner.whatif.analytic import Answer, answer
 from planner.whatif.catalogue import Estimate, curve, layout_text, price_per_gpu_hour
+from planner.whatif.drops import drop_rate, load_of
 from planner.whatif.question import Problem
 from planner.whatif.scenario import Scenario
 
@@ -102,7 +103,7 @@ def heat(scenario: Scenario) -> Heat | str:
             f"{deployment.layout} cuts every expert over its ranks: all ranks have the same load. Set expert "
             f"parallelism above, such as {deployment.layout.stage_gpus}, to see whole experts on ranks."
         )
-    asked = _load(deployment)
+    asked = load_of(deployment)
     policy = BALANCER if asked.placement == _PLAIN else asked.placement
     least = -asked.num_experts % asked.num_ranks
     before = replace(asked, placement=_PLAIN, redundant=least)
@@ -121,7 +122,7 @@ def drop_curve(scenario: Scenario, tokens: float) -> list[dict[str, float | str]
     sizes = {"decode": round(tokens), "prefill": deployment.limits.max_batched_tokens}
     rows: list[dict[str, float | str]] = []
     for phase, size in sizes.items():
-        asked = _load(deployment, phase)
+        asked = load_of(deployment, phase)
         for factor in FACTORS:
             limit = _limit(asked, found.question.experts.limit, factor)
             table = load_table(replace(asked, limit=limit, knots=(max(1, size),)))
@@ -158,15 +159,14 @@ def _measures(found: Answer, batch: float | None) -> Measures | None:
     at = max(1.0, batch if batch is not None else chosen.candidate.batch)
     tokens = at * deployment.layout.attention_dp
     context = found.question.workload.mean_prompt_tokens + found.question.workload.mean_output_tokens / 2
-    table = load_table(_load(deployment))
-    drops = float(np.interp(np.log(tokens), np.log(table.question.knots), table.drop_rate.mean(axis=(1, 2))))
+    table = load_table(load_of(deployment))
     rate, usd = _within_slo(found, chosen)
     return Measures(
         str(deployment.layout),
         float(table.max_over_mean(tokens)),
         float(table.active(tokens)),
         table.question.local_slots,
-        drops,
+        drop_rate(deployment, tokens),
         _hit_rate(deployment, moe, round(tokens)),
         float(deployment.cost().decode(np.array(at), np.array(context)).total_s),
         deployment.memory.kv_tokens,
@@ -191,12 +191,6 @@ def _hit_rate(deployment: Deployment, moe: Moe, tokens: int) -> float:
     if away is None or moe_layers(deployment.model, "decode") == 0:
         return 1.0
     return float(deployment.cost().routed.layer("decode", max(1, tokens)).hit_rate.mean())
-
-
-def _load(deployment: Deployment, phase: str = "decode") -> Load:
-    cost = deployment.cost()
-    assert deployment.model.moe is not None
-    return cost.routed.question(cost.experts.router(deployment.model.moe), phase)
 
 
 def _rank_loads(asked: Load) -> np.ndarray:

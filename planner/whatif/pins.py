@@ -6,12 +6,12 @@ import base64
 import binascii
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.units import format_bytes, format_seconds, format_usd, significant
 from planner.whatif.analytic import Answer, answer, chance_of_slo
 from planner.whatif.catalogue import objectives
-from planner.whatif.scenario import Scenario, from_query
+from planner.whatif.scenario import LEFT_OUT, Scenario, from_query
 
 MOST_PINS = 4
 _MAX_PACKED = 4_000
@@ -30,7 +30,7 @@ class Difference:
 
 def inputs_changed(pinned: Scenario, now: Scenario) -> list[tuple[str, str, str]]:
     """Inputs in which two scenarios differ: name, value of the first, of the second."""
-    before, after = pinned.query(), now.query()
+    before, after = _inputs(pinned), _inputs(now)
     names = sorted(before.keys() | after.keys())
     return [(n, before.get(n, "default"), after.get(n, "default")) for n in names if before.get(n) != after.get(n)]
 
@@ -48,14 +48,43 @@ def differences(pinned: Answer, now: Answer) -> list[Difference]:
     return rows
 
 
+def are_full(pins: list[Scenario], scenario: Scenario) -> bool:
+    """No room for `scenario`, or it is pinned already."""
+    return len(pins) >= MOST_PINS or scenario in pins
+
+
 def packed(pins: list[Scenario]) -> str:
-    """Pins for an address; as many as fit, uploads left out."""
-    for count in range(min(len(pins), MOST_PINS), 0, -1):
-        text = json.dumps([pin.query() for pin in pins[:count]], separators=(",", ":"))
+    """Pins for an address: as many as fit of those whose uploads fit."""
+    return _fitting(pins)[1]
+
+
+def link_note(scenario: Scenario, pins: list[Scenario]) -> str:
+    """What the address of the page reproduces, and what it does not carry."""
+    names = {"config": scenario.config_name, "trace": scenario.trace_name}
+    lacking = [f"the uploaded {names[field]}" for field in scenario.left_out]
+    if missing := len(pins) - _fitting(pins)[0]:
+        lacking.append(f"{missing} of {len(pins)} pins")
+    if lacking:
+        return f"The address of this page does not carry {' and '.join(lacking)}: too large for a link."
+    return "The address of this page reproduces the view."
+
+
+def _fitting(pins: list[Scenario]) -> tuple[int, str]:
+    """How many pins an address carries, and their text."""
+    whole = [pin.query() for pin in pins if not pin.left_out]
+    for count in range(min(len(whole), MOST_PINS), 0, -1):
+        text = json.dumps(whole[:count], separators=(",", ":"))
         found = base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode()
         if len(found) <= _MAX_PACKED:
-            return found
-    return ""
+            return count, found
+    return 0, ""
+
+
+def _inputs(scenario: Scenario) -> dict[str, str]:
+    """What differs from the defaults; uploads by name."""
+    uploads = {"config": scenario.config and scenario.config_name, "trace": scenario.trace and scenario.trace_name}
+    kept = {name: value for name, value in scenario.query().items() if name not in ("config", "config_name", LEFT_OUT)}
+    return kept | {name: value for name, value in uploads.items() if value}
 
 
 def unpacked(text: str) -> list[Scenario]:
@@ -64,7 +93,8 @@ def unpacked(text: str) -> list[Scenario]:
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode(text.encode(), altchars=b"-_", validate=True), 1_000_000)
         rows = json.loads(data)
-        return [from_query({str(k): str(v) for k, v in row.items()})[0] for row in rows[:MOST_PINS]]
+        read = [from_query({str(k): str(v) for k, v in row.items()})[0] for row in rows[:MOST_PINS]]
+        return [replace(pin, rivals="") for pin in read]
     except (ValueError, binascii.Error, zlib.error, AttributeError, TypeError, RecursionError):
         return []
 
@@ -72,9 +102,9 @@ def unpacked(text: str) -> list[Scenario]:
 def label(scenario: Scenario) -> str:
     """A pin in one line."""
     found = answer(scenario)
-    model = (scenario.config_name or scenario.model).split("/")[-1]
+    model = scenario.model_name.split("/")[-1]
     load = f"{scenario.users} users" if scenario.users else f"{scenario.rate:g} requests/s"
-    text = f"{model}, {scenario.gpus} x {scenario.system}, {scenario.trace_name or scenario.workload}, {load}"
+    text = f"{model}, {scenario.gpus} x {scenario.system}, {scenario.workload_name}, {load}"
     chosen = found.chosen if isinstance(found, Answer) else None
     return f"{text}: {chosen.candidate.deployment.layout}" if chosen else text
 

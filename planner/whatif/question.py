@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from planner.model import ModelConfig, bundled, from_hf
 from planner.placement import PLACEMENTS
 from planner.search import MAX_OFFERED_GPUS
 from planner.tactics import Tactics, parse_tactics
-from planner.whatif.scenario import Scenario
+from planner.whatif.scenario import Scenario, from_query
 from planner.workload import PRESETS, Slo, Workload, parse_slo
 
 MAX_CONFIG_BYTES = 5_000_000
@@ -34,6 +34,14 @@ MAX_TRACE_ROWS = 100_000
 _FILE = re.compile(r"[\\/]|\.(csv|toml|json|npz|npy|pt|parquet)$", re.IGNORECASE)
 _DRAFTS = re.compile(r"mtp:[0-9]{1,3}")
 _BACKENDS = ("", "all_reduce", "allgather_reducescatter", "deepep")
+_COUNTS = ("users", "ep", "redundant", "resident", "seqs", "tokens", "seed")
+_BESIDE = {
+    "workload": ("workload", "rate", "users"),
+    "gpus": ("gpus", "oversubscription"),
+    "layout": ("layout", "backend", "seqs", "tokens"),
+    "config": ("config", "config_name"),
+}
+"""Fields that may be at fault where a problem names the first of them."""
 _FEW = 16
 """Sequences with which a layout is checked: its rules do not depend on them."""
 
@@ -84,12 +92,13 @@ class _Faults:
 def ask(scenario: Scenario) -> Question | tuple[Problem, ...]:
     """The question of a scenario, or every fault of its fields. Nothing a link says is looked up as a file."""
     faults = _Faults()
+    for field in _COUNTS:
+        faults.read(field, partial(_not_negative, field, getattr(scenario, field)))
     model = faults.read("config" if scenario.config else "model", lambda: _model(scenario))
     cluster = faults.read("gpus", lambda: _cluster(scenario)) if _known_system(scenario, faults) else None
     slo = faults.read("slo", lambda: parse_slo(scenario.slo))
     workload = faults.read("trace" if scenario.trace else "workload", lambda: _workload(scenario, slo))
     engine = faults.read("engine", lambda: _engine(scenario.engine))
-    faults.read("rivals", lambda: rival_names(scenario.rivals))
     layout = faults.read("layout", lambda: parse_layout(scenario.layout)) if scenario.layout else None
     if model is None or engine is None:
         return tuple(faults.problems)
@@ -100,13 +109,45 @@ def ask(scenario: Scenario) -> Question | tuple[Problem, ...]:
     if workload is not None:
         faults.read("workload", lambda: check_context(model, workload))
     _check_knobs(scenario, model, engine, faults)
-    for field in ("seqs", "tokens", "seed"):
-        faults.read(field, partial(_not_negative, field, getattr(scenario, field)))
     if layout is not None and cluster is not None and not faults.problems:
         faults.read("layout", partial(_check_cut, scenario, model, cluster, layout, engine))
     if faults.problems or cluster is None or workload is None or slo is None or tactics is None:
         return tuple(faults.problems)
     return Question(scenario, model, cluster, workload, slo, engine, experts, tactics, layout)
+
+
+def opened(parameters: Mapping[str, str]) -> tuple[Scenario, list[str]]:
+    """The scenario of an address with only its faulty fields at their defaults, and what was wrong with each."""
+    scenario, said = from_query(parameters)
+    try:
+        rival_names(scenario.rivals)
+    except InputError as error:
+        said.append(_defaulted("rivals", str(error), "the usual ones are"))
+        scenario = replace(scenario, rivals="")
+    for _ in fields(Scenario):
+        if isinstance(found := ask(scenario), Question):
+            break
+        scenario, field, taken = _without(scenario, found[0])
+        said.append(_defaulted(field, found[0].message, taken))
+    return scenario, said
+
+
+def _without(scenario: Scenario, problem: Problem) -> tuple[Scenario, str, str]:
+    """`scenario` without the one field, or the few, behind `problem`; which, and what is taken instead, in words."""
+    names = _BESIDE.get(problem.field, (problem.field,))
+    plain = Scenario()
+    single = [(name,) for name in names if problem.field != "config"]
+    for changed in (*single, names):
+        tried = replace(scenario, **{name: getattr(plain, name) for name in changed})
+        left = ask(tried)
+        if isinstance(left, Question) or problem not in left:
+            value = getattr(plain, changed[0])
+            return tried, changed[0], f"{'the default' if value == '' else value} is"
+    return plain, problem.field, "the first screen is"
+
+
+def _defaulted(field: str, message: str, taken: str) -> str:
+    return f"The {field} of the link is not used. {message} Instead, {taken} taken; the rest of the link is kept."
 
 
 def rival_names(text: str) -> tuple[str, ...]:
@@ -156,7 +197,11 @@ def _uploaded(text: str, name: str) -> ModelConfig:
         raise InputError(f"{name}: not valid JSON ({str(error)[:80]}). Choose the config.json of the model.") from None
     if not isinstance(value, dict):
         raise InputError(f"{name}: holds a JSON {type(value).__name__}, not an object. Choose the config.json.")
-    return replace(from_hf(value, Path(name).stem or "uploaded model"), source=f"{name} (uploaded)")
+    stem = Path(name).stem or "uploaded model"
+    try:
+        return replace(from_hf(value, stem), source=f"{name} (uploaded)")
+    except PlannerError as error:
+        raise InputError(f"{name}: {str(error).removeprefix(f'{stem}: ')}") from None
 
 
 def _known_system(scenario: Scenario, faults: _Faults) -> bool:
@@ -174,8 +219,8 @@ def _cluster(scenario: Scenario) -> Cluster:
 
 
 def _workload(scenario: Scenario, slo: Slo | None) -> Workload:
-    if not scenario.trace and scenario.users <= 0 and not 0 < scenario.rate <= 1e6:
-        raise InputError(f"{scenario.rate:g} requests/s: use a rate above 0.")
+    if not scenario.trace and scenario.users == 0 and not 0 < scenario.rate <= 1e6:
+        raise InputError(f"{scenario.rate:g} requests/s: use a rate above 0, at most a million.")
     rate, users = (None, scenario.users) if scenario.users > 0 else (scenario.rate or None, None)
     if scenario.trace:
         traced = _trace(scenario.trace, scenario.trace_name)
@@ -266,6 +311,8 @@ def _experts(scenario: Scenario, model: ModelConfig, faults: _Faults) -> ExpertS
 
 def _check_knobs(scenario: Scenario, model: ModelConfig, engine: Engine, faults: _Faults) -> None:
     """Degrees and copies that no layout can have."""
+    if min(scenario.ep, scenario.redundant) < 0:
+        return  # said already
     if scenario.ep > 1 and engine.expert_parallel == "none":
         faults.problems.append(
             Problem("ep", f"{engine.name} never spreads whole experts over GPUs: use EP 0 (any) or 1.")

@@ -9,7 +9,7 @@ from functools import lru_cache
 from planner.economics import gpu_hour
 from planner.hardware import system
 from planner.search import MAX_OFFERED_GPUS
-from planner.whatif.analytic import Answer, answer, chance_of_slo
+from planner.whatif.analytic import Answer, answer, borderline, chance_of_slo
 from planner.whatif.catalogue import objectives
 from planner.whatif.edits import edits, shortfall
 from planner.whatif.scenario import Scenario
@@ -19,7 +19,10 @@ _NODES = (1, 2, 4)
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """One system: GPUs are the fewest found that meet the SLO; `problem` says why there is no answer."""
+    """One system: GPUs are the fewest found that meet the SLO; `problem` says why there is no answer.
+
+    `may_do_gpus` are fewer GPUs too close to a limit for an estimate, 0 where there are none.
+    """
 
     name: str
     gpu: str
@@ -35,6 +38,7 @@ class Rival:
     measured_share: float = 0.0
     price_as_of: str = ""
     scenario: Scenario | None = None
+    may_do_gpus: int = 0
 
 
 def rivals(scenario: Scenario, listed: Sequence[str]) -> list[Rival]:
@@ -48,22 +52,24 @@ def rivals(scenario: Scenario, listed: Sequence[str]) -> list[Rival]:
 def _rival(scenario: Scenario) -> Rival:
     """The fewest nodes that meet the SLO, or as many replicas of the best layout as the demand takes."""
     profile = system(scenario.system)
-    problem = ""
+    problem, best = "", None
     for nodes in _NODES:
         gpus = nodes * profile.gpus_per_node
         if nodes > 1 and profile.scale_out is None and gpus > profile.scale_up.size:
             break
         found = answer(replace(scenario, gpus=gpus))
         if not isinstance(found, Answer):
-            return Rival(scenario.system, profile.gpu.name, " ".join(p.message for p in found))
-        if found.meets_slo:
+            # More nodes may cure it: an expert parallelism larger than one node.
+            problem = problem or " ".join(p.message for p in found)
+            continue
+        if found.is_good:
             return _row(found)
-        problem = shortfall(found)
-    assert isinstance(found, Answer)
-    more = [edit for edit in edits(found) if edit.scenario.gpus > gpus and edit.scenario.system == scenario.system]
+        problem, best = shortfall(found), found
+    larger_edits = edits(best) if best else []
+    more = [edit for edit in larger_edits if edit.scenario.gpus > gpus and edit.scenario.system == scenario.system]
     if more and more[0].scenario.gpus <= MAX_OFFERED_GPUS:
         larger = answer(more[0].scenario)
-        if isinstance(larger, Answer) and larger.meets_slo:
+        if isinstance(larger, Answer) and larger.is_good:
             return _row(larger)
     return Rival(scenario.system, profile.gpu.name, problem)
 
@@ -72,6 +78,7 @@ def _row(found: Answer) -> Rival:
     chosen, profile = found.chosen, found.question.cluster.system
     assert chosen is not None
     price, share = gpu_hour(profile), found.origin_share
+    near = borderline(found)
     values = objectives(chosen.candidate, found.question.slo, found.question.workload.mean_output_tokens)
     return Rival(
         profile.name,
@@ -88,4 +95,5 @@ def _row(found: Answer) -> Rival:
         share.get("measured", 0.0) + share.get("interpolated", 0.0),
         price.as_of if price else "",
         found.question.scenario,
+        near[0].num_gpus if near else 0,
     )

@@ -15,6 +15,7 @@ from planner.whatif.lab import Heat, Lab, Measures
 from planner.whatif.pins import differences, inputs_changed
 from planner.whatif.question import Problem
 from planner.whatif.rivals import Rival
+from planner.whatif.scenario import Scenario
 
 Text = dict[str, str]
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#$~<>|:])")
@@ -82,6 +83,7 @@ def systems(rows: Sequence[Rival]) -> list[Text]:
         {
             "system": r.gpu,
             "GPUs": f"{r.num_gpus} ({r.nodes} node{'s' * (r.nodes > 1)})" if r.num_gpus else "none found",
+            "may do with": str(r.may_do_gpus or ""),
             "layout": r.layout or r.problem,
             **{
                 n.replace("_", " ").upper(): format_seconds(dict(r.objectives)[n]) if r.objectives else ""
@@ -96,6 +98,14 @@ def systems(rows: Sequence[Rival]) -> list[Text]:
         }
         for r in rows
     ]
+
+
+SYSTEMS_CAPTION = (
+    "Same model, demand and SLO: the fewest GPUs found of each system, cheapest first. These are cautious estimates, "
+    "for percentiles are taken from the mean by ratios: where a system may do with fewer GPUs, only the simulation "
+    "behind the button (`moeplan compare`) tells."
+)
+"""What the sizes of `systems` are."""
 
 
 def comparison(facts: Mapping[str, Any]) -> list[Text]:
@@ -125,7 +135,17 @@ def pinned(before: Answer | tuple[Problem, ...], now: Answer) -> list[Text]:
     if not isinstance(before, Answer):
         return [{"field": problem.field, "problem": problem.message} for problem in before]
     inputs = inputs_changed(before.question.scenario, now.question.scenario)
-    changed = [{"": name, "pinned": old, "now": new, "change": "", "percent": ""} for name, old, new in inputs]
+    sides = before.question.scenario, now.question.scenario
+    changed = [
+        {
+            "": name,
+            "pinned": _given(sides[0], name, old),
+            "now": _given(sides[1], name, new),
+            "change": "",
+            "percent": "",
+        }
+        for name, old, new in inputs
+    ]
     numbers = [
         {
             "": d.name,
@@ -136,13 +156,31 @@ def pinned(before: Answer | tuple[Problem, ...], now: Answer) -> list[Text]:
         }
         for d in differences(before, now)
     ]
-    return changed + numbers
+    return changed + _dropped(before, now) + numbers
 
 
-def tornado_caption(rate: float, usd: float | None) -> str:
+def _given(scenario: Scenario, name: str, shown: str) -> str:
+    """The value behind a default, where it says more than that the planner chooses."""
+    value = getattr(scenario, name, "") if shown == "default" else shown
+    return str(value or shown)
+
+
+def _dropped(before: Answer, now: Answer) -> list[Text]:
+    """What a capacity limit loses in both answers; nothing where neither has one."""
+    old, new = (max(found.drop_rate.values(), default=0.0) for found in (before, now))
+    row = {"": "Dropped assignments", "pinned": f"{old:.1%}", "now": f"{new:.1%}", "percent": ""}
+    return [row | {"change": f"{100 * (new - old):+.1f} points"}] if old or new else []
+
+
+def tornado_caption(rate: float, usd: float | None, within: bool = True) -> str:
     """What the bars start from."""
     price = f" at {format_usd(usd)} per million output tokens" if usd is not None else ""
-    return f"The layout stays and carries {significant(rate)} requests/s within the SLO{price}. A bar is one input."
+    said = f"The layout stays and carries {significant(rate)} requests/s"
+    if within:
+        return f"{said} within the SLO{price}. A bar is one input."
+    return (
+        f"This layout misses the SLO even with one request at a time. {said} with the SLO aside{price}; so do the bars."
+    )
 
 
 def quantiles(values: Sequence[float]) -> list[Text]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
 
 from planner.hardware import system
 
@@ -15,7 +18,12 @@ _MAX_CONFIG_CHARS = 6_000
 """Longest packed config.json a link carries; browsers and proxies cut addresses at about 8,000 characters."""
 _MAX_UNPACKED = 1_000_000
 _MOST = 1e9
-_NEVER_IN_LINKS = ("trace", "trace_name")
+_UPLOADS = ("config", "trace")
+_UPLOADED = ("config", "config_name", "trace", "trace_name")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_NAME_CHARS = 100
+LEFT_OUT = "left_out"
+"""Parameter of an address that names the uploads it does not carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +71,45 @@ class Scenario:
         return cluster_text(self.system, self.gpus)
 
     def query(self) -> dict[str, str]:
-        """What differs from the defaults, for an address. A trace does not fit into one, nor does a huge config."""
+        """What differs from the defaults, for an address, and which uploads it leaves out."""
         found = {
             field.name: str(value)
             for field in fields(self)
-            if field.name not in _NEVER_IN_LINKS and (value := getattr(self, field.name)) != field.default
+            if field.name not in _UPLOADED and (value := getattr(self, field.name)) != field.default
         }
-        if self.config:
-            packed = _pack(self.config)
-            found |= {"config": packed} if len(packed) <= _MAX_CONFIG_CHARS else {}
-            if "config" not in found:
-                found.pop("config_name", None)
-        return found
+        left_out = self.left_out
+        if self.config and "config" not in left_out:
+            found |= {"config": _pack(self.config), "config_name": self.config_name}
+        return found | ({LEFT_OUT: ",".join(left_out)} if left_out else {})
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Uploads that do not fit into an address: any trace, and a huge config."""
+        huge = ("config",) if self.config and len(_pack(self.config)) > _MAX_CONFIG_CHARS else ()
+        return (*huge, "trace") if self.trace else huge
+
+    @property
+    def uploads(self) -> dict[str, str]:
+        """Texts of the uploaded files by name."""
+        pairs = ((self.config_name, self.config), (self.trace_name, self.trace))
+        return {name: text for name, text in pairs if text}
+
+    @property
+    def model_name(self) -> str:
+        """The model as on the command line: its name, or the uploaded file."""
+        return self.config_name if self.config else self.model
+
+    @property
+    def workload_name(self) -> str:
+        """The workload as on the command line: its text, or the uploaded file."""
+        return self.trace_name if self.trace else self.workload
 
     def command(self, *, layout: str = "", backend: str = "", limits: tuple[int, int] | None = None) -> str:
         """The command that answers the same: `simulate` of a `layout`, else `plan`.
 
         `limits` are sequences and tokens per step and rank.
         """
-        words = ["moeplan", "simulate" if layout else "plan", self.config_name or self.model, "--cluster", self.cluster]
+        words = ["moeplan", "simulate" if layout else "plan", self.model_name, "--cluster", self.cluster]
         words += ["--layout", layout] if layout else []
         words += self._demand()
         if layout and limits:
@@ -93,11 +121,11 @@ class Scenario:
     def compare_command(self, systems: Sequence[str]) -> str:
         """The command that compares `systems` for this demand."""
         offered = [word for name in systems for word in ("--cluster", name)]
-        words = ["moeplan", "compare", self.config_name or self.model, *offered, *self._demand(), *self._options()]
+        words = ["moeplan", "compare", self.model_name, *offered, *self._demand(), *self._options()]
         return shlex.join([*words, *self._expert_options(), "--jobs", "1"])
 
     def _demand(self) -> list[str]:
-        words = ["--workload", self.trace_name or self.workload]
+        words = ["--workload", self.workload_name]
         if self.users:
             words += ["--concurrency", str(self.users)]
         elif not self.trace:
@@ -138,14 +166,40 @@ def from_query(parameters: Mapping[str, str]) -> tuple[Scenario, list[str]]:
     problems = []
     for field in fields(Scenario):
         text = parameters.get(field.name)
-        if text is None or field.name in _NEVER_IN_LINKS:
+        if text is None or (field.name in _UPLOADED and field.name != "config"):
             continue
         try:
             values[field.name] = _unpack(text) if field.name == "config" else _read(type(field.default), text)
         except (ValueError, binascii.Error, zlib.error):
             shown = text if len(text) <= 40 else text[:40] + "..."
             problems.append(f"The link says {field.name}={shown!r}, which cannot be read: {field.default!r} is taken.")
+    if values.get("config"):
+        values["config_name"] = safe_name(parameters.get("config_name", "config.json"))
+    problems += [_MISSING[name] for name in missed(parameters).get(LEFT_OUT, "").split(",") if name]
     return Scenario(**values), problems  # type: ignore[arg-type]
+
+
+def missed(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The parameter of an address that names uploads which it does not carry, as long as they are not given."""
+    names = [name for name in parameters.get(LEFT_OUT, "").split(",") if name in _UPLOADS]
+    return {LEFT_OUT: ",".join(names)} if names else {}
+
+
+_MISSING = {
+    "config": "The uploaded model is not in the link, it is too large: upload its config.json again. Until then "
+    "the answer is for the model named below.",
+    "trace": "The uploaded trace is not in the link: upload it again. Until then the answer is for the workload named "
+    "below.",
+}
+
+
+def safe_name(name: str) -> str:
+    """Name of an uploaded file without anything a shell or a path could mean.
+
+    >>> safe_name("../my model;.json")
+    'my_model_.json'
+    """
+    return _UNSAFE.sub("_", Path(name).name)[-_MAX_NAME_CHARS:].lstrip(".-") or "upload"
 
 
 def _read(kind: type, text: str) -> object:
@@ -162,6 +216,7 @@ def cluster_text(name: str, gpus: int) -> str:
     return f"{name}:1x{gpus}" if gpus <= per_node else f"{name}:{-(-gpus // per_node)}x{per_node}"
 
 
+@lru_cache(maxsize=8)
 def _pack(text: str) -> str:
     return base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode()
 

@@ -41,18 +41,27 @@ class _End:
 
 
 def tornado(found: Answer) -> tuple[float, float | None, list[Bar]]:
-    """Requests per second and price as asked, and a bar per input, the widest in requests first; layout kept."""
+    """Requests per second and price as asked, and a bar per input, the widest in requests first; layout kept.
+
+    Within the SLO where the layout can keep it (`keeps_slo`), else what it carries with the SLO aside.
+    """
     if found.chosen is None:
         return 0.0, None, []
+    value = _value if keeps_slo(found) else _capacity
     base = _End(found.question, found.chosen.kind, price_per_gpu_hour(found.question))
     replicas = found.chosen.candidate.deployment.layout.replicas
-    rate, usd = _value(base, replicas)
+    rate, usd = value(base, replicas)
     bars = []
     for name, labels, change in _changes(found):
-        low, high = (_value(change(base, factor), replicas) for factor in (1 - CHANGE, 1 + CHANGE))
+        low, high = (value(change(base, factor), replicas) for factor in (1 - CHANGE, 1 + CHANGE))
         bars.append(Bar(name, *labels, low[0], high[0], low[1], high[1]))
     bars.sort(key=lambda bar: (-abs(bar.high_requests_per_s - bar.low_requests_per_s), bar.name))
     return rate, usd, bars
+
+
+def keeps_slo(found: Answer) -> bool:
+    """The chosen layout keeps every objective under some load, if only of one request at a time."""
+    return found.chosen is not None and curve(found.question, found.chosen.kind).within is not None
 
 
 def _changes(found: Answer) -> Iterator[tuple[str, tuple[str, str], Callable[[_End, float], _End]]]:
@@ -62,17 +71,26 @@ def _changes(found: Answer) -> Iterator[tuple[str, tuple[str, str], Callable[[_E
     yield "Step time (error of the model)", percent, lambda end, f: replace(end, kind=_slower(end.kind, f))
     yield "GPU memory", percent, _memory
     yield "GPU price", percent, lambda end, f: replace(end, price=end.price * f if end.price else None)
-    for objective in found.question.slo.objectives:
+    for objective in found.question.slo.objectives if keeps_slo(found) else ():
         yield f"Limit of {objective.name.replace('_', ' ').upper()}", percent, _limit(objective.name)
 
 
 def _value(end: _End, replicas: int) -> tuple[float, float | None]:
-    """Requests per second within the SLO and dollars per million output tokens then; the capacity if none is within."""
+    """Requests per second within the SLO and dollars per million output tokens then; 0 if one request misses it."""
     line = curve(end.question, end.kind)
-    at = line.within if line.within is not None else len(line.batch) - 1
-    rate = float(line.requests_per_s[at]) * replicas
+    rate = float(line.requests_per_s[line.within]) * replicas if line.within is not None else 0.0
+    return _priced(end, replicas, rate)
+
+
+def _capacity(end: _End, replicas: int) -> tuple[float, float | None]:
+    """Requests per second with the SLO aside, and dollars per million output tokens then."""
+    return _priced(end, replicas, float(curve(end.question, end.kind).requests_per_s[-1]) * replicas)
+
+
+def _priced(end: _End, replicas: int, rate: float) -> tuple[float, float | None]:
     tok_per_s = rate * end.question.workload.mean_output_tokens
-    return rate, usd_per_mtok(end.price, end.kind.deployment.layout.replica_gpus * replicas, tok_per_s)
+    usd = usd_per_mtok(end.price, end.kind.deployment.layout.replica_gpus * replicas, tok_per_s) if rate else None
+    return rate, usd
 
 
 def _lengths(end: _End, prompt: float, output: float) -> _End:
