@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
-from planner.economics import DEFAULT_TERMS, Allocation, Api, DemandProfile, Terms, bill
+from planner.economics import DEFAULT_TERMS, Allocation, Api, DemandProfile, Terms, bill, served_costs, usd_per_mtok
 from planner.facts.money import money_facts
 from planner.hardware import system
+from planner.moneytext import money_lines
+from planner.workload import Arrivals, Lengths, Workload
 
 H100 = system("h100-sxm")
 API = Api(0.27, 1.10, "2025-02", "an API")
@@ -45,3 +47,28 @@ def test_without_an_api_a_ceiling_or_tokens_nothing_is_made_up() -> None:
     weighted = money_facts(unpriced, 8, Terms(api=API, allocation=Allocation("1:4")), 1e3, 4e3, 4.0, 5.0)
     assert weighted["break_even"] is None and weighted["utilisation"] == pytest.approx(0.8)
     assert weighted["allocation"] == "input to output tokens weighted 1:4"
+
+
+def test_the_rule_of_the_terms_divides_the_bill_and_the_default_changes_nothing() -> None:
+    load = Workload("w", Lengths.fixed(512), Lengths.fixed(64), Arrivals.poisson(2.0), 10)
+    office = DemandProfile("office")
+    plain = served_costs(25.6, 117.3, load, Terms(demand=office))
+    assert plain.usd_per_mtok_output == usd_per_mtok(25.6, 1, 117.3, office.mean_over_peak)
+    weighted = served_costs(25.6, 117.3, load, Terms(demand=office, allocation=Allocation("1:4")))
+    assert weighted.usd_per_mtok_output == pytest.approx((plain.usd_per_mtok_output or 0.0) * 4 / (8 + 4))
+    assert weighted.usd_per_mtok_input == pytest.approx((weighted.usd_per_mtok_output or 0.0) / 4)
+    assert weighted.usd_per_mtok_total == plain.usd_per_mtok_total
+
+
+def test_a_plan_says_what_an_api_would_charge() -> None:
+    terms = Terms(api=Api(2.7, 11.0, "2025-02", "an API"))
+    facts = {"allocation": terms.allocation.name, "money": money_facts(H100, 2, terms, 1e3, 4e3, 4.0, 8.0)}
+    power, charged = money_lines(facts)
+    assert "kWh/Mtok output" in power and power.endswith("busy at most 50%")
+    assert "a month, cheaper than" in charged and "of an API (2025-02)" in charged
+    assert "requests/s in the mean" in charged
+    dear = Terms(api=dataclasses.replace(API, usd_per_mtok_input=0.0))
+    facts["money"] = money_facts(H100, 8, dear, 1e3, 4e3, 4.0, 5.0)
+    assert "dearer than" in money_lines(facts)[1] and "beyond the load" in money_lines(facts)[1]
+    facts["money"] = money_facts(H100, 8, DEFAULT_TERMS, 1e3, 4e3, 4.0, None)
+    assert len(money_lines(facts)) == 1 and "drawn" not in money_lines(facts)[0]
