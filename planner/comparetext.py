@@ -278,9 +278,7 @@ def _rent_or_buy(facts: Facts) -> list[str]:
     if found is None:
         return []
     cells = [(f"{row['month']} mo", _usd(row["rent_usd"]), _usd(row["buy_usd"])) for row in found["rows"]]
-    crossing = found["crossing_month"]
-    verdict = f"buying pays from month {crossing}" if crossing else "buying never pays within it"
-    title = f"Rent or buy {format_gpus(found['num_gpus'])} of {found['name']}: {verdict} ({found['basis']})"
+    title = f"Rent or buy {format_gpus(found['num_gpus'])} of {found['name']}: {found['verdict']} ({found['basis']})"
     return [title, table(["after", "rent", "buy"], cells)]
 
 

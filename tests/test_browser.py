@@ -90,7 +90,7 @@ def test_the_way_of_a_user(page: Any, address: str, tmp_path: Path) -> None:
     page.goto(address)
     expect(headline).to_contain_text("16 x H200 SXM")
     expect(headline).to_contain_text("expected to meet the SLO")
-    expect(page.get_by_test_id("stMetricValue")).to_have_count(5)
+    expect(page.get_by_test_id("stMetricValue")).to_have_count(6)
 
     page.get_by_role("combobox", name="Model").fill("Mixtral-8x7B-v0.1")
     page.get_by_role("option", name="Mixtral-8x7B-v0.1").first.click()

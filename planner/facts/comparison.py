@@ -365,12 +365,12 @@ def _rent_or_buy(answer: Comparison) -> Facts | None:
     found, winner = answer.rent_or_buy, answer.winner
     if found is None or winner is None:
         return None
-    yearly = [month for month in found.months if month % 12 == 0]
+    yearly = [month for month in found.months if month % 12 == 0 or month == found.months[-1]]
     return {
         "name": winner.name,
         "num_gpus": winner.num_gpus,
         "crossing_month": found.crossing_month,
-        "cheaper_at_the_end": found.cheaper_at_the_end,
+        "verdict": found.verdict,
         "rows": [
             {"month": month, "rent_usd": found.rent_usd[month], "buy_usd": found.buy_usd[month]} for month in yearly
         ],
