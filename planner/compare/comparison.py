@@ -86,6 +86,7 @@ def compare(
     """
     start, terms = time.perf_counter(), question.terms
     reference = _baseline(offers, baseline)
+    _check_ceiling(max_usd_per_mtok)
     if limit is not None:
         if len(question.demands) > 1:
             raise InputError(f"{limit} is asked of one model: leave --also out, or the limit")
@@ -163,8 +164,9 @@ def _room(one: Standing) -> float:
 
 def _costs(one: Standing) -> tuple[CostPoint, ...]:
     loads = np.array(_LOADS)
-    gpus = np.broadcast_to(one.gpus_in(World(rate=loads)), loads.shape)
-    usd = one.usd_in(World(rate=loads))
+    world = World(rate=loads)
+    gpus = np.broadcast_to(one.gpus_in(world), loads.shape)
+    usd = one.usd_in(world, gpus)
     return tuple(
         CostPoint(
             float(load),
@@ -175,10 +177,13 @@ def _costs(one: Standing) -> tuple[CostPoint, ...]:
     )
 
 
+def _check_ceiling(stated: float | None) -> None:
+    if stated is not None and not (np.isfinite(stated) and stated > 0):
+        raise InputError(f"--max-usd-per-mtok {stated:g}: write dollars per million output tokens, such as 0.8")
+
+
 def _ceilings(winner: Standing | None, stated: float | None) -> list[float]:
     if stated is not None:
-        if not (np.isfinite(stated) and stated > 0):
-            raise InputError(f"--max-usd-per-mtok {stated:g}: write dollars per million output tokens, such as 0.8")
         return [stated]
     cost = None if winner is None else winner.entrants[0].plan.get("usd_per_mtok_output")
     return [] if not cost else [float(f"{cost * factor:.2g}") for factor in _CEILINGS]
@@ -190,7 +195,5 @@ def _rent_or_buy(winner: Standing | None, standings: list[Standing], room: dict[
         return None
     owned = [one for one in standings if one.system.name == winner.system.name and one.offer.basis == "owned"]
     system = (owned or [winner])[0].system
-    steps = [entrant.plan["layout"]["num_gpus"] // entrant.plan["layout"]["replicas"] for entrant in winner.entrants]
-    return rent_or_buy(
-        system, winner.num_gpus, winner.terms, step_gpus=max(steps), headroom=max(1.0, room[winner.name])
-    )
+    headroom = max(1.0, room[winner.name])
+    return rent_or_buy(system, winner.num_gpus, winner.terms, step_gpus=winner.step_gpus, headroom=headroom)

@@ -95,11 +95,19 @@ class Standing:
             total = np.where(total > self.offer.cluster.num_gpus, -1, total)
         return total
 
-    def usd_in(self, world: World) -> Floats | None:
-        """Dollars a month in `world`, `[draws]`; infinite where the offer cannot serve it; None without a price."""
-        gpus = self.gpus_in(world)
+    @property
+    def step_gpus(self) -> int:
+        """GPUs by which a fleet that follows the demand grows: the largest replica of its models."""
+        return _step_gpus(self.entrants)
+
+    def usd_in(self, world: World, gpus: NDArray[np.int64] | None = None) -> Floats | None:
+        """Dollars a month in `world`, `[draws]`; infinite where the offer cannot serve it; None without a price.
+
+        `gpus` are `gpus_in(world)` where they are known already.
+        """
+        gpus = self.gpus_in(world) if gpus is None else gpus
         terms = self.terms if world.terms is None else replace(world.terms, basis=self.terms.basis)
-        usd = monthly_usd(self.system, np.maximum(gpus, 1), terms, replica_gpus=_step_gpus(self.entrants))
+        usd = monthly_usd(self.system, np.maximum(gpus, 1), terms, replica_gpus=self.step_gpus)
         if usd is None:
             return None
         return np.where(gpus < 0, np.inf, np.asarray(usd) * np.asarray(world.price.get(self.name, 1.0)))
@@ -118,7 +126,6 @@ def standing(offer: Offer, demands: tuple[Demand, ...], entrants: tuple[Entrant,
 
 
 def _step_gpus(entrants: tuple[Entrant, ...]) -> int:
-    """GPUs by which a fleet that follows the hours grows: the largest replica of its models."""
     layouts = [entrant.plan["layout"] for entrant in entrants if entrant.plan["layout"]]
     return max((layout["num_gpus"] // layout["replicas"] for layout in layouts), default=1)
 
@@ -146,11 +153,13 @@ def _relative_capacity(demand: Demand, entrant: Entrant, world: World, num_axes:
     """
     factor: Floats = np.ones((len(entrant.curves.every), *[1] * num_axes))
     for change, replicas in entrant.curves.changed:
+        if change not in (*_LENGTHS, *world.changes):
+            continue
         effect = _effect(demand, entrant, replicas).reshape(-1, *[1] * num_axes)
         if change in _LENGTHS:
             length = np.asarray(world.prompt if change == "prompt" else world.output)
             factor = factor * length ** (np.log(effect) / np.log(LONGER))
-        elif change in world.changes:
+        else:
             factor = factor * effect
     return factor
 

@@ -77,7 +77,7 @@ def odds(standings: Sequence[Standing], errors: DemandError, seed: int, draws: i
     """Odds of every offer by name."""
     world = _drawn(standings, errors, seed, draws)
     gpus = {s.name: np.broadcast_to(s.gpus_in(world), draws) for s in standings if s.bill is not None}
-    usd = {s.name: s.usd_in(world) for s in standings if s.bill is not None}
+    usd = {s.name: s.usd_in(world, gpus[s.name]) for s in standings if s.bill is not None}
     priced = {name: np.broadcast_to(cost, draws) for name, cost in usd.items() if cost is not None}
     cheapest = np.min(list(priced.values()), axis=0) if priced else np.full(draws, np.inf)
     best = {name: np.isfinite(cost) & (cost <= cheapest * (1 + _TIE)) for name, cost in priced.items()}
