@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import options
+from planner.compare import entrant
 from planner.compare.comparison import Comparison, compare
 from planner.compare.estimator import Estimator
 from planner.compare.inverse import Limit, bought, check_limit, parse_limit
@@ -300,6 +303,19 @@ def test_what_is_carried_does_not_depend_on_the_demand_asked_about() -> None:
         carried.append(rate * one.entrants[0].carries)
         assert one.entrants[0].carries > 3.0
     assert carried[0] == pytest.approx(carried[1], rel=0.25)
+
+
+def test_a_layout_that_never_misses_is_said_to_carry_as_much_as_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrant, "scaled", lambda workload, factor: factor)
+    rec = SimpleNamespace(sustained_factor=3.0, workload=None, slo=None, seed=0)
+    for carried, found in ((1000.0, entrant.MOST_TESTED), (40.0, 36.0), (10.0, 9.0), (3.5, 3.0)):
+        limit = partial(_meets_up_to, carried)
+        monkeypatch.setattr(entrant, "run", limit)
+        assert entrant._carries(rec, SimpleNamespace(deployment=None)) == found  # type: ignore[arg-type]
+
+
+def _meets_up_to(carried: float, deployment: Any, factor: float, **_: Any) -> Any:
+    return SimpleNamespace(meets_slo=factor <= carried)
 
 
 def test_a_system_without_a_network_is_offered_node_by_node() -> None:

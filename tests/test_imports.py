@@ -10,7 +10,7 @@ from pathlib import Path
 import planner
 
 FLOORS = [
-    {"units", "errors"},
+    {"units", "errors", "cores"},
     {"textfile"},
     {"tomlfile", "arrayfile"},
     {"calibration"},

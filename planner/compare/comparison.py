@@ -9,7 +9,6 @@ Offers are evaluated in processes of their own; the answer does not depend on ho
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from planner.compare.inverse import Bought, Ceiling, Limit, bought, ceilings, ch
 from planner.compare.question import Offer, Question
 from planner.compare.standing import Standing, World, standing
 from planner.compare.uncertainty import Odds, Swing, odds, swings
+from planner.cores import num_cores
 from planner.deployment import check_context
 from planner.economics import RentOrBuy, rent_or_buy
 from planner.errors import InputError, nearest
@@ -131,7 +131,7 @@ def _evaluated(
 ) -> list[tuple[Entrant, ...]]:
     """Entrants by offer and model, evaluated in any order and returned in theirs."""
     tasks = [(index, offer) for offer in offers for index in range(len(question.demands))]
-    workers = min(jobs or len(os.sched_getaffinity(0)), len(tasks))
+    workers = min(jobs or num_cores(), len(tasks))
     tell = progress or (lambda label, share: None)
     tell("plan", 0.0)
     results: dict[tuple[int, str], Entrant] = {}

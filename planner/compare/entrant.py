@@ -153,7 +153,9 @@ def _carries(answer: Recommendation, winner: Run) -> float:
     if not 0 < low < MOST_TESTED:
         return low
     high = next(step for step in _STEPS if step > low)
-    while high > PLAN_STEPS[-1] and meets(high) and high < MOST_TESTED:
+    while high > PLAN_STEPS[-1] and meets(high):
+        if high == MOST_TESTED:
+            return high
         low, high = high, next(step for step in _STEPS if step > high)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

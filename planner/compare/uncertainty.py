@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from planner.compare.question import DemandError
 from planner.compare.standing import Standing, World
 from planner.economics import RANGES, Terms, gpu_hour, it_power_w_per_gpu, owned_cost, price_range, ranges_around
-from planner.validation.intervals import Ratios
+from planner.validation.intervals import Z_80, Ratios
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,6 @@ LIMIT_STEP = 0.2
 """Step of the SLO limits in the tornado, as a share."""
 _SHARED = 0.2
 _TIME_WITH_TTFT = 0.33
-_Z_80 = 1.2815515655446004
 _SURE = 0.9
 _TIE = 1e-9
 """Bills that differ by less are equal: offers of the same hardware share a world."""
@@ -127,9 +126,9 @@ def _drawn(standings: Sequence[Standing], errors: DemandError, seed: int, draws:
         time[one.name], ttft[one.name] = _factor(_widest(one, "time"), slow), _factor(_widest(one, "ttft"), late)
         price[one.name] = _price_factor(one, uniform, terms)
     return World(
-        np.exp(rate * log(1 + errors.rate) / _Z_80),
-        np.exp(prompt * log(1 + errors.prompt) / _Z_80),
-        np.exp(output * log(1 + errors.output) / _Z_80),
+        np.exp(rate * log(1 + errors.rate) / Z_80),
+        np.exp(prompt * log(1 + errors.prompt) / Z_80),
+        np.exp(output * log(1 + errors.output) / Z_80),
         time,
         ttft,
         price,
@@ -154,8 +153,7 @@ def _widest(one: Standing, metric: str) -> Ratios | None:
 def _factor(ratios: Ratios | None, z: Floats) -> Floats:
     if ratios is None:
         return np.ones_like(z)
-    middle, spread = (log(ratios.high) + log(ratios.low)) / 2, (log(ratios.high) - log(ratios.low)) / (2 * _Z_80)
-    factors: Floats = np.exp(middle + spread * z)
+    factors: Floats = np.exp(ratios.log_middle + ratios.log_spread * z)
     return factors
 
 

@@ -19,8 +19,6 @@ from planner.validation.intervals import BASES, Ratios, basis_of, interval_table
 
 Facts = dict[str, Any]
 _MEASURED_SERVERS = {"h100-sxm", "h200-sxm", "b200-sxm", "b300-sxm"}
-_Z_80 = 1.2815515655446004
-"""Standard normal quantile of 0.9: 80 % lie within this many standard deviations."""
 _METRIC = {"ttft": "ttft", "tpot": "tpot", "itl": "tpot", "e2e": "tpot"}
 """Whose error a latency has; an answer is mostly waiting for tokens."""
 _LABELS = {"tpot_mean_ms": "TPOT", "ttft_mean_ms": "TTFT"}
@@ -54,9 +52,7 @@ def chance(value: float, limit: float, ratios: Ratios) -> float:
     >>> round(chance(40.0, 50.0, Ratios(0.8, 1.25, 100, 10)), 2)
     0.9
     """
-    spread = (log(ratios.high) - log(ratios.low)) / (2 * _Z_80)
-    middle = (log(ratios.high) + log(ratios.low)) / 2
-    return 0.5 * (1 + erf((log(limit / value) - middle) / spread / sqrt(2)))
+    return 0.5 * (1 + erf((log(limit / value) - ratios.log_middle) / ratios.log_spread / sqrt(2)))
 
 
 def meets_chance(run: Run, share: Mapping[str, float]) -> float | None:

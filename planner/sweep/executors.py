@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from planner.cores import num_cores
 from planner.errors import InputError, PlannerError, nearest
 from planner.sweep.units import Result, Unit
 
@@ -122,7 +122,7 @@ class Processes:
 
     def __init__(self, work: Work, num_workers: int | None = None) -> None:
         self._work = work
-        self.num_workers = num_workers or len(os.sched_getaffinity(0))
+        self.num_workers = num_workers or num_cores()
         self._workers: list[_Worker] = []
 
     def start(self, unit: Unit) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 
 from planner.calibration import Calibrations
+from planner.cores import num_cores
 from planner.errors import PlannerError
 from planner.validation.points import Point, PointsFile, Row
 from planner.validation.replay import Costs, Prediction, replay, rounds_of
@@ -66,7 +65,7 @@ def _predicted(
 ) -> list[Prediction]:
     """Predictions in the order of `points`, which `work` makes of some of them."""
     tasks, total = _tasks(points), sum(map(_steps, points))
-    cores = min(workers or _cores(), len(tasks))
+    cores = min(workers or num_cores(), len(tasks))
     if cores == 1 or (workers is None and total < _ALONE_STEPS):
         return work(points)
     found: dict[int, Prediction] = {}
@@ -86,11 +85,6 @@ def _predicted(
         finally:
             pool.shutdown(cancel_futures=True)
     return [found[i] for i in range(len(points))]
-
-
-def _cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _replayed(points: Sequence[Point], calibrations: Calibrations | None, breaks_down: bool) -> list[Prediction]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from math import log
 
 from planner.errors import InputError, nearest
 from planner.validation.points import METRICS
@@ -32,6 +33,10 @@ Key = tuple[str, str, str, str]
 """Metric, basis, `moe` or `dense`, engine; the last two may be ANY."""
 
 
+Z_80 = 1.2815515655446004
+"""Standard normal quantile of 0.9: 80 % lie within this many standard deviations."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ratios:
     """Bounds of measured / predicted in one class, and the points and combinations behind them."""
@@ -40,6 +45,16 @@ class Ratios:
     high: float
     num_points: int
     num_combinations: int
+
+    @property
+    def log_middle(self) -> float:
+        """Mean of the log ratio when the bounds are read as those of a log-normal error."""
+        return (log(self.high) + log(self.low)) / 2
+
+    @property
+    def log_spread(self) -> float:
+        """Standard deviation of the log ratio, read likewise."""
+        return (log(self.high) - log(self.low)) / (2 * Z_80)
 
 
 @dataclass(frozen=True, slots=True)

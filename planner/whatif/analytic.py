@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import exp, log, sqrt
+from math import exp, sqrt
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from planner.facts.experts import BINDING_DROPS
 from planner.hardware import system, systems
 from planner.steptime import StepTime
 from planner.units import format_bytes, format_chance, format_seconds, format_usd, significant
-from planner.validation.intervals import Ratios, basis_of, interval_table
+from planner.validation.intervals import Z_80, Ratios, basis_of, interval_table
 from planner.whatif.catalogue import LOAD, Estimate, best, estimates, layout_text, objectives
 from planner.whatif.drops import dropped
 from planner.whatif.misfit import reason
@@ -24,7 +24,6 @@ from planner.whatif.scenario import Scenario
 _ESTIMATE_SPREAD = 0.329
 """Standard deviation of the logarithm of simulated over estimated objectives: the middle half was 0.77 to 1.2 on 140
 random layouts (`python benchmarks/estimates.py`, docs/architecture.md, 2026-11-22); ln(1.2 / 0.77) / (2 x 0.6745)."""
-_Z_80 = 1.2816
 BORDERLINE = 1.25
 """Estimates of up to this much over a limit may hold in the simulation."""
 _METRIC_OF = {"ttft": "ttft", "tpot": "tpot", "e2e": "tpot"}
@@ -326,6 +325,6 @@ def _widened(found: Answer, metric: str) -> Ratios:
     """80 % interval of measured over estimated: errors of the calibrated model and of the closed form, independent."""
     has_experts, kernels = found.question.model.moe is not None, found.question.engine.kernels
     known = interval_table().ratios(metric, basis_of(found.origin_share), has_experts, kernels)
-    middle = (log(known.low) + log(known.high)) / 2
-    spread = sqrt(((log(known.high) - log(known.low)) / (2 * _Z_80)) ** 2 + _ESTIMATE_SPREAD**2)
-    return Ratios(exp(middle - _Z_80 * spread), exp(middle + _Z_80 * spread), known.num_points, known.num_combinations)
+    middle = known.log_middle
+    spread = sqrt(known.log_spread**2 + _ESTIMATE_SPREAD**2)
+    return Ratios(exp(middle - Z_80 * spread), exp(middle + Z_80 * spread), known.num_points, known.num_combinations)
