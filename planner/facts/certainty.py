@@ -31,12 +31,12 @@ def is_unlike_measured(deployment: Deployment) -> bool:
     return system.name not in _MEASURED_SERVERS or layout.replica_gpus > system.gpus_per_node or encoder
 
 
-def ratios_of(run: Run, metric: str, share: Mapping[str, float]) -> Ratios:
-    """Bounds of measured over predicted `metric` of a run whose time has the origin `share`.
+def ratios_of(deployment: Deployment, metric: str, share: Mapping[str, float]) -> Ratios:
+    """Bounds of measured over predicted `metric` of a deployment whose time has the origin `share`.
 
     Where no measured server was like it, the bounds hold those of the next less certain origin too.
     """
-    deployment, table = run.deployment, interval_table()
+    table = interval_table()
     has_experts, engine = deployment.model.moe is not None, deployment.engine.kernels
     basis = basis_of(share)
     found = table.ratios(metric, basis, has_experts, engine)
@@ -71,10 +71,10 @@ def certainty_facts(run: Run, share: Mapping[str, float], sustained_factor: floa
     facts: Facts = {"objectives": _objectives(run, share), "meets_slo": meets_chance(run, share)}
     for metric in ("ttft", "tpot"):
         mean = getattr(run.summary, f"{metric}_s").value("mean")
-        ratios = ratios_of(run, metric, share)
+        ratios = ratios_of(run.deployment, metric, share)
         known = isfinite(mean)
         facts[f"{metric}_mean_s"] = {"low": mean * ratios.low, "high": mean * ratios.high} if known else None
-    ratios = ratios_of(run, "output_tok_s_per_gpu", share)
+    ratios = ratios_of(run.deployment, "output_tok_s_per_gpu", share)
     facts["capacity"] = None
     if sustained_factor:
         facts["capacity"] = {"low": sustained_factor * ratios.low, "high": sustained_factor * ratios.high}
@@ -105,7 +105,7 @@ def _objectives(run: Run, share: Mapping[str, float]) -> list[Facts]:
         value, limit = result.value_s, result.objective.limit_s
         if not isfinite(value) or value <= 0:
             continue
-        ratios = ratios_of(run, _METRIC.get(result.objective.metric, "tpot"), share)
+        ratios = ratios_of(run.deployment, _METRIC.get(result.objective.metric, "tpot"), share)
         rows.append(
             {
                 "objective": f"{result.objective.metric.upper()} {result.objective.statistic}",

@@ -94,8 +94,8 @@ def certain_replicas(fleet: Fleet) -> tuple[int | None, int | None]:
     """
     reference, share = fleet.behaviour.reference, origin_share_of(fleet.behaviour.reference)
     metrics = {"ttft": "ttft", "tpot": "tpot", "e2e": "tpot"}
-    ratios = {metric: ratios_of(reference, of, share) for metric, of in metrics.items()}
-    carried = ratios_of(reference, "output_tok_s_per_gpu", share)
+    ratios = {metric: ratios_of(reference.deployment, of, share) for metric, of in metrics.items()}
+    carried = ratios_of(reference.deployment, "output_tok_s_per_gpu", share)
     ends: list[int | None] = []
     for end, throughput in (("low", max(1.0, carried.high)), ("high", min(1.0, carried.low))):
         latencies = {metric: getattr(found, end) for metric, found in ratios.items()}

@@ -63,7 +63,7 @@ def sensitivity_facts(run: Run, steps: Mapping[str, Mapping[str, float]], share:
     metric = tight_metric(run)
     if metric is None:
         return []
-    error = ratios_of(run, _METRIC.get(metric, "tpot"), share)
+    error = ratios_of(run.deployment, _METRIC.get(metric, "tpot"), share)
     ends = (run.worst_ratio * error.low, run.worst_ratio * error.high)
     own = Effect("error of the prediction", "80 % low", "80 % high", *ends)
     return [asdict(effect) for effect in (own, *sensitivity(run, steps["decode"], steps["prefill"]))]

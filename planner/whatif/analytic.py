@@ -9,12 +9,12 @@ from math import exp, sqrt
 import numpy as np
 
 from planner.economics import gpu_hour
-from planner.facts.certainty import chance
+from planner.facts.certainty import chance, ratios_of
 from planner.facts.experts import BINDING_DROPS
 from planner.hardware import system, systems
 from planner.steptime import StepTime
 from planner.units import format_bytes, format_chance, format_seconds, format_usd, significant
-from planner.validation.intervals import Z_80, Ratios, basis_of, interval_table
+from planner.validation.intervals import Z_80, Ratios
 from planner.whatif.catalogue import LOAD, Estimate, best, estimates, layout_text, objectives
 from planner.whatif.drops import dropped
 from planner.whatif.misfit import reason
@@ -323,8 +323,8 @@ def _bounds(found: Answer, metric: str, value: float) -> tuple[float, float]:
 
 def _widened(found: Answer, metric: str) -> Ratios:
     """80 % interval of measured over estimated: errors of the calibrated model and of the closed form, independent."""
-    has_experts, kernels = found.question.model.moe is not None, found.question.engine.kernels
-    known = interval_table().ratios(metric, basis_of(found.origin_share), has_experts, kernels)
+    assert found.chosen is not None
+    known = ratios_of(found.chosen.candidate.deployment, metric, found.origin_share)
     middle = known.log_middle
     spread = sqrt(known.log_spread**2 + _ESTIMATE_SPREAD**2)
     return Ratios(exp(middle - Z_80 * spread), exp(middle + Z_80 * spread), known.num_points, known.num_combinations)
