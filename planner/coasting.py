@@ -1,40 +1,91 @@
-"""Stretches of a simulation in which the batch of a group does not change.
+"""What times the steps of a simulation, and stretches in which the batch of a group does not change.
 
 Until a request comes or one is done, every step is a decode of the same requests, whose contexts grow by one token
-each. Such steps need no scheduler: their times follow one after the other, and what they did to the ranks is applied
-when the stretch ends or somebody looks. The records are those of planning every step, to the last bit.
+each. Such steps need no scheduler: their times are worked out together, and what they do to the ranks is applied once.
+The records are those of planning every step, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
-Batch = tuple[int, Iterable[int]]
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from planner.scheduler import RankWork
+
+Batch = tuple[int, Sequence[int]]
 """What one rank decodes in a stretch: how many sequences, and their context tokens in step after step."""
+Floats = list[float] | NDArray[np.float64]
+Draws = list[int] | NDArray[np.int64]
+FEW = 12
+"""Seconds and draws of fewer steps are lists, of more arrays: numpy is slower for few."""
+MOST_STEPS = 512
+"""Longest stretch taken at once; a longer one is several."""
 
 
-class Stretch:
-    """Steps of a stretch so far: number within the run, start [s], duration [s] and draw of the router."""
+class StepTimer(Protocol):
+    """The cost model, as the simulation sees it.
 
-    __slots__ = ("draw", "number", "start_s", "step_s")
+    `draw` numbers the cached draw of the router that the last step used, 0 where there is none; `link_s` is how long
+    the last step's fetches of experts keep the host link busy [s].
+    """
 
-    def __init__(self) -> None:
-        self.number: list[int] = []
-        self.start_s: list[float] = []
-        self.step_s: list[float] = []
-        self.draw: list[int] = []
+    draw: int
+    link_s: float
+
+    def step_s(self, ranks: Sequence[RankWork]) -> float:
+        """Seconds of one lockstep step in which each rank of a group does its work; called once per step.
+
+        The entries of `ranks` are reused by the next step.
+        """
+        ...
 
 
 @runtime_checkable
-class CoastingTimer(Protocol):
-    """A step timer that knows beforehand that the batches of a group will stay."""
+class CoastingTimer(StepTimer, Protocol):
+    """A step timer that knows beforehand what steps take while the batches of a group stay."""
 
-    draw: int
+    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
+        """Seconds that calls of `step_s` would return for the next `steps` steps of `batches`, those of the ranks.
 
-    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
-        """Seconds of one step of `batches`, those of the ranks of a group, after the other, until contexts end.
-
-        Each is asked for when the step begins, and equal to a call of `step_s`. None where that must be called.
+        At most `MOST_STEPS`; nothing counts as taken yet. None where every step must be asked for.
         """
         ...
+
+    def take(self, steps: int) -> Draws:
+        """Count `steps` steps as taken; returns their draws of the router."""
+        ...
+
+    def of_group(self, group: int) -> CoastingTimer:
+        """The timer of a group of a run, whose draws are its own."""
+        ...
+
+
+class Stretch:
+    """Coming steps by `timer` of a group that starts the first at `now_s` [s]: `step_s` and, one more, `bounds_s`.
+
+    Step i takes `step_s[i]` from `bounds_s[i]` to `bounds_s[i + 1]`. `ends` is the event at which the last is over.
+    """
+
+    __slots__ = ("bounds_s", "ends", "step_s", "timer")
+
+    def __init__(self, timer: CoastingTimer, now_s: float, step_s: Floats) -> None:
+        self.timer, self.step_s = timer, step_s
+        self.ends: simpy.Event | None = None
+        self.bounds_s: Floats
+        if isinstance(step_s, list):
+            self.bounds_s = list(accumulate(step_s, initial=now_s))
+            return
+        self.bounds_s = np.empty(len(step_s) + 1)
+        self.bounds_s[0] = now_s
+        self.bounds_s[1:] = step_s
+        np.add.accumulate(self.bounds_s, out=self.bounds_s)
+
+    def begun(self, time_s: float) -> int:
+        """How many of the steps begin before `time_s` [s]; the first always does."""
+        return min(max(1, bisect_left(self.bounds_s, time_s)), len(self.step_s))

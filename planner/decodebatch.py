@@ -7,7 +7,9 @@ steps can be taken at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, repeat
+
+Used = tuple[int, Sequence[int]]
+"""Blocks in use before a stretch, and those that its steps open, over and over where these are fewer than the steps."""
 
 
 class DecodeBatch:
@@ -42,29 +44,25 @@ class DecodeBatch:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)
 
-    def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
+    def coming_contexts(self, steps: int) -> Sequence[int]:
         """KV tokens that the decodes of each of the next `steps` steps read while no request comes or goes."""
         each = self.num_decoding
-        return range(self.context_tokens + each, self.context_tokens + each * steps + 1, each) if each else repeat(0)
+        return range(self.context_tokens + each, self.context_tokens + each * steps + 1, each) if each else (0,) * steps
 
     def steps_with_blocks(self) -> int:
         """A number of steps for which there are blocks: each decoding request opens one every `block_tokens` steps."""
         return self.free_blocks // self.num_decoding * self.block_tokens
 
-    def pass_steps(self, steps: int) -> list[int]:
-        """Take `steps` decode steps, of the last one only its blocks; returns the blocks in use during each of them."""
-        used = list(accumulate(self._opened_blocks(steps), initial=self.total_blocks - self.free_blocks))
-        self.free_blocks = self.total_blocks - used[-1]
+    def pass_steps(self, steps: int) -> Used:
+        """Take `steps` decode steps, of the last one only its blocks; returns the blocks in use during them."""
+        before, size = self.total_blocks - self.free_blocks, self.block_tokens
+        turn = -self.decode_steps % size
+        opened = self._residues[turn::-1]
+        if turn + 1 < size:
+            opened += self._residues[:turn:-1]
+        whole, part = divmod(steps, size)
+        self.free_blocks -= whole * sum(opened) + sum(opened[:part])
         if self.num_decoding:
             self.decode_steps += steps - 1
             self.context_tokens += self.num_decoding * (steps - 1)
-        return used[1:]
-
-    def _opened_blocks(self, steps: int) -> list[int]:
-        """Blocks that each of the next `steps` steps opens."""
-        last = -self.decode_steps % self.block_tokens
-        first = last + 1 - steps
-        if first >= 0:
-            return self._residues[first : last + 1][::-1]
-        whole = self._residues[last::-1] + self._residues[:last:-1]
-        return (whole * (steps // self.block_tokens + 1))[:steps]
+        return before, opened

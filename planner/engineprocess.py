@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import simpy
 
-from planner.clock import Clock, Tick
-from planner.coasting import CoastingTimer, Stretch
+from planner.clock import Clock
+from planner.coasting import MOST_STEPS, CoastingTimer, Stretch
 from planner.enginespec import EngineSpec
 from planner.errors import InputError
 from planner.group import Group
@@ -61,18 +61,24 @@ class Engines:
                 group.wake = env.event()
                 yield group.wake
                 group.wake = None
-            times = None if coaster is None else self._coming_steps(group, coaster)
-            if times is not None:
-                again = self._coast(group, times)
-                due_s = again(env.now)
-                if due_s is not None:
-                    yield env.at(due_s, Tick(env, again))
-            else:
-                step_s = group.last_step_s = self._begin_step(group)
+            stretch = None if coaster is None else self._stretch(group, coaster)
+            if stretch is None:
+                step_s = self._begin_step(group)
                 if env.now + step_s < env.peek():
                     env.advance(env.now + step_s)
                 else:
                     yield env.timeout(step_s)
+            elif self._is_lone:
+                ends_s = self._take(group, stretch, stretch.begun(env.peek()))
+                if ends_s < env.peek():
+                    env.advance(ends_s)
+                else:
+                    yield env.at(ends_s)
+            else:
+                group.stretch = stretch
+                stretch.ends = env.at(float(stretch.bounds_s[-1]))
+                yield stretch.ends
+                self.settle(group)
             self.now_s = now_s = env.now
             for position, rank in enumerate(ranks):
                 for request in rank.complete(now_s):
@@ -101,6 +107,8 @@ class Engines:
         if self.pipelines:
             step_s = self.pipelines[group.index].pass_s(start_s, step_s, ranks)
         _check_step(step_s)
+        if not works[0].prefill_tokens:
+            group.decode_step_s = step_s
         if self._record_steps:
             self._record_step(group, start_s, step_s)
         self.num_steps += 1
@@ -110,65 +118,46 @@ class Engines:
             group.unheard = group.unheard + 1 if busy else interval
         return step_s
 
-    def _coming_steps(self, group: Group, timer: CoastingTimer) -> Iterator[float] | None:
-        """Seconds of the steps to come if the batches of `group` stay for some time, else None.
+    def _stretch(self, group: Group, timer: CoastingTimer) -> Stretch | None:
+        """The steps to come if the batches of `group` stay for some time, else None.
 
         To find out costs as much as planning two or three steps, and in a run of one group the next event ends it.
         """
         ranks, env = group.ranks, self._env
-        if self._is_lone and env.now + _FEW_STEPS * group.last_step_s > env.peek():
-            return None
         most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
-        if most == sys.maxsize:
+        if most < _FEW_STEPS or most == sys.maxsize:
             return None
+        most = min(most, MOST_STEPS)
+        if self._is_lone:
+            room_s = env.peek() - env.now
+            if room_s < most * group.decode_step_s:
+                most = int(room_s / group.decode_step_s) + 1
         if group.mail:
             most = min(most, self._spec.receive_interval - group.unheard)
         if most < _FEW_STEPS:
             return None
-        return timer.coast([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks])
-
-    def _coast(self, group: Group, step_s: Iterator[float]) -> Callable[[float], float | None]:
-        """Begin a stretch of `group` whose steps take `step_s`; returns what a `Tick` asks at the end of each.
-
-        It begins steps until one does not end before the next event, and says when that one ends; None when there are
-        no more, or `settle` was called. The last step is left to be completed.
-        """
-        env, timer = self._env, group.timer
-        stretch = group.stretch = Stretch()
-
-        def again(now_s: float) -> float | None:
-            if group.stretch is not stretch:
-                return None
-            if stretch.step_s:
-                self.now_s = now_s
-            next_event_s = env.peek()
-            for seconds in step_s:
-                stretch.number.append(self.num_steps)
-                self.num_steps += 1
-                stretch.start_s.append(now_s)
-                stretch.step_s.append(seconds)
-                stretch.draw.append(timer.draw)
-                now_s += seconds
-                if not now_s < next_event_s:
-                    _check_step(seconds)
-                    return now_s
-                self.now_s = now_s
-            env.advance(now_s)
-            self.settle(group)
+        step_s = timer.coming_s([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks], most)
+        if step_s is None:
             return None
-
-        return again
+        stretch = Stretch(timer, env.now, step_s)
+        _check_step(float(stretch.bounds_s[-1]) - env.now)
+        return stretch
 
     def settle(self, group: Group) -> None:
-        """End the stretch of `group`, if it is in one: note its steps and bring the ranks up to date.
-
-        The last of the steps may be under way.
-        """
+        """End the stretch of `group`, if it is in one, with the step under way, which is left to be completed."""
         stretch, group.stretch = group.stretch, None
-        if stretch is None:
+        if stretch is None or stretch.ends is None:
             return
-        ranks, steps, interval = group.ranks, len(stretch.step_s), self._spec.receive_interval
-        contexts = [rank.coming_contexts(steps) for rank in ranks]
+        steps = stretch.begun(self._env.now)
+        ends_s = self._take(group, stretch, steps)
+        if steps < len(stretch.step_s):
+            self._env.hasten(stretch.ends, ends_s)
+
+    def _take(self, group: Group, stretch: Stretch, steps: int) -> float:
+        """Take `steps` of a stretch, the last of them only planned; returns when that ends."""
+        ranks, interval = group.ranks, self._spec.receive_interval
+        draws = stretch.timer.take(steps)
+        contexts = [rank.coming_contexts(steps) for rank in ranks if rank.num_decoding]
         blocks = [rank.coast(steps) for rank in ranks]
         if interval > 1:
             group.unheard = (group.unheard + steps - 1) % interval + 1
@@ -177,9 +166,23 @@ class Engines:
             for rank in ranks:
                 seqs += rank.num_decoding
                 waiting += len(rank.waiting)
-            self.log.stretch(stretch, contexts, blocks, (group.index, seqs, waiting))
+            self.log.stretch(stretch, draws, contexts, blocks, (group.index, seqs, waiting))
+        self.num_steps += steps
+        if steps > 1:
+            self.now_s = max(self.now_s, float(stretch.bounds_s[steps - 1]))
+        group.decode_step_s = float(stretch.step_s[steps - 1])
+        return float(stretch.bounds_s[steps])
 
     def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
+        if len(group.ranks) == 1 and not self._has_caches:
+            rank, work = group.ranks[0], group.works[0]
+            seqs, context = work.decode_seqs, work.decode_context_tokens
+            blocks, waiting = rank.total_blocks - rank.free_blocks, len(rank.waiting)
+            draw = group.timer.draw
+            self.log.step(
+                (1, start_s, step_s, group.index, work.prefill_tokens, seqs, context, blocks, waiting, draw, 0)
+            )
+            return
         prompt = seqs = context = blocks = waiting = 0
         for rank in group.ranks:
             work = rank.work
@@ -189,7 +192,7 @@ class Engines:
             blocks += rank.total_blocks - rank.free_blocks
             waiting += len(rank.waiting)
         found = found_tokens(group.ranks) if self._has_caches else 0
-        row = (self.num_steps, start_s, step_s, group.index, prompt, seqs, context, blocks, waiting, group.timer.draw)
+        row = (1, start_s, step_s, group.index, prompt, seqs, context, blocks, waiting, group.timer.draw)
         self.log.step((*row, found))
 
     def _deliver(self, group: Group) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import simpy
 
+from planner.coasting import StepTimer
 from planner.errors import InputError
 from planner.failures.choices import OnFailure
-from planner.group import Group, StepTimer
+from planner.group import Group
 from planner.records import LOST
 from planner.scheduler import RankWork, Request
 from planner.simulation import _Run
@@ -215,7 +216,7 @@ class Outages:
         ranks = [(group, position) for group in replica.groups for position in _positions(group)]
         self._notice(replica, incident, ranks)
         yield self.env.timeout(self.plan.rebuild_s)
-        self._start(replica, self.run.timer)
+        self._start(replica)
 
     def _notice(self, replica: _Replica, incident: Incident, ranks: list[tuple[Group, int]]) -> None:
         """The router leaves the replica out; what the dead ranks held starts anew."""
@@ -302,10 +303,7 @@ class Outages:
             for position, rank in enumerate(group.ranks):
                 for request in rank.complete(self.env.now):
                     self.run._finish(group, group.index * len(group.ranks) + position, request)
-        timer: StepTimer = self.run.timer
-        if replica.dead:
-            timer = SlowTimer(timer, elastic.slowdown[len(replica.dead)])
-        self._start(replica, timer)
+        self._start(replica, elastic.slowdown[len(replica.dead)])
 
     # --- groups ---
 
@@ -322,14 +320,14 @@ class Outages:
             group.process.interrupt()
         return was_busy
 
-    def _start(self, replica: _Replica, timer: StepTimer) -> None:
+    def _start(self, replica: _Replica, slowdown: float = 1.0) -> None:
         share = 1.0 - len(replica.dead) / self.run.spec.ranks_per_group
         self.capacity.append((self.env.now, replica.index, share))
         replica.is_down = replica.is_shut = False
         for group in replica.groups:
             if self.run.engines.pipelines:
                 self.run.engines.pipelines[group.index].clear()
-            group.timer = timer
+            group.timer = SlowTimer(group.own_timer, slowdown) if replica.dead else group.own_timer
             group.unheard = self.run.spec.receive_interval
             group.process = self.env.process(self.run.engines.process(group))
         self._reopen()

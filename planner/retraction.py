@@ -7,6 +7,7 @@ length of its answer, as in benchmarks that ignore the end of sequence.
 
 from __future__ import annotations
 
+from planner.decodebatch import Used
 from planner.engine import TokenRatio
 from planner.enginespec import EngineSpec
 from planner.scheduler import Rank, Request
@@ -77,7 +78,7 @@ class RetractingRank(Rank):
             self._set_ratio, self._set_step = self.start_ratio, self.decode_steps
         return finished
 
-    def coast(self, steps: int) -> list[int]:
+    def coast(self, steps: int) -> Used:
         """As `Rank.coast`."""
         self._shorten(steps - 1)
         self._has_retracted = False

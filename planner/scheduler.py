@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from planner.decodebatch import DecodeBatch
+from planner.decodebatch import DecodeBatch, Used
 from planner.enginespec import EngineSpec
 from planner.prefixcache import Prefix, PrefixCache
 
@@ -180,8 +180,8 @@ class Rank(DecodeBatch):
             return sys.maxsize
         return min(self._next_finish() - self.decode_steps, self.steps_with_blocks())
 
-    def coast(self, steps: int) -> list[int]:
-        """Take `steps` quiet steps at once, the last only planned; returns the blocks in use during each of them."""
+    def coast(self, steps: int) -> Used:
+        """Take `steps` quiet steps at once, the last only planned; returns the blocks in use during them."""
         self.work.clear()
         self.work.decode_seqs = self.num_decoding
         return self.pass_steps(steps)

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from planner.balancer import Balancer
 from planner.clock import Clock
+from planner.coasting import StepTimer
 from planner.engineprocess import Engines
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
-from planner.group import Group, StepTimer
+from planner.group import Group
 from planner.metrics import Summary, summarise
 from planner.pipeline import StageSplit
 from planner.prefixcache import PrefixCache
@@ -149,7 +150,6 @@ class _Run:
     ) -> None:
         self.env = Clock()
         self.spec = spec
-        self.timer = timer
         self.progress: Callable[[float], None] | None = None
         self.gate: Callable[[Request], bool] | None = None  # False for a request that must wait outside
         self.sharing = Sharing(sent, workload.num_requests) if sent.sharing else None

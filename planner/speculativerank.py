@@ -10,8 +10,8 @@ blocks their growth takes are that sum rounded up: they never run below zero and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 
+from planner.decodebatch import Used
 from planner.enginespec import EngineSpec
 from planner.scheduler import Rank, Request
 from planner.speculation import AcceptanceWalk
@@ -80,27 +80,31 @@ class SpeculativeRank(Rank):
             self.context_tokens -= self.work.decode_seqs
         return super().complete(now_s)
 
-    def coming_contexts(self, steps: int) -> Sequence[int] | repeat[int]:
+    def coming_contexts(self, steps: int) -> Sequence[int]:
         """As `DecodeBatch.coming_contexts`."""
         if not self.num_decoding:
-            return repeat(0)
+            return (0,) * steps
         return [self.context_tokens + (tokens >> _SHIFT) for tokens in self._coming_growth(steps)]
 
     def steps_with_blocks(self) -> int:
         """Steps for which there are blocks."""
         return ((self._growth_blocks + self.free_blocks) * self._unit - self._growth) // self._rate
 
-    def pass_steps(self, steps: int) -> list[int]:
+    def pass_steps(self, steps: int) -> Used:
         """As `DecodeBatch.pass_steps`."""
+        before, last = self.total_blocks - self.free_blocks, self._growth_blocks
         if not self.num_decoding:
-            return super().pass_steps(steps)
-        others = self.total_blocks - self.free_blocks - self._growth_blocks
-        grown = [-(-tokens // self._unit) for tokens in self._coming_growth(steps)]
+            return before, [0] * steps
+        opened = []
+        for tokens in self._coming_growth(steps):
+            blocks = -(-tokens // self._unit)
+            opened.append(blocks - last)
+            last = blocks
         self._growth += self._rate * (steps - 1)
-        self._growth_blocks = grown[-1]
-        self.free_blocks = self.total_blocks - others - grown[-1]
+        self.free_blocks -= last - self._growth_blocks
+        self._growth_blocks = last
         self.decode_steps += steps - 1
-        return [others + blocks for blocks in grown]
+        return before, opened
 
     def _coming_growth(self, steps: int) -> range:
         """`_growth` during each of the next `steps` steps in which no request comes or goes."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from planner.coasting import Batch
+from planner.coasting import Batch, Floats
 from planner.cost import StepCost
 from planner.engine import Limits
 from planner.overlap import compute_share, two_batch_s
@@ -41,7 +41,7 @@ class TacticTimer(CostTimer):
         attention_s = 0.0
         for rank in ranks:
             seqs, prompt = rank.decode_seqs, rank.prefill_tokens
-            rank_s = self._decode_s(seqs, rank.decode_context_tokens) if seqs else 0.0
+            rank_s = self._attention.step_s(seqs, rank.decode_context_tokens) if seqs else 0.0
             if prompt:
                 rank_s += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
             elif not seqs:
@@ -69,7 +69,7 @@ class TacticTimer(CostTimer):
         factors = [self._factor[phase][self._knot[index]][self.draw] for index in (full, half)]
         return seconds - self._hidden.seconds(phase, ranks, padded, (full, half), (factors[0], factors[1]))
 
-    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
         """None: what is overlapped differs from step to step."""
         return None
 
@@ -81,7 +81,7 @@ class TacticTimer(CostTimer):
         seqs, decoded = rank.decode_seqs, rank.decode_seqs * self._each
         seconds = self._host_s + self._draft[min(seqs + rank.num_prefills, len(self._draft) - 1)]
         if seqs:
-            seconds += self._decode_s(seqs, rank.decode_context_tokens)
+            seconds += self._attention.step_s(seqs, rank.decode_context_tokens)
         tokens, rows = decoded + prompt, decoded + rank.num_prefills
         seconds += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
         return (
@@ -96,7 +96,7 @@ class LoneTacticTimer(TacticTimer, LoneRankTimer):
     """`TacticTimer` of groups of one rank without pipeline."""
 
     step_s = LoneRankTimer.step_s
-    coast = LoneRankTimer.coast
+    coming_s = LoneRankTimer.coming_s
 
 
 class _Hidden:

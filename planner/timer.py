@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from copy import copy
 from math import log2
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from planner.coasting import Batch
+from planner.coasting import FEW, Batch, Draws, Floats
 from planner.cost import StepCost
+from planner.decodeattention import DecodeAttention
 from planner.engine import Limits, padding
 from planner.loads import KNOTS, NUM_DRAWS, LoadTable, nearest_knot
 from planner.scheduler import RankWork
@@ -17,8 +21,11 @@ from planner.steptime import LENGTHS, SEQS, TOKENS, bilinear
 _CONTEXT_STEPS = 8
 _ROW_POINTS = 20 * _CONTEXT_STEPS + 2
 """Grid points per doubling of context in the decode-attention rows, and of a row."""
-_DRAW_SEED, _DRAW_PERIOD = 20261122, 1021
-"""Steps take the cached draws in a random order that repeats after a prime number of steps."""
+_DRAW_SEED, _DRAW_PERIOD, _GROUP_STRIDE = 20261122, 1021, 631
+"""Steps take the cached draws in a random order that repeats after a prime number of steps; groups start apart."""
+_DRAWS: list[int] = np.random.default_rng(_DRAW_SEED).integers(NUM_DRAWS, size=_DRAW_PERIOD).tolist()
+_DRAWS_TWICE = _DRAWS * 2
+_DRAWS_ARRAY = np.array(_DRAWS_TWICE)
 
 
 class CostTimer:
@@ -48,14 +55,13 @@ class CostTimer:
         self._moe = {phase: tabulated(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
         self._exchange = _exchange(cost, grid) if self._stride > 1 else {}
         self._knot: list[int] = nearest_knot(grid).tolist()
-        self._order, self._place = _draw_order(), -1
+        self._order, self._place = _DRAWS, -1
         """The draws of steps in turn, and the place of the last step."""
         self.draw, self.link_s = 0, 0.0
         self.misses = cost.routed.misses() if cost.offload else {}
         """Hit rate, bytes fetched and link time of a step by phase and name, [knots, draws]; empty if all is in HBM."""
-        self._decode = np.sum(list(cost.decode_table.terms.values()), axis=0)
+        self._attention = DecodeAttention(np.sum(list(cost.decode_table.terms.values()), axis=0))
         self._prefill = np.sum(list(cost.prefill_table.terms.values()), axis=0)
-        self._decode_rows: dict[int, list[float]] = {}
         self._prefill_rows: dict[int, list[float]] = {}
         decoded = range(0, most_decoded + 1, self._each)
         self._dense = [self._tokens[self._pad[n]] + self._head[n] for n in decoded]
@@ -81,8 +87,8 @@ class CostTimer:
             for draw in range(NUM_DRAWS if self._stride == 1 else 0)
         ]
         """Everything but attention of a pure decode step, by draw and sequences, where one rank is the whole group."""
-        self._others: dict[int, list[float]] = {}
-        """The same and the host, by sequences and draw, as far as it was needed."""
+        self._others: dict[int, tuple[list[float], NDArray[np.float64]]] = {}
+        """The same and the host, by sequences and draw, as far as it was needed; as list and as array."""
 
     def _next_draw(self) -> int:
         self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
@@ -103,7 +109,7 @@ class CostTimer:
         attention_s = 0.0
         for rank in ranks:
             seqs, prompt = rank.decode_seqs, rank.prefill_tokens
-            rank_s = self._decode_s(seqs, rank.decode_context_tokens) if seqs else 0.0
+            rank_s = self._attention.step_s(seqs, rank.decode_context_tokens) if seqs else 0.0
             if prompt:
                 rank_s += self._prefill_s(prompt, rank.num_prefills, rank.prefill_pairs)
             elif not seqs:
@@ -139,7 +145,7 @@ class CostTimer:
         seqs, prompt = rank.decode_seqs, rank.prefill_tokens
         seconds = self._host_s
         if seqs:
-            seconds += self._decode_s(seqs, rank.decode_context_tokens)
+            seconds += self._attention.step_s(seqs, rank.decode_context_tokens)
         if not prompt:
             return seconds + self._alone[self.draw][seqs]
         tokens, rows = seqs + prompt, seqs + rank.num_prefills
@@ -151,45 +157,46 @@ class CostTimer:
             + self._moe_s("prefill", tokens)
         )
 
-    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
         """As `planner.coasting.CoastingTimer`, for groups of several ranks without encoder."""
         if self._encoder is not None or len(batches) == 1:
             return None
         seqs = [count for count, _ in batches]
         tokens = sum(seqs) + seqs.count(0)
         padded, index = self._pad[max(seqs)], -(-tokens // self._stride)
-        mean_s = self._moe["decode"][index]
-        others = (
-            self._tokens[min(padded, len(self._tokens) - 1)],
-            self._head[min(max(seqs), len(self._head) - 1)],
-            [mean_s * drawn for drawn in self._factor["decode"][self._knot[index]]],
-            self._padded_exchange_s("decode", padded, tokens),
-        )
-        rows = [(self._decode_row(count), count) for count in seqs if count]
-        return self._lockstep_s(rows, zip(*(contexts for count, contexts in batches if count), strict=False), others)
+        factor, mean_s = self._factor["decode"][self._knot[index]], self._moe["decode"][index]
+        dense_s = self._tokens[min(padded, len(self._tokens) - 1)]
+        head_s = self._head[min(max(seqs), len(self._head) - 1)]
+        padding_s, host_s = self._padded_exchange_s("decode", padded, tokens), self._host_s
+        draws = self._coming_draws(steps)
+        if steps < FEW:
+            few_s = [self._attention.few_s(count, contexts) for count, contexts in batches if count]
+            return [
+                host_s + max(of_ranks) + dense_s + head_s + mean_s * factor[draw] + padding_s
+                for draw, of_ranks in zip(draws, zip(*few_s, strict=True), strict=True)
+            ]
+        attention_s = np.zeros(steps)
+        for count, contexts in batches:
+            if count:
+                np.maximum(attention_s, self._attention.many_s(count, contexts), out=attention_s)
+        return host_s + attention_s + dense_s + head_s + mean_s * np.array(factor)[draws] + padding_s
 
-    def _lockstep_s(
-        self,
-        rows: Sequence[tuple[list[float], int]],
-        contexts: Iterable[tuple[int, ...]],
-        others: tuple[float, float, list[float], float],
-    ) -> Iterator[float]:
-        """Seconds of decode steps; besides attention there are dense parts, head, experts by draw, and padding."""
-        host_s, (dense_s, head_s, moe_s, padding_s) = self._host_s, others
-        last = _ROW_POINTS - 2
-        for tokens_of_ranks in contexts:
-            self.draw = draw = self._next_draw()
-            attention_s = 0.0
-            for (row, seqs), tokens in zip(rows, tokens_of_ranks, strict=False):
-                position = log2(tokens / seqs) * _CONTEXT_STEPS
-                index = int(position)
-                if index > last:
-                    index = last
-                low = row[index]
-                rank_s = low + (row[index + 1] - low) * (position - index)
-                if rank_s > attention_s:
-                    attention_s = rank_s
-            yield host_s + attention_s + dense_s + head_s + moe_s[draw] + padding_s
+    def take(self, steps: int) -> Draws:
+        """As `planner.coasting.CoastingTimer`."""
+        draws = self._coming_draws(steps)
+        self._place = (self._place + steps) % _DRAW_PERIOD
+        self.draw = self._order[self._place]
+        return draws
+
+    def of_group(self, group: int) -> Self:
+        """As `planner.coasting.CoastingTimer`: groups take the draws in the same order from other places on."""
+        own = copy(self)
+        own._place = group * _GROUP_STRIDE % _DRAW_PERIOD - 1
+        return own
+
+    def _coming_draws(self, steps: int) -> Draws:
+        twice = _DRAWS_TWICE if steps < FEW else _DRAWS_ARRAY
+        return twice[self._place + 1 : self._place + 1 + steps]
 
     def _encoder_step_s(
         self, prompt: int, total_prompt: int, rows: int, total_decode: int, attention_s: float
@@ -203,15 +210,6 @@ class CostTimer:
             seconds += self._tokens[rows] + self._head[min(rows, len(self._head) - 1)]
             seconds += self._moe_s("decode", total_decode)
         return seconds
-
-    def _decode_row(self, seqs: int) -> list[float]:
-        row = self._decode_rows.get(seqs)
-        if row is None:
-            row = self._decode_rows[seqs] = log_row(self._decode, float(seqs))
-        return row
-
-    def _decode_s(self, seqs: int, context_tokens: int) -> float:
-        return at_log(self._decode_row(seqs), context_tokens / seqs)
 
     def _prefill_s(self, tokens: int, chunks: int, pairs: float) -> float:
         row = self._prefill_rows.get(chunks)
@@ -233,30 +231,22 @@ class LoneRankTimer(CostTimer):
         seqs = rank.decode_seqs
         if rank.prefill_tokens:
             return self._lone_rank_s(rank)
-        row = self._decode_rows.get(seqs) or self._decode_row(seqs)
-        position = log2(rank.decode_context_tokens / seqs) * _CONTEXT_STEPS
-        index = int(position)
-        low = row[index]
-        return self._host_s + self._alone[draw][seqs] + low + (row[index + 1] - low) * (position - index)
+        others = self._others.get(seqs) or self._tabulate(seqs)
+        return others[0][draw] + self._attention.step_s(seqs, rank.decode_context_tokens)
 
-    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
         """As `planner.coasting.CoastingTimer`, for the only rank."""
         ((seqs, contexts),) = batches
-        others = self._others.get(seqs)
-        if others is None:
-            others = self._others[seqs] = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
-        return self._lone_s(self._decode_row(seqs), seqs, contexts, others)
+        others, draws = self._others.get(seqs) or self._tabulate(seqs), self._coming_draws(steps)
+        if steps < FEW:
+            by_draw, few_s = others[0], self._attention.few_s(seqs, contexts)
+            return [by_draw[draw] + seconds for draw, seconds in zip(draws, few_s, strict=True)]
+        return others[1][draws] + self._attention.many_s(seqs, contexts)
 
-    def _lone_s(self, row: list[float], seqs: int, contexts: Iterable[int], others: list[float]) -> Iterator[float]:
-        """Seconds of decode steps; `others` is everything but attention, by draw."""
-        order = self._order
-        for tokens in contexts:
-            self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
-            self.draw = draw = order[place]
-            position = log2(tokens / seqs) * _CONTEXT_STEPS
-            index = int(position)
-            low = row[index]
-            yield others[draw] + low + (row[index + 1] - low) * (position - index)
+    def _tabulate(self, seqs: int) -> tuple[list[float], NDArray[np.float64]]:
+        seconds = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
+        others = self._others[seqs] = seconds, np.array(seconds)
+        return others
 
 
 class OffloadTimer(CostTimer):
@@ -279,7 +269,7 @@ class OffloadTimer(CostTimer):
             self.link_s = self._fetch_s("prefill" if prompt else "decode", prompt + seqs)
         return seconds
 
-    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
         """None: every step asks for the link."""
         return None
 
@@ -301,11 +291,6 @@ def tabulated(terms: dict[str, np.ndarray], x: np.ndarray) -> list[float]:
         return [0.0] * len(x)
     values: list[float] = np.where(x > 0, np.interp(x, TOKENS, np.sum(list(terms.values()), axis=0)), 0.0).tolist()
     return values
-
-
-def _draw_order() -> list[int]:
-    order: list[int] = np.random.default_rng(_DRAW_SEED).integers(NUM_DRAWS, size=_DRAW_PERIOD).tolist()
-    return order
 
 
 def _exchange(cost: StepCost, grid: np.ndarray) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.coasting import Batch
+from planner.coasting import Batch, Draws, Floats
 from planner.scheduler import RankWork
 from planner.timer import CostTimer
 
@@ -32,17 +32,21 @@ class UbatchTimer:
         self.draw = self._timer.draw
         return seconds
 
-    def coast(self, batches: Sequence[Batch]) -> Iterator[float] | None:
+    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
         """As `planner.coasting.CoastingTimer`, where the batch is one pass."""
-        inner = None
-        if all(seqs <= self._ubatch_tokens for seqs, _ in batches):
-            inner = self._timer.coast(batches)
-        return inner and self._drawn(inner)
+        if any(seqs > self._ubatch_tokens for seqs, _ in batches):
+            return None
+        return self._timer.coming_s(batches, steps)
 
-    def _drawn(self, step_s: Iterator[float]) -> Iterator[float]:
-        for seconds in step_s:
-            self.draw = self._timer.draw
-            yield seconds
+    def take(self, steps: int) -> Draws:
+        """As `planner.coasting.CoastingTimer`."""
+        draws = self._timer.take(steps)
+        self.draw = self._timer.draw
+        return draws
+
+    def of_group(self, group: int) -> UbatchTimer:
+        """As `planner.coasting.CoastingTimer`."""
+        return UbatchTimer(self._timer.of_group(group), self._ubatch_tokens)
 
 
 def passes(work: RankWork, ubatch_tokens: int) -> Iterator[RankWork]:

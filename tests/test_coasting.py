@@ -1,12 +1,15 @@
 """Stretches of alike steps leave the same records as planning every step."""
 
+from itertools import accumulate, repeat
+
+import numpy as np
 import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.balancer import RANK_ROUTERS
-from planner.clock import Clock, Tick
+from planner.clock import Clock
 from planner.engine import BatchWait, PrefillBalance, TokenRatio
 from planner.enginespec import POLICIES, EngineSpec
 from planner.errors import InputError
@@ -16,28 +19,43 @@ from planner.workload import Arrivals, Lengths, SharedPrefix, Turns, Workload
 
 
 class Timer:
-    """Steps of no round length that depend on work, draw and the order in which groups step; it coasts if allowed."""
+    """Steps of no round length that depend on work and draw; it knows them beforehand."""
 
     link_s = 0.0
 
-    def __init__(self):
-        self.draw, self.num_coasts = 0, 0
+    def __init__(self, group=0, asked=None):
+        self.draw = 7 * group
+        self.asked = [] if asked is None else asked
 
     def step_s(self, ranks):
-        return self._next([(w.decode_seqs, w.decode_context_tokens, w.prefill_tokens) for w in ranks])
+        self.draw = self._next(self.draw)
+        return self._seconds([(w.decode_seqs, w.decode_context_tokens, w.prefill_tokens) for w in ranks], self.draw)
 
-    def coast(self, batches):
-        self.num_coasts += 1
-        return self._times([seqs for seqs, _ in batches], zip(*(contexts for _, contexts in batches), strict=False))
+    def coming_s(self, batches, steps):
+        self.asked.append(steps)
+        draws, contexts = self._draws(steps), [np.fromiter(contexts, int, steps) for _, contexts in batches]
+        works = [[(n, c[i], 0) for (n, _), c in zip(batches, contexts, strict=True)] for i in range(steps)]
+        return np.array([self._seconds(work, draw) for work, draw in zip(works, draws, strict=True)])
 
-    def _times(self, seqs, contexts):
-        for tokens in contexts:
-            yield self._next([(n, context, 0) for n, context in zip(seqs, tokens, strict=True)])
+    def take(self, steps):
+        draws = self._draws(steps)
+        self.draw = draws[-1]
+        return np.array(draws)
 
-    def _next(self, works):
-        self.draw = (self.draw * 5 + 3) % 64
+    def of_group(self, group):
+        return Timer(group, self.asked)
+
+    def _draws(self, steps):
+        return list(accumulate(repeat(self.draw, steps + 1), lambda draw, _: self._next(draw)))[1:]
+
+    @staticmethod
+    def _next(draw):
+        return (draw * 5 + 3) % 64
+
+    @staticmethod
+    def _seconds(works, draw):
         seconds = max(1e-5 * n + 1.3e-8 * context + 2.1e-6 * prompt for n, context, prompt in works)
-        return 0.0041 + seconds + 1.7e-5 * self.draw
+        return 0.0041 + seconds + 1.7e-5 * draw
 
 
 def columns(simulation):
@@ -90,7 +108,7 @@ def records(spec, workload, coasts, cut_s, fails):
     if fails:
         disturb = Outages(OutagePlan(((0.7, 0), (2.1, 0)), None, spec.ranks_per_group, 1, 0.2, 0.9, fails))
     run = simulate(spec, timer, workload, seed=3, max_simulated_s=cut_s, disturb=disturb, coasts=coasts)
-    return columns(run) | {"steps": run.num_steps, "end": run.simulated_s}, timer.num_coasts
+    return columns(run) | {"steps": run.num_steps, "end": run.simulated_s}, len(timer.asked)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -108,26 +126,16 @@ def test_quiet_runs_coast(ranks, groups):
     workload = Workload("quiet", Lengths.fixed(300), Lengths.fixed(200), Arrivals.poisson(2), 40)
     timer = Timer()
     run = simulate(EngineSpec(groups, ranks, 400_000), timer, workload)
-    assert 40 <= timer.num_coasts <= 200 < run.num_steps / 5
+    assert 40 <= len(timer.asked) <= 200 < run.num_steps / 5
 
 
-def test_a_tick_is_due_again_until_it_happens():
+def test_a_hastened_event_happens_once_and_sooner():
     clock, seen = Clock(), []
-    due = iter([2.0, 3.5, None])
-
-    def again(now_s):
-        seen.append(now_s)
-        return next(due)
-
-    def waits():
-        yield clock.at(1.0, Tick(clock, again))
-        seen.append(("resumed", clock.now))
-
-    clock.process(waits())
-    between = clock.at(3.5)
-    between.callbacks.append(lambda _: seen.append("between"))
+    event = clock.at(3.0)
+    event.callbacks.append(lambda _: seen.append(clock.now))
+    clock.at(1.0).callbacks.append(lambda _: clock.hasten(event, 2.5))
     clock.run()
-    assert seen == [1.0, 2.0, "between", 3.5, ("resumed", 3.5)]
+    assert seen == [2.5] and clock.now == 2.5
 
 
 def test_time_passes_up_to_the_next_event_only():
@@ -142,7 +150,8 @@ def test_time_passes_up_to_the_next_event_only():
 
 def test_a_coasting_timer_must_return_times():
     timer = Timer()
-    timer.coast = lambda batches: iter([0.01, float("nan")])
+    timer.coming_s = lambda batches, steps: np.array([0.01, *[np.nan] * (steps - 1)])
+    timer.of_group = lambda group: timer
     workload = Workload("bad", Lengths.fixed(10), Lengths.fixed(50), Arrivals.poisson(1), 3)
     with pytest.raises(InputError, match="step timer returned nan"):
         simulate(EngineSpec(1, 1, 4_000), timer, workload)

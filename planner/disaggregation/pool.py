@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import simpy
 
+from planner.coasting import StepTimer
 from planner.disaggregation.ranks import DecodeRank, PrefillRank
 from planner.disaggregation.transfer import Nic
 from planner.enginespec import EngineSpec
-from planner.group import StepTimer
 from planner.pipeline import StageSplit, pipelines
 from planner.records import StepTable
 from planner.scheduler import Request

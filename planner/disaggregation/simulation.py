@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import simpy
 
+from planner.coasting import StepTimer
 from planner.disaggregation.handover import Handover
 from planner.disaggregation.pool import AnyRank, Group, Journey, Pool
 from planner.disaggregation.ranks import DecodeRank, PrefillRank
@@ -28,7 +29,6 @@ from planner.disaggregation.transfer import KvRoute, arrival_s, send
 from planner.enginespec import EngineSpec
 from planner.errors import InputError, nearest
 from planner.frontend import FrontEnd
-from planner.group import StepTimer
 from planner.pipeline import StageSplit
 from planner.records import FINISHED, REJECTED, UNFINISHED, RequestTable, StepTable
 from planner.routers import ROUTERS
