@@ -7,6 +7,7 @@ it anew costs a pause. All are estimates from the closed-form steady state of `p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from planner.loads import KNOTS, Question, load_table, placement_of, weights_of
 from planner.routing import PROMPT_SPREAD, UNIFORM, Measured
 from planner.routing.drift import Drift
 from planner.steady import steady_state
+from planner.steptime import Floats
 from planner.workload import Workload
 
 BALANCER = "eplb"
@@ -87,10 +89,10 @@ def router_question(deployment: Deployment) -> Question:
 
 def uneven_s(run: Run) -> float:
     """Seconds of a decode step of `run` that uneven experts cost: its step less that of uniform popularity."""
-    deployment = run.deployment
-    level = replace(deployment, experts=replace(deployment.experts, skew=UNIFORM))
-    at = (np.array(_batch(run)), np.array(_context(run.workload)))
-    return float(deployment.cost().decode(*at).total_s - level.cost().decode(*at).total_s)
+    cost, tokens = run.deployment.cost(), _tokens(run)
+    own_s = np.interp(np.log(max(tokens, 1.0)), np.log(KNOTS), _routed_s(cost))
+    level_s = _routed_s(cost, law=UNIFORM, knots=(max(1, round(tokens)),))
+    return float(own_s - level_s[0])
 
 
 def staleness(run: Run) -> Staleness | None:
@@ -107,7 +109,8 @@ def staleness(run: Run) -> Staleness | None:
     other = Measured("another task", base * task)
     stale = replace(fresh, learned=other)
     pause_s, _ = rebalance(cost, placement_of(stale), placement_of(fresh))
-    lost_s = _routed_s(cost, tokens, other) - _routed_s(cost, tokens, None)
+    more_s = _routed_s(cost, learned=other) - _routed_s(cost)
+    lost_s = float(np.interp(np.log(max(tokens, 1.0)), np.log(KNOTS), more_s))
     decode_s = float(cost.decode(np.array(_batch(run)), np.array(_context(run.workload))).total_s)
     return Staleness(
         float(load_table(fresh).max_over_mean(tokens)),
@@ -138,11 +141,10 @@ def _interval(drift: Drift | None, pause_s: float, lost_s: float) -> int | None:
     return int(steps[best]) if loss[best] < lost_s else None
 
 
-def _routed_s(cost: StepCost, tokens: float, learned: Measured | None) -> float:
-    """Seconds of the expert part of a decode step of `tokens`, placed for the popularity `learned` (None: its own)."""
+def _routed_s(cost: StepCost, **change: Any) -> Floats:
+    """Seconds of the expert part of a decode step at the knots of the router's question, `change`d."""
     kinds = [(layer, count) for layer, count in cost.model.layer_kinds if layer.stack == "decoder"]
-    seconds = cost.routed.drawn_seconds("decode", kinds, lambda q: replace(q, learned=learned)).mean(axis=1)
-    return float(np.interp(np.log(max(tokens, 1.0)), np.log(KNOTS), seconds))
+    return np.asarray(cost.routed.drawn_seconds("decode", kinds, lambda q: replace(q, **change)).mean(axis=1))
 
 
 def _copies(deployment: Deployment, per_rank: int) -> int:

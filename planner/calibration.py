@@ -142,7 +142,7 @@ OFF = Calibrations("none: tables as measured", "", "")
 def shipped() -> Calibrations:
     """The calibrations of this version."""
     text = resources.files("planner").joinpath("calibrations.toml").read_text("utf-8")
-    return _read(text, "calibrations.toml")
+    return tomlfile.bundled(Calibrations, tomlfile.parse(text, "calibrations.toml"))
 
 
 def calibrations(text: str | None, option: str = "--calibration") -> Calibrations:

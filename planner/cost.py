@@ -24,6 +24,7 @@ from planner.engine import MAX_GRAPH, Engine, Graphs, padding
 from planner.experts import AS_SERVED, ExpertSettings
 from planner.hardware import Cluster
 from planner.layout import Layout
+from planner.loads import on_knots
 from planner.measurements import Fabric, Origin, Surface, Tables, open_tables
 from planner.memory import kv_shards
 from planner.model import ModelConfig
@@ -177,9 +178,11 @@ class StepCost:
         return self.routed.table("prefill", self._encoder_kinds)
 
     def draw_factors(self, phase: str) -> Floats:
-        """Seconds of `moe_table` in each cached draw over their mean, [knots, draws] of `planner.loads`."""
+        """Seconds of `moe_table` in each cached draw over their mean, [KNOTS, draws] of `planner.loads`."""
+        assert self.model.moe is not None
+        knots = self.routed.question(self.experts.router(self.model.moe), phase).knots
         seconds = self.routed.drawn_seconds(phase, self._kinds)
-        return np.asarray(seconds / np.maximum(seconds.mean(axis=1, keepdims=True), 1e-300))
+        return on_knots(seconds / np.maximum(seconds.mean(axis=1, keepdims=True), 1e-300), knots)
 
     @cached_property
     def head_table(self) -> Sum:

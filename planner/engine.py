@@ -340,7 +340,7 @@ def _resolve(text: str) -> str:
 
 @lru_cache
 def _from_bundle(key: str) -> Engine:
-    return tomlfile.checked(Engine, tomlfile.split_sources(_bundled()[key])[0], f"{key}.toml")
+    return tomlfile.bundled(Engine, tomlfile.split_sources(_bundled()[key])[0])
 
 
 def _from_file(text: str) -> Engine:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from planner.capacity.limit import CapacityLimit
 from planner.errors import InputError
 from planner.layout import Layout
-from planner.loads import Question, traffic
+from planner.loads import KNOTS, PROMPT_KNOTS, Question, traffic
 from planner.model.config import Moe
 from planner.placement import Placement
 from planner.residency import REUSES, Residency, Reuse
@@ -89,6 +89,7 @@ class ExpertSettings:
             nodes,
             limit=self.limit,
             num_sources=layout.attention_dp if self.limit is not None else _prompts(layout.attention_dp, spread),
+            knots=KNOTS if spread is None or self.limit or self.residency else PROMPT_KNOTS,
         )
 
 

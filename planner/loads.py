@@ -28,6 +28,8 @@ NUM_DRAWS = 8
 """Cached draws of every step size; successive steps of a simulation take one after the other."""
 KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 131072, 1048576)
 """Tokens per step that are drawn; between them loads are nearly power laws."""
+PROMPT_KNOTS = (1, 16, 64, 256, 1024, 4096, 16384, 131072, 1048576)
+"""The same where a step holds few prompts: these are long, and what sets them apart hides the luck of few tokens."""
 _SMALL, _MORE = 8, 4
 """Steps of up to `_SMALL` tokens are noisy: their means rest on `_MORE` times the draws."""
 _LEAST_LAYERS, _NUMBERS = 16, 2**17
@@ -35,6 +37,8 @@ _LEAST_LAYERS, _NUMBERS = 16, 2**17
 _MOST_PROMPTS = 16
 """Prompts of a step that are told apart; more are as even as these."""
 _SEED = 20250711
+_WIDE = 32
+"""Experts per rank from which numpy adds them up faster one rank after the other."""
 _ALMOST_ALL = 1 + 1e-9
 """Keeps the logarithm finite when every local expert is active."""
 
@@ -285,9 +289,9 @@ def _split(placed: Placement, counts: Floats) -> Floats:
 
 
 @lru_cache(maxsize=2)
-def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[Floats, NDArray[np.float32]]:
+def _chances(placed: Placement, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Chance that a token of an expert takes the copy of a slot [layers, slots], and the luck of each [*shape]."""
-    share = np.take_along_axis(1.0 / placed.copies, placed.physical_to_logical, axis=1)
+    share = np.take_along_axis(1.0 / placed.copies, placed.physical_to_logical, axis=1).astype(np.float32)
     return share, np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
 
 
@@ -303,6 +307,8 @@ def _busiest(slots: NDArray[Any], width: int, halved: bool) -> NDArray[Any]:
 
     Wide ones may be `halved` first where slots hold whole numbers, whose sum is the same in any order.
     """
+    if halved and width >= _WIDE:
+        return np.asarray(slots.reshape(*slots.shape[:-1], -1, width).sum(axis=-1).max(axis=-1))
     while halved and width % 2 == 0:
         slots, width = slots[..., ::2] + slots[..., 1::2], width // 2
     ranks = slots[..., ::width].copy()

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from planner.errors import InputError, nearest
 from planner.textfile import read_text
@@ -100,6 +100,25 @@ def checked(cls: type[_T], facts: Tables, where: str) -> _T:
         lines = [_fault(cls, dict(fault)) for fault in error.errors(include_url=False)[:MOST_FAULTS]]
         lines += [f"and {more:,} more"] if (more := error.error_count() - MOST_FAULTS) > 0 else []
         raise InputError(f"{where}:" + (f" {lines[0]}" if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from error
+
+
+def bundled(cls: type[_T], facts: Tables) -> _T:
+    """As `checked` for a file of the package, which its tests have checked: pydantic takes a while to load."""
+    hints = get_type_hints(cls)
+    return cls(**{key: _converted(hints[key], value) for key, value in facts.items()})
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """`value` of a TOML file as the annotation says."""
+    if isinstance(value, dict):
+        return bundled(next(_held(hint)), value)
+    if isinstance(value, list):
+        inner = next(part for part in (hint, *get_args(hint)) if get_origin(part) is tuple)
+        hints = get_args(inner)
+        each = hints[:1] * len(value) if hints[-1] is Ellipsis else hints
+        return tuple(_converted(part, item) for part, item in zip(each, value, strict=True))
+    is_float = float in (hint, *get_args(hint))
+    return float(value) if is_float else str(value) if hint is str else value
 
 
 def _closed(cls: type[_T], config: Any) -> type[_T]:

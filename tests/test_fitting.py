@@ -60,27 +60,28 @@ def parts_of(point: Point, values: Calibration = START) -> tuple[Prediction, Bre
     return found, found.breakdown
 
 
-def changes(point: Point, values: Calibration, base: Prediction, name: str) -> tuple[float, float]:
-    """Change of mean TTFT and TPOT [s] per unit of the parameter, in a replay with a little more of it."""
-    step = 0.05 * PRIOR[name]
-    more = replayed(point, replace(values, **{name: getattr(values, name) + step}))
-    ttft, tpot = ((more.values[i] - base.values[i]) / 1e3 / step for i in (0, 1))
+def changes(point: Point, values: Calibration, name: str, share: float) -> tuple[float, float]:
+    """Change of mean TTFT and TPOT [s] per unit of the parameter, between replays with `share` of it more and less."""
+    step = share * PRIOR[name]
+    more, less = (replayed(point, replace(values, **{name: getattr(values, name) + s})) for s in (step, -step))
+    ttft, tpot = ((more.values[i] - less.values[i]) / 1e3 / (2 * step) for i in (0, 1))
     return ttft, tpot
 
 
 @pytest.mark.parametrize("kind", ["mixed", "prefill_first", "guaranteed", "two GPUs", "attention-DP"])
 def test_slopes_predict_a_replay_with_slightly_other_values(kind: str) -> None:
     """TPOT within 3 %. TTFT within 10 %, but for two simplifications of the breakdown: prompts that share a step count
-    as one long prompt (attention), and as one sequence (host time). Ranks differ in a step: 12 % there."""
-    base, parts = parts_of(POINTS[kind])
+    as one long prompt (attention), and as one sequence (host time). Ranks differ in a step: 6 % there, and what an
+    exchange is padded by, which grows with it, is missing."""
+    _, parts = parts_of(POINTS[kind])
     for place, name in enumerate(PARAMETERS):
         if name in FRONT_END or (kind, name) == ("attention-DP", "sequence_s"):
             continue  # the fullest rank pays per sequence, and which one that is changes with the times
-        ttft, tpot = changes(POINTS[kind], START, base, name)
-        even = kind != "attention-DP"
-        assert parts.tpot[place] == pytest.approx(tpot, rel=0.03 if even else 0.12, abs=1e-12), name
+        ttft, tpot = changes(POINTS[kind], START, name, 0.2)
+        even, padded = kind != "attention-DP", kind == "attention-DP" and name == "exchange"
+        assert parts.tpot[place] == pytest.approx(tpot, rel=0.18 if padded else 0.03 if even else 0.06, abs=1e-12), name
         if name not in ("attention", "sequence_s"):
-            assert parts.ttft[place] == pytest.approx(ttft, rel=0.10 if even else 0.25, abs=1e-12), name
+            assert parts.ttft[place] == pytest.approx(ttft, rel=0.27 if padded else 0.10, abs=1e-12), name
 
 
 def test_slopes_of_one_user_are_exact() -> None:
@@ -88,9 +89,9 @@ def test_slopes_of_one_user_are_exact() -> None:
     for engine in ("vllm", "sglang", "trtllm"):
         point = replace(POINTS["mixed"], engine=engine, concurrency=1)
         values = replace(START, frontend_s=0.02, frontend_s_per_token=1e-6, unassisted_frontend_s=0.01)
-        base, parts = parts_of(point, values)
+        _, parts = parts_of(point, values)
         for place, name in enumerate(PARAMETERS):
-            ttft, tpot = changes(point, values, base, name)
+            ttft, tpot = changes(point, values, name, 0.02)
             assert parts.ttft[place] == pytest.approx(ttft, rel=0.02, abs=1e-9), (engine, name)
             assert parts.tpot[place] == pytest.approx(tpot, rel=0.02, abs=1e-9), (engine, name)
         assert parts.ttft[PARAMETERS.index("unassisted_frontend_s")] == (1.0 if engine == "trtllm" else 0.0)

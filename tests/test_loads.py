@@ -95,7 +95,7 @@ def compare(selection, num_experts, skew, sizes):
     for ranks in (2, 8, 32, 128):
         if num_experts % ranks == 0:
             wanted, ours = maxima(exact, ranks), maxima(fast, ranks).mean(axis=(2, 3))
-            noise = 2.5 * wanted.std(axis=2).mean(axis=2) / np.sqrt(draws * 4)
+            noise = 3.5 * wanted.std(axis=2).mean(axis=2) / np.sqrt(draws * 4)
             found.append(np.array([ours, noise]) / wanted.mean(axis=(2, 3)))
     return q, exact, found
 

@@ -2,6 +2,7 @@
 
 facts      Gpu, Link, Price, System, Cluster: what other modules receive
 catalogue  system("h200-sxm"), systems(), parse_cluster("h200-sxm:2x8"), measured_engines("h200-sxm")
+conversion from the tables of a TOML to a System
 profile    the TOML schema, its plausibility checks and their messages (imports pydantic, hence loaded late)
 """
 

@@ -12,11 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from planner import tomlfile
 from planner.errors import ProfileError, nearest
+from planner.hardware.conversion import system_of
 from planner.hardware.facts import Cluster, System
 from planner.textfile import is_file, read_json
 
 PROFILES_VARIABLE = "MOEPLAN_PROFILES"
+_BUNDLED = Path(str(resources.files("hardware_profiles")))
 _COUNT = re.compile(r"(?:(?P<nodes>[0-9]{1,6})x)?(?P<gpus>[0-9]{1,6})")
 
 
@@ -26,7 +29,7 @@ def _directories() -> tuple[Path, ...]:
     for directory in listed:
         if not directory.is_dir():
             raise ProfileError(f"{PROFILES_VARIABLE}: {directory} is not a directory. Create it or unset the variable.")
-    return (*listed, Path(str(resources.files("hardware_profiles"))))
+    return (*listed, _BUNDLED)
 
 
 def _files() -> dict[str, Path]:
@@ -67,6 +70,8 @@ def system(name_or_path: str) -> System:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, _modified_ns: int) -> System:
+    if path.parent == _BUNDLED:  # the tests have checked these, and pydantic takes a while to load
+        return system_of(tomlfile.read(path), path.stem)
     from planner.hardware.profile import read_profile
 
     return read_profile(path)

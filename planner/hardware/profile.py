@@ -12,12 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner import tomlfile
 from planner.errors import ProfileError
-from planner.hardware.facts import Gpu, Link, Price, System
+from planner.hardware.conversion import system_of
+from planner.hardware.facts import System
 from planner.hardware.plausibility import implausible
-
-STREAMING_DEFAULTS = {"NVIDIA": 0.80, "AMD": 0.65}
-"""Share of memory bandwidth reached in decode where nothing is measured (kernels.md section 10)."""
-OTHER_STREAMING_DEFAULT = 0.65
 
 Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -49,11 +46,6 @@ class Rates(_Table):
     fp4: Sourced | None = None
     int8: Sourced | None = None
     fp32: Sourced | None = None
-
-    def pairs(self) -> tuple[tuple[str, float], ...]:
-        """The known ones as (format, FLOP/s)."""
-        known = ((name, getattr(self, name)) for name in type(self).model_fields)
-        return tuple((name, rate.value) for name, rate in known if rate is not None)
 
 
 class GpuTable(_Table):
@@ -149,15 +141,14 @@ def read_profile(path: Path) -> System:
     """Read, check and convert one profile. Raises ProfileError listing all faults of the file."""
     raw = tomlfile.read(path, ProfileError)
     faults: list[str] = []
-    profile: Profile | None = None
     try:
-        profile = Profile.model_validate(raw)
+        Profile.model_validate(raw)
     except ValidationError as error:
         faults += [_sentence(fault) for fault in error.errors()[: tomlfile.MOST_FAULTS]]
     faults += implausible(raw)
-    if faults or profile is None:
+    if faults:
         raise ProfileError("\n".join(f"{path.name}: {fault}" for fault in faults))
-    return _system(profile, raw, profile.name or path.stem)
+    return system_of(raw, path.stem)
 
 
 def _sentence(fault: Any) -> str:
@@ -194,83 +185,3 @@ def _tables(annotation: Any) -> Iterator[type[BaseModel]]:
         return
     for part in get_args(annotation):
         yield from _tables(part)
-
-
-def _system(profile: Profile, raw: dict[str, Any], name: str) -> System:
-    sources = dict(_sources(raw, ""))
-    gpu = _gpu(profile.gpu, sources)
-    node, gpus = profile.node, profile.node.gpus.value
-    pcie = _link(profile.pcie, 1)
-    scale_up = _link(profile.scale_up, int(gpus))
-    if scale_up is None:
-        scale_up = _stand_in(gpu, pcie, int(gpus), sources)
-    return System(
-        name=name,
-        title=profile.title,
-        gpu=gpu,
-        gpus_per_node=int(gpus),
-        scale_up=scale_up,
-        scale_out=_link(profile.scale_out, 0),
-        pcie=pcie,
-        host_dram_bytes=_value(node.host_dram_bytes),
-        nvme_bytes_per_s=_value(node.nvme_bytes_per_s),
-        node_power_w=_value(node.power_w),
-        prices=tuple(Price(p.basis, p.usd, p.as_of, p.provider, p.source) for p in profile.price),
-        sources=tuple(sorted(sources.items())),
-        notes=profile.notes,
-        host_dram_bytes_per_s=_value(node.host_dram_bytes_per_s),
-        cpu_flop_per_s=_value(node.cpu_flop_per_s),
-        cpu_sockets=None if node.cpu_sockets is None else int(node.cpu_sockets.value),
-    )
-
-
-def _gpu(table: GpuTable, sources: dict[str, str]) -> Gpu:
-    efficiency = _value(table.hbm_efficiency)
-    if efficiency is None:
-        efficiency = STREAMING_DEFAULTS.get(table.vendor, OTHER_STREAMING_DEFAULT)
-        borrowed = "" if table.vendor in STREAMING_DEFAULTS else f"; nothing known for {table.vendor}, AMD's is used"
-        sources["gpu.hbm_efficiency"] = f"default, not measured: kernels.md section 10{borrowed}"
-    return Gpu(
-        name=table.name,
-        vendor=table.vendor,
-        arch=table.arch,
-        num_sms=int(table.num_sms.value) if table.num_sms else None,
-        hbm_bytes=table.hbm_bytes.value,
-        hbm_bytes_per_s=table.hbm_bytes_per_s.value,
-        flop_per_s=table.flop_per_s.pairs(),
-        matmul_flop_per_s=table.matmul_flop_per_s.pairs(),
-        hbm_efficiency=efficiency,
-        tdp_w=_value(table.tdp_w),
-    )
-
-
-def _stand_in(gpu: Gpu, pcie: Link | None, gpus: int, sources: dict[str, str]) -> Link:
-    """Scale-up link of a box without one: peers talk over PCIe; a single GPU only talks to its own memory."""
-    if gpus > 1 and pcie is not None:
-        sources["scale_up.bytes_per_s"] = f"peers go over {pcie.name}: " + sources.get("pcie.bytes_per_s", "")
-        return Link(pcie.name, pcie.bytes_per_s, pcie.latency_s, gpus)
-    sources["scale_up.bytes_per_s"] = "single GPU: its own memory"
-    return Link("single GPU", gpu.hbm_bytes_per_s, None, 1)
-
-
-def _link(table: LinkTable | None, size: int) -> Link | None:
-    if table is None:
-        return None
-    return Link(
-        name=table.name,
-        bytes_per_s=table.bytes_per_s.value,
-        latency_s=_value(table.latency_s),
-        size=int(table.size.value) if table.size else size,
-    )
-
-
-def _value(number: Sourced | None) -> float | None:
-    return None if number is None else number.value
-
-
-def _sources(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, entry in table.items():
-        if isinstance(entry, dict) and "source" in entry:
-            yield prefix + key, entry["source"]
-        elif isinstance(entry, dict):
-            yield from _sources(entry, f"{prefix}{key}.")

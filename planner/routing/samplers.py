@@ -27,6 +27,8 @@ _GAUSSIAN_MEAN = 10.0
 """Mean count from which a rounded Gaussian with the binomial's skew stands for the binomial."""
 _LEAN_TOKENS, _LEAN = 8192, 0.5
 """Tokens and change of log-preference behind the two exponents of a group-limited router (noise 0.01 to 0.03)."""
+_HALF_STEP, _TINY = np.float32(2.0**-25), np.float32(1e-30)
+"""Keep logarithms finite: random numbers in single precision are multiples of twice the first, 0 included."""
 _ROUNDS = 30
 """Of a fixed point that halves its error each time or better."""
 _CALIBRATION_STEPS, _CALIBRATION_TOKENS = 8, 2048
@@ -94,8 +96,8 @@ def _token_by_token(
 
 def _picked(odds: Floats, selection: Selection, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which experts each token takes, shape [tokens, draws, layers, experts]."""
-    noise = rng.gumbel(size=shape) if selection.top_k == 1 else rng.logistic(size=shape)
-    score = odds.astype(np.float32) + noise.astype(np.float32)
+    score = _noise(selection, shape, rng)
+    score += odds.astype(np.float32)
     if selection.is_limited:
         score = _barred(score, selection)
     if not selection.spread:
@@ -111,13 +113,21 @@ def _picked(odds: Floats, selection: Selection, shape: tuple[int, ...], rng: np.
     return np.asarray(score >= np.take_along_axis(ordered, wanted[..., None] - 1, axis=-1))
 
 
+def _noise(selection: Selection, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """What is added to the log-odds: of one pick Gumbel, otherwise logistic noise, in single precision."""
+    if selection.top_k == 1:
+        return np.asarray(-np.log(rng.standard_exponential(shape, dtype=np.float32) + _TINY))
+    chance = rng.random(shape, dtype=np.float32)
+    return np.asarray(np.log((chance + _HALF_STEP) / (1 - chance)))
+
+
 def _barred(score: NDArray[np.float32], selection: Selection) -> NDArray[np.float32]:
     """`score` with the experts of groups out of reach at minus infinity."""
     grouped = score.reshape(*score.shape[:-1], selection.num_groups, -1)
     affinity = 1 / (1 + np.exp(-grouped))  # groups are compared by affinity, which is bounded, not by its logit
     best = np.partition(affinity, -min(2, grouped.shape[-1]), axis=-1)[..., -2:].sum(axis=-1)
     limit = np.partition(best, -selection.top_groups, axis=-1)[..., -selection.top_groups, None]
-    return np.where((best >= limit)[..., None], grouped, -np.inf).reshape(score.shape).astype(np.float32)
+    return np.where((best >= limit)[..., None], grouped, np.float32(-np.inf)).reshape(score.shape)
 
 
 def _calibrated(q: Floats, selection: Selection) -> Floats:
