@@ -50,7 +50,7 @@ def read_arrays(
                 with archive.open(member) as stream:
                     _check_claim(stream, member.file_size)
                 with archive.open(member) as stream:
-                    found[member.filename.removesuffix(".npy")] = npy.read_array(stream, allow_pickle=False)
+                    found[member.filename.removesuffix(".npy")] = _read(stream)
             return found
     except Exception as fault:  # a damaged header can raise nearly anything
         raise error(f"{path}: cannot be read as .npz ({fault}). {remedy}") from fault
@@ -70,7 +70,14 @@ def array_of(stream: IO[bytes], size: int) -> NDArray[Any]:
     """The array in a seekable `.npy` stream of `size` bytes; raises nearly anything when it is damaged."""
     _check_claim(stream, size)
     stream.seek(0)
-    return np.asarray(npy.read_array(stream, allow_pickle=False))
+    return _read(stream)
+
+
+def _read(stream: IO[bytes]) -> NDArray[Any]:
+    array = np.asarray(npy.read_array(stream, allow_pickle=False))
+    if array.dtype.kind == "U":
+        array.tolist()  # numpy keeps code points that no text has, and fails when somebody looks
+    return array
 
 
 def _check_claim(stream: IO[bytes], size: int) -> None:
