@@ -13,15 +13,20 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import plan_speed
 from benchmarks.simulate import bare_timeouts_per_s
+from planner.figures import svg
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+FIGURE = PAGE.parent / "figures" / "performance_growth.svg"
 Row = dict[str, Any]
 
 _LONE = ("mixtral-8x7b", "h100-sxm:1x8", "tp=8,ep=8", "vllm")
@@ -126,12 +131,29 @@ def lockstep() -> Row:
 def million() -> Row:
     """A million requests through the command line: CPU seconds and peak memory of the process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = subprocess.run(
-        [sys.executable, "-m", "planner", *_MILLION.split()], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "planner", *_MILLION.split()]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=plan_speed.ENVIRONMENT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"cpu_s": cpu_s, "peak_gb": after.ru_maxrss / 1e6, "steps": json.loads(out.stdout)["num_steps"]}
+
+
+def refresh() -> Row:
+    """CPU seconds of the dashboard's answer after a change of load, and after one of GPUs."""
+    from planner.whatif.analytic import answer
+    from planner.whatif.scenario import Scenario
+
+    asked = Scenario()
+    answer(asked)
+    found = {}
+    for what, changes in {"load_s": [{"rate": r} for r in (3.0, 5.0, 2.0)], "gpus_s": [{"gpus": 32}]}.items():
+        seconds = []
+        for change in changes:
+            start = time.process_time()
+            answer(replace(asked, **change))
+            seconds.append(time.process_time() - start)
+        found[what] = max(seconds)
+    return found
 
 
 def _numpy_s() -> float:
@@ -203,11 +225,17 @@ def page(facts: dict[str, Any]) -> str:
     lines += [
         f"| {r['what']} | {r['cpu_s']:.2f} | {r['limit_s']:g} |" for r in facts["plans"] if r["kind"] == "question"
     ]
+    quick = facts["refresh"]
+    lines += [f"| dashboard: answer after another load | {quick['load_s']:.2f} | 0.3 |"]
+    lines += [f"| dashboard: answer after another number of GPUs | {quick['gpus_s']:.2f} | 0.3 |", ""]
+    lines += ["Commands are whole processes of an installed program, whose byte code is there. Drawing the dashboard's"]
+    lines += ["page takes the server a little more ([dashboard.md](dashboard.md))."]
     lines += ["", "## How time grows", "", "| with | sizes | CPU s | slope on log-log axes |", "|---|---|---|---|"]
     grown = [(what, *points, _slope(*points)) for what, points in facts["growth"].items()]
     grown += [
         (f"{r['what']} (search)", r["sizes"], r["cpu_s"], r["slope"]) for r in facts["plans"] if r["kind"] == "growth"
     ]
+    FIGURE.write_text(svg(growth_figure(grown), "performance-growth", "CPU time against size, log-log"), "utf-8")
     for what, sizes, seconds, slope in grown:
         times = ", ".join(f"{s:.2f}" for s in seconds)
         lines += [f"| {what} | {', '.join(f'{n:,}' for n in sizes)} | {times} | {slope:.2f} |"]
@@ -215,7 +243,22 @@ def page(facts: dict[str, Any]) -> str:
         if "slope_in_layouts" in row:
             sizes = ", ".join(map(str, row["layouts"]))
             lines += [f"| layouts ({row['what']}) | {sizes} | as above | {row['slope_in_layouts']:.2f} |"]
+    lines += ["", "![CPU time against size](figures/performance_growth.svg)"]
     return "\n".join(lines) + "\n"
+
+
+def growth_figure(grown: list[tuple[str, list[int], list[float], float]]) -> Figure:
+    """CPU time over that of the smallest size against size over the smallest, on logarithmic axes."""
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+        for what, sizes, seconds, slope in grown:
+            scaled = np.array(sizes) / sizes[0], np.array(seconds) / seconds[0]
+            axes.loglog(*scaled, marker="o", ms=4, lw=1.5, label=f"{what}: slope {slope:.2f}")
+        axes.loglog([1, 16], [1, 16], color="0.6", ls="--", lw=1, label="linear")
+        axes.set(xlabel="size over the smallest", ylabel="CPU time over that of the smallest")
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def main() -> None:
@@ -226,6 +269,7 @@ def main() -> None:
     )
     facts["numpy_s"], facts["loads"], facts["growth"] = _numpy_s(), loads(), growth()
     facts["lockstep"], facts["plans"], facts["million"] = lockstep(), plan_speed.rows(), million()
+    facts["refresh"] = refresh()
     PAGE.write_text(page(facts), encoding="utf-8")
 
 
