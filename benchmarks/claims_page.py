@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from planner.economics import gpu_hour
 from planner.engine import Engine
-from planner.figures import INK, MUTED, PALETTE, SLO_AREA, _axes, svg
+from planner.figures import INK, MUTED, PALETTE, SLO_AREA, axes_of, svg
 from planner.hardware import system
 from planner.model import ModelConfig
 from planner.units import significant
@@ -122,7 +122,7 @@ def capacity_table(claim: Claim, answers: dict[str, Answer]) -> list[str]:
 
 def draw(claim: Claim, answers: dict[str, Answer]) -> Figure:
     """MoE over dense decode step against the batch, one line per cluster; shaded where the claim holds."""
-    with _axes(3.3) as (figure, (axes,)):
+    with axes_of(3.3) as (figure, (axes,)):
         low, high = claim.limit / 1.6, claim.limit * 1.6
         for (cluster, answer), colour in zip(answers.items(), PALETTE, strict=False):
             ratios = np.array(answer.steps[0]) / np.array(answer.steps[1])

@@ -50,15 +50,15 @@ class StepTimer(Protocol):
 class CoastingTimer(StepTimer, Protocol):
     """A step timer that knows beforehand what steps take while the batches of a group stay."""
 
-    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
-        """Seconds that calls of `step_s` would return for the next `steps` steps of `batches`, those of the ranks.
+    def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
+        """Seconds and draws that calls of `step_s` would give for the next `steps` steps of `batches`, those of ranks.
 
         At most `MOST_STEPS`; nothing counts as taken yet. None where every step must be asked for.
         """
         ...
 
-    def take(self, steps: int) -> Draws:
-        """Count `steps` steps as taken; returns their draws of the router."""
+    def take(self, steps: int) -> None:
+        """Count `steps` steps as taken."""
         ...
 
     def of_group(self, group: int) -> CoastingTimer:
@@ -67,15 +67,17 @@ class CoastingTimer(StepTimer, Protocol):
 
 
 class Stretch:
-    """Coming steps by `timer` of a group that starts the first at `now_s` [s]: `step_s` and, one more, `bounds_s`.
+    """Coming steps of `batches` by `timer`, the first from `now_s` [s] on: `step_s`, `draws` and, one more, `bounds_s`.
 
     Step i takes `step_s[i]` from `bounds_s[i]` to `bounds_s[i + 1]`. `ends` is the event at which the last is over.
     """
 
-    __slots__ = ("bounds_s", "ends", "step_s", "timer")
+    __slots__ = ("batches", "bounds_s", "draws", "ends", "step_s", "timer")
 
-    def __init__(self, timer: CoastingTimer, now_s: float, step_s: Floats) -> None:
-        self.timer, self.step_s = timer, step_s
+    def __init__(
+        self, timer: CoastingTimer, now_s: float, batches: Sequence[Batch], step_s: Floats, draws: Draws
+    ) -> None:
+        self.timer, self.batches, self.step_s, self.draws = timer, batches, step_s, draws
         self.ends: simpy.Event | None = None
         self.bounds_s: Floats
         if isinstance(step_s, list):

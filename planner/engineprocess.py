@@ -55,31 +55,29 @@ class Engines:
         """One lockstep group: begin a step, let it pass, complete it; asleep without requests."""
         env, ranks, first_rank = self._env, group.ranks, group.index * len(group.ranks)
         group.works = [rank.work for rank in ranks]
-        coaster = self._coaster(group)
+        coaster, now_s = self._coaster(group), env.now
         while True:
             if not group.in_flight:
                 group.wake = env.event()
                 yield group.wake
-                group.wake = None
-            stretch = None if coaster is None else self._stretch(group, coaster)
-            if stretch is None:
-                step_s = self._begin_step(group)
-                if env.now + step_s < env.peek():
-                    env.advance(env.now + step_s)
-                else:
-                    yield env.timeout(step_s)
-            elif self._is_lone:
-                ends_s = self._take(group, stretch, stretch.begun(env.peek()))
-                if ends_s < env.peek():
-                    env.advance(ends_s)
-                else:
-                    yield env.at(ends_s)
-            else:
+                group.wake, now_s = None, env.now
+            stretch = None if coaster is None else self._stretch(group, coaster, now_s)
+            if stretch is not None and not self._is_lone:
                 group.stretch = stretch
                 stretch.ends = env.at(float(stretch.bounds_s[-1]))
                 yield stretch.ends
                 self.settle(group)
-            self.now_s = now_s = env.now
+                now_s = env.now
+            else:
+                if stretch is None:
+                    now_s += self._begin_step(group, now_s)
+                else:
+                    now_s = self._take(group, stretch, stretch.begun(env.peek()))
+                if now_s < env.peek():
+                    env.advance(now_s)
+                else:
+                    yield env.at(now_s)
+            self.now_s = now_s
             for position, rank in enumerate(ranks):
                 for request in rank.complete(now_s):
                     self._finish(group, first_rank + position, request)
@@ -90,9 +88,9 @@ class Engines:
             return None
         return group.timer if isinstance(group.timer, CoastingTimer) else None
 
-    def _begin_step(self, group: Group) -> float:
-        """Plan and record the step that starts now; returns its seconds."""
-        start_s, ranks = self._env.now, group.ranks
+    def _begin_step(self, group: Group, start_s: float) -> float:
+        """Plan and record the step that starts at `start_s`, which is now; returns its seconds."""
+        ranks = group.ranks
         interval = self._spec.receive_interval
         if interval > 1 and (group.unheard >= interval or group.in_flight == len(group.mail)):
             self._deliver(group)
@@ -106,7 +104,8 @@ class Engines:
             step_s += self._links[group.index].wait_s(start_s, group.timer.link_s)
         if self.pipelines:
             step_s = self.pipelines[group.index].pass_s(start_s, step_s, ranks)
-        _check_step(step_s)
+        if not 0 < step_s < math.inf:
+            raise _no_time(step_s)
         if not works[0].prefill_tokens:
             group.decode_step_s = step_s
         if self._record_steps:
@@ -118,29 +117,31 @@ class Engines:
             group.unheard = group.unheard + 1 if busy else interval
         return step_s
 
-    def _stretch(self, group: Group, timer: CoastingTimer) -> Stretch | None:
-        """The steps to come if the batches of `group` stay for some time, else None.
+    def _stretch(self, group: Group, timer: CoastingTimer, now_s: float) -> Stretch | None:
+        """The steps from `now_s` on if the batches of `group` stay for some time, else None.
 
         To find out costs as much as planning two or three steps, and in a run of one group the next event ends it.
         """
-        ranks, env = group.ranks, self._env
+        ranks = group.ranks
         most = ranks[0].quiet_steps() if len(ranks) == 1 else min([rank.quiet_steps() for rank in ranks])
         if most < _FEW_STEPS or most == sys.maxsize:
             return None
         most = min(most, MOST_STEPS)
         if self._is_lone:
-            room_s = env.peek() - env.now
+            room_s = self._env.peek() - now_s
             if room_s < most * group.decode_step_s:
                 most = int(room_s / group.decode_step_s) + 1
         if group.mail:
             most = min(most, self._spec.receive_interval - group.unheard)
         if most < _FEW_STEPS:
             return None
-        step_s = timer.coming_s([(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks], most)
-        if step_s is None:
+        batches = [(rank.num_decoding, rank.coming_contexts(most)) for rank in ranks]
+        coming = timer.coming(batches, most)
+        if coming is None:
             return None
-        stretch = Stretch(timer, env.now, step_s)
-        _check_step(float(stretch.bounds_s[-1]) - env.now)
+        stretch = Stretch(timer, now_s, batches, *coming)
+        if not now_s < stretch.bounds_s[-1] < math.inf:
+            raise _no_time(float(stretch.bounds_s[-1]) - now_s)
         return stretch
 
     def settle(self, group: Group) -> None:
@@ -156,17 +157,13 @@ class Engines:
     def _take(self, group: Group, stretch: Stretch, steps: int) -> float:
         """Take `steps` of a stretch, the last of them only planned; returns when that ends."""
         ranks, interval = group.ranks, self._spec.receive_interval
-        draws = stretch.timer.take(steps)
-        contexts = [rank.coming_contexts(steps) for rank in ranks if rank.num_decoding]
-        blocks = [rank.coast(steps) for rank in ranks]
+        stretch.timer.take(steps)
+        used = [rank.coast(steps) for rank in ranks]
         if interval > 1:
             group.unheard = (group.unheard + steps - 1) % interval + 1
         if self._record_steps:
-            seqs = waiting = 0
-            for rank in ranks:
-                seqs += rank.num_decoding
-                waiting += len(rank.waiting)
-            self.log.stretch(stretch, draws, contexts, blocks, (group.index, seqs, waiting))
+            waiting = sum([len(rank.waiting) for rank in ranks])
+            self.log.stretch(stretch, steps, used, group.index, waiting)
         self.num_steps += steps
         if steps > 1:
             self.now_s = max(self.now_s, float(stretch.bounds_s[steps - 1]))
@@ -202,6 +199,5 @@ class Engines:
         group.unheard = 0
 
 
-def _check_step(step_s: float) -> None:
-    if not 0 < step_s < math.inf:
-        raise InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")
+def _no_time(step_s: float) -> InputError:
+    return InputError(f"the step timer returned {step_s} s for a step; it must be positive and finite.")

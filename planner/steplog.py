@@ -46,29 +46,19 @@ class StepLog:
         if len(self._gathered) > _PENDING_ROWS:
             self._pack()
 
-    def stretch(
-        self,
-        stretch: Stretch,
-        draws: Draws,
-        contexts: Sequence[Sequence[int]],
-        used: Sequence[Used],
-        alike: tuple[int, int, int],
-    ) -> None:
-        """Append the first steps of `stretch`, as many as `draws`, with group, sequences and waiting requests `alike`.
-
-        `contexts` are those of the ranks that decode, step after step, `used` the blocks of every rank.
-        """
-        steps = len(draws)
-        start_s, step_s = stretch.bounds_s[:steps], stretch.step_s[:steps]
+    def stretch(self, stretch: Stretch, steps: int, used: Sequence[Used], group: int, waiting: int) -> None:
+        """Append `steps` steps of `stretch` of `group` with `waiting` requests; `used` are the blocks of its ranks."""
+        start_s, step_s, draws = stretch.bounds_s[:steps], stretch.step_s[:steps], stretch.draws[:steps]
+        contexts = [found[:steps] for seqs, found in stretch.batches if seqs]
         context = contexts[0] if len(contexts) == 1 else _added(contexts)
         before, opened = used[0] if len(used) == 1 else (sum([u[0] for u in used]), _added([u[1] for u in used]))
         if steps < FEW:
             blocks = islice(accumulate(cycle(opened), initial=before), 1, steps + 1)
-            self._short.append((_listed(start_s), _listed(step_s), draws, context, blocks))
+            self._short.append((_listed(start_s), _listed(step_s), _listed(draws), context, blocks))
         else:
             self._long.append((start_s, step_s, draws, context, (before, opened)))
-        group, decode_seqs, num_waiting = alike
-        self.step((-steps, 0.0, 0.0, group, 0, decode_seqs, 0, 0, num_waiting, 0, 0))
+        seqs = sum([seqs for seqs, _ in stretch.batches])
+        self.step((-steps, 0.0, 0.0, group, 0, seqs, 0, 0, waiting, 0, 0))
 
     def _pack(self) -> None:
         for column, values in zip(self._rows, zip(*self._gathered, strict=True), strict=False):
@@ -129,8 +119,8 @@ def _runs(first: NDArray[Any], count: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count))
 
 
-def _listed(seconds: Floats) -> list[float]:
-    return seconds if isinstance(seconds, list) else seconds.tolist()
+def _listed(values: Floats | Draws) -> list[Any]:
+    return values if isinstance(values, list) else values.tolist()
 
 
 def _added(of_ranks: Sequence[Sequence[int]]) -> Sequence[int]:

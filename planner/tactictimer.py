@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planner.coasting import Batch, Floats
+from planner.coasting import Batch, Draws, Floats
 from planner.cost import StepCost
 from planner.engine import Limits
 from planner.overlap import compute_share, two_batch_s
@@ -69,7 +69,7 @@ class TacticTimer(CostTimer):
         factors = [self._factor[phase][self._knot[index]][self.draw] for index in (full, half)]
         return seconds - self._hidden.seconds(phase, ranks, padded, (full, half), (factors[0], factors[1]))
 
-    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
+    def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
         """None: what is overlapped differs from step to step."""
         return None
 
@@ -96,7 +96,7 @@ class LoneTacticTimer(TacticTimer, LoneRankTimer):
     """`TacticTimer` of groups of one rank without pipeline."""
 
     step_s = LoneRankTimer.step_s
-    coming_s = LoneRankTimer.coming_s
+    coming = LoneRankTimer.coming
 
 
 class _Hidden:

@@ -157,7 +157,7 @@ class CostTimer:
             + self._moe_s("prefill", tokens)
         )
 
-    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
+    def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
         """As `planner.coasting.CoastingTimer`, for groups of several ranks without encoder."""
         if self._encoder is not None or len(batches) == 1:
             return None
@@ -171,22 +171,21 @@ class CostTimer:
         draws = self._coming_draws(steps)
         if steps < FEW:
             few_s = [self._attention.few_s(count, contexts) for count, contexts in batches if count]
-            return [
+            seconds = [
                 host_s + max(of_ranks) + dense_s + head_s + mean_s * factor[draw] + padding_s
                 for draw, of_ranks in zip(draws, zip(*few_s, strict=True), strict=True)
             ]
+            return seconds, draws
         attention_s = np.zeros(steps)
         for count, contexts in batches:
             if count:
                 np.maximum(attention_s, self._attention.many_s(count, contexts), out=attention_s)
-        return host_s + attention_s + dense_s + head_s + mean_s * np.array(factor)[draws] + padding_s
+        return host_s + attention_s + dense_s + head_s + mean_s * np.array(factor)[draws] + padding_s, draws
 
-    def take(self, steps: int) -> Draws:
+    def take(self, steps: int) -> None:
         """As `planner.coasting.CoastingTimer`."""
-        draws = self._coming_draws(steps)
         self._place = (self._place + steps) % _DRAW_PERIOD
         self.draw = self._order[self._place]
-        return draws
 
     def of_group(self, group: int) -> Self:
         """As `planner.coasting.CoastingTimer`: groups take the draws in the same order from other places on."""
@@ -234,14 +233,14 @@ class LoneRankTimer(CostTimer):
         others = self._others.get(seqs) or self._tabulate(seqs)
         return others[0][draw] + self._attention.step_s(seqs, rank.decode_context_tokens)
 
-    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
+    def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
         """As `planner.coasting.CoastingTimer`, for the only rank."""
         ((seqs, contexts),) = batches
         others, draws = self._others.get(seqs) or self._tabulate(seqs), self._coming_draws(steps)
         if steps < FEW:
             by_draw, few_s = others[0], self._attention.few_s(seqs, contexts)
-            return [by_draw[draw] + seconds for draw, seconds in zip(draws, few_s, strict=True)]
-        return others[1][draws] + self._attention.many_s(seqs, contexts)
+            return [by_draw[draw] + seconds for draw, seconds in zip(draws, few_s, strict=True)], draws
+        return others[1][draws] + self._attention.many_s(seqs, contexts), draws
 
     def _tabulate(self, seqs: int) -> tuple[list[float], NDArray[np.float64]]:
         seconds = [self._host_s + by_seqs[seqs] for by_seqs in self._alone]
@@ -269,7 +268,7 @@ class OffloadTimer(CostTimer):
             self.link_s = self._fetch_s("prefill" if prompt else "decode", prompt + seqs)
         return seconds
 
-    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
+    def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
         """None: every step asks for the link."""
         return None
 

@@ -32,17 +32,16 @@ class UbatchTimer:
         self.draw = self._timer.draw
         return seconds
 
-    def coming_s(self, batches: Sequence[Batch], steps: int) -> Floats | None:
+    def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
         """As `planner.coasting.CoastingTimer`, where the batch is one pass."""
         if any(seqs > self._ubatch_tokens for seqs, _ in batches):
             return None
-        return self._timer.coming_s(batches, steps)
+        return self._timer.coming(batches, steps)
 
-    def take(self, steps: int) -> Draws:
+    def take(self, steps: int) -> None:
         """As `planner.coasting.CoastingTimer`."""
-        draws = self._timer.take(steps)
+        self._timer.take(steps)
         self.draw = self._timer.draw
-        return draws
 
     def of_group(self, group: int) -> UbatchTimer:
         """As `planner.coasting.CoastingTimer`."""

@@ -73,8 +73,8 @@ def test_a_stretch_is_foretold(timer, steps, seqs):
     batches = [(n, range(n * 901, n * 901 + n * steps, n) if n else (0,) * steps) for n in seqs[:ranks]]
     foretelling, asked = timer.of_group(3), timer.of_group(3)
     for _ in range(4):
-        foretold = foretelling.coming_s(batches, steps)
-        draws = foretelling.take(steps)
+        foretold, draws = foretelling.coming(batches, steps)
+        foretelling.take(steps)
         each = []
         for step in range(steps):
             works = [RankWork(decode_seqs=n, decode_context_tokens=contexts[step]) for n, contexts in batches]
@@ -92,4 +92,4 @@ def test_groups_draw_apart_and_leave_the_timer_alone(timer):
 
 def test_a_batch_of_several_passes_is_not_foretold(timer):
     if isinstance(timer, UbatchTimer):
-        assert timer.coming_s([(65, range(65_000, 65_650, 65))], 10) is None
+        assert timer.coming([(65, range(65_000, 65_650, 65))], 10) is None
