@@ -1,6 +1,6 @@
 """Writes docs/performance.md: CPU time of simulations and plans, next to bare SimPy and numpy of the same run.
 
-python -m benchmarks.performance
+python benchmarks/performance.py
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plan_speed
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from simulate import bare_timeouts_per_s
 
-from benchmarks import plan_speed
-from benchmarks.simulate import bare_timeouts_per_s
 from planner.figures import MUTED, PALETTE, axes_of, format_axis, svg
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -174,7 +174,7 @@ def page(facts: dict[str, Any]) -> str:
     lines = [
         "# Speed",
         "",
-        f"Written by `python -m benchmarks.performance` on {facts['date']}: {facts['machine']}.",
+        f"Written by `python benchmarks/performance.py` on {facts['date']}: {facts['machine']}.",
         "",
     ]
     lines += [f"The machine was shared (load {facts['load']:.1f}), so times are CPU seconds of one core, the least of"]

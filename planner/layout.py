@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from planner.errors import LayoutError
 from planner.model.config import Attention, ModelConfig
+from planner.units import whole_number
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,11 +68,12 @@ def parse_layout(text: str) -> Layout:
     for item in text.split(","):
         key, _, number = item.strip().partition("=")
         key = {"dp": "attention_dp", "redundant": "redundant_experts"}.get(key, key)
-        if key not in keys or not number.isdigit() or int(number) < 1:
+        value = whole_number(number)
+        if key not in keys or not value:
             raise LayoutError(f"layout {text!r}: {item!r} is not one of {', '.join(keys)} = positive integer")
         if key in values:
             raise LayoutError(f"layout {text!r}: {key} is given twice")
-        values[key] = int(number)
+        values[key] = value
     stage = values.get("tp", 1) * values.get("attention_dp", 1)
     ep = values.get("ep", 1)
     if "moe_tp" not in values:

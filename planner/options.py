@@ -30,7 +30,7 @@ from planner.routing.drift import Drift
 from planner.routing.formats import read_record
 from planner.routing.records import Record, check_model
 from planner.routing.statistics import request_concentration
-from planner.units import format_bytes
+from planner.units import format_bytes, whole_number
 from planner.workload import Slo, Workload, load_workload, parse_slo
 from planner.workload.demand import MIN_REQUESTS
 
@@ -285,17 +285,16 @@ def _experts_per_token(model: ModelConfig, text: str | None) -> tuple[int | None
         return None, 0.0
     mean, _, spread = text.partition("~")
     most = model.moe.num_experts if model.moe else 0
-    if not mean.isdigit() or not 1 <= int(mean) <= most:
+    count = whole_number(mean)
+    if count is None or not 1 <= count <= most:
         raise InputError(f"--top-k {text}: experts per token from 1 to {most}, such as 6 or 6~1.5")
     try:
         width = float(spread or 0)
     except ValueError:
         raise InputError(f"--top-k {text}: {spread!r} is not a number") from None
-    if not 0.0 <= width <= int(mean) / 2:
-        raise InputError(
-            f"--top-k {text}: let the experts per token vary by at most half their mean, {int(mean) / 2:g}"
-        )
-    return int(mean), width
+    if not 0.0 <= width <= count / 2:
+        raise InputError(f"--top-k {text}: let the experts per token vary by at most half their mean, {count / 2:g}")
+    return count, width
 
 
 def parse_bytes(option: str, text: str) -> float:

@@ -23,6 +23,7 @@ from planner.layout import Layout, layout_problem
 from planner.model import ModelConfig, load
 from planner.model.config import Attention, DenseFfn, Layer
 from planner.model.precision import override
+from planner.units import whole_number
 
 Method = Literal["mtp", "draft", "ngram"]
 MAX_DRAFTS = 16
@@ -128,9 +129,9 @@ def parse_speculation(text: str | None, acceptance: str | None, model: ModelConf
         return None
     method, _, rest = text.partition(":")
     name, _, number = rest.rpartition(":") if method == "draft" else ("", "", rest)
-    if method not in ("mtp", "draft", "ngram") or not number.isdigit() or (method == "draft" and not name):
+    count = whole_number(number)
+    if method not in ("mtp", "draft", "ngram") or count is None or (method == "draft" and not name):
         raise InputError(f"--speculative {text}: give who drafts and how many tokens, such as {_FORMS}")
-    count = int(number)
     if not 1 <= count <= MAX_DRAFTS:
         raise InputError(f"--speculative {text}: {count} drafts; 1 to {MAX_DRAFTS} can be drafted per step")
     given = None if acceptance is None else _acceptance(acceptance, count)

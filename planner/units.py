@@ -6,8 +6,10 @@ Seconds, bytes, FLOP, watts and US dollars everywhere; 1 GB = 1e9 bytes, 1 GiB =
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+_WHOLE = re.compile(r"\s*[0-9]{1,9}\s*")
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 US, MS = 1e-6, 1e-3
@@ -26,6 +28,15 @@ DTYPE_BYTES = {
     "fp4": 0.5,
     "int4": 0.5,
 }
+
+
+def whole_number(text: str) -> int | None:
+    """`text` as a whole number of up to nine digits, None where it is something else.
+
+    >>> whole_number(" 12 "), whole_number("-1"), whole_number("1e9"), whole_number("9" * 5000)
+    (12, None, None, None)
+    """
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def significant(value: float, digits: int = 3) -> str:

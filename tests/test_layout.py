@@ -20,6 +20,8 @@ def test_parse_fills_moe_tp_from_the_product() -> None:
     [
         ("tp=0", "positive integer"),
         ("tp=eight", "positive integer"),
+        ("tp=²", "positive integer"),
+        pytest.param("tp=" + "9" * 5000, "layout .tp=9", id="digits"),
         ("tp", "positive integer"),
         ("cp=2", "not one of"),
         ("tp=2,tp=4", "twice"),

@@ -61,6 +61,8 @@ def test_plan_names_the_drafts_in_every_layout(moeplan: Any) -> None:
         (["--speculative", "eagle:3"], "draft:MODEL:4 or ngram:3"),
         (["--speculative", "draft:3"], "give who drafts"),
         (["--speculative", "mtp:0"], "1 to 16 can be drafted"),
+        (["--speculative", "mtp:²"], "give who drafts"),
+        pytest.param(["--speculative", "ngram:" + "9" * 5000], "give who drafts", id="digits"),
         (["--speculative", "ngram:99", "--acceptance", "0.4"], "99 drafts"),
         (["--speculative", "ngram:3"], "needs --acceptance"),
         (["--speculative", "draft:qwen3-30b-a3b:3"], "needs --acceptance"),

@@ -196,8 +196,9 @@ def shapes(models: list[str], *, out: Path, tp: str = "1,4,8", ep: str = "1,8") 
 
 def _degrees(option: str, text: str) -> list[int]:
     from planner.errors import InputError
+    from planner.units import whole_number
 
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) >= 1 for part in parts):
+    degrees = [whole_number(part) or 0 for part in text.split(",")]
+    if not all(degrees):
         raise InputError(f"{option} {text}: write positive whole numbers separated by commas, such as 1,4,8")
-    return [int(part) for part in parts]
+    return degrees

@@ -10,6 +10,7 @@ from planner.engine import Engine
 from planner.errors import InputError
 from planner.failures.choices import FailureChoices, OnFailure, RecoveryChoices
 from planner.failures.recovery import Sourced, recovery
+from planner.units import whole_number
 
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h|d)\s*")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -87,9 +88,10 @@ def _given(chosen: FailureChoices) -> dict[str, bool]:
 
 def _fail_at(text: str) -> tuple[float, int]:
     time, comma, replica = text.partition(",")
-    if comma and not replica.strip().isdigit():
+    number = whole_number(replica) if comma else 0
+    if number is None:
         raise InputError(f"--fail-at {text}: {replica!r} is no replica. Write 60s,1 for replica 1; the first is 0.")
-    return parse_duration("--fail-at", time), int(replica) if comma else 0
+    return parse_duration("--fail-at", time), number
 
 
 def _load_source(text: str) -> tuple[str, float | None]:

@@ -10,8 +10,10 @@ from typing import Any
 from planner import __version__
 from planner.errors import InputError
 from planner.sweep.units import Result, Unit
+from planner.units import whole_number
 
 _REACH_S = 5.0
+_LAST_PORT = 65535
 
 
 class RayCluster:
@@ -81,8 +83,9 @@ class RayCluster:
 def _reach(address: str) -> None:
     """OSError when nothing listens at host:port, which ray itself takes a minute to say."""
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
+    number = whole_number(port) if colon else None
+    if number is not None:
+        socket.create_connection((host, min(number, _LAST_PORT)), timeout=_REACH_S).close()
 
 
 def _answer(work: Any, unit: Unit) -> tuple[str, Result]:

@@ -10,6 +10,7 @@ from planner.hardware import System, system
 from planner.hardware.catalogue import systems
 from planner.model import ModelConfig, load
 from planner.model.precision import override
+from planner.units import whole_number
 
 _MAKERS = {"nvidia", "amd", "intel", "google", "aws", "hgx", "gpu"}
 _FORMS = ("sxm", "nvl72", "")
@@ -51,7 +52,7 @@ def _usual(name: str, wanted: set[str]) -> tuple[bool, int, int, str]:
     """Sorts the systems that a name may mean: exact, then by form, then by fewer and larger further words."""
     words = set(name.split("-"))
     form = next(place for place, form in enumerate(_FORMS) if not form or form in words)
-    memory = sum(int(word) for word in words - wanted if word.isdigit())
+    memory = sum(whole_number(word) or 0 for word in words - wanted)
     return words != wanted, form, -memory, name
 
 

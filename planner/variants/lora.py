@@ -23,7 +23,7 @@ from planner.memory import MemoryUse, shards
 from planner.model import ModelConfig
 from planner.model.config import Layer, Moe, Part, Weight
 from planner.routing import active_experts
-from planner.units import format_bytes
+from planner.units import format_bytes, whole_number
 from planner.variants.decode import Variant
 from planner.variants.ranking import Floats, moe_of
 
@@ -83,9 +83,10 @@ def parse_targets(text: str, rank: int, model: ModelConfig) -> Adapter:
 def _num_experts(number: str, moe: Moe) -> int:
     if not number:
         return moe.num_experts
-    if not number.isdigit() or not 1 <= int(number) <= moe.num_experts:
+    count = whole_number(number)
+    if count is None or not 1 <= count <= moe.num_experts:
         raise InputError(f"LoRA target experts:{number}: give 1 to {moe.num_experts} experts per layer")
-    return int(number)
+    return count
 
 
 def adapter_params(model: ModelConfig, adapter: Adapter) -> int:
