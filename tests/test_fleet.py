@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tracemalloc
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cli import main
 from planner.economics import DemandProfile
 from planner.fleet import Autoscaler, Behaviour, Day, Hour, Outage, Policy, live
 from planner.fleet.answer import spare_replicas
@@ -21,6 +19,7 @@ from planner.fleet.behaviour import METRICS, QUANTILES
 from planner.fleet.day import _poisson
 from planner.fleettext import fleet_text
 from planner.workload import parse_slo
+from tests.conftest import Command
 
 LOADS = np.linspace(1.0, 10.0, 10)
 
@@ -179,22 +178,9 @@ ASKED = ("fleet", "mixtral-8x7b", "--cluster", "h100-sxm:100x8")
 SHORT = ("--layout", "tp=2", "--workload", "fixed:128/8", "--max-num-seqs", "32")
 
 
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["moeplan", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as done:
-        code = int(done.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_the_command_says_gpus_cost_and_slo_by_hour(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_gpus_cost_and_slo_by_hour(moeplan: Command) -> None:
     asked = [*ASKED, *SHORT, "--rate", "20000"]
-    code, out, _ = cli(monkeypatch, capsys, *asked, "--json")
+    code, out, _ = moeplan(*asked, "--json")
     assert code == 0
     facts = json.loads(out)
     peak, scaled, fixed, failed = (facts[name] for name in ("peak", "scaled", "fixed", "failures"))
@@ -231,23 +217,19 @@ def test_the_command_says_gpus_cost_and_slo_by_hour(
         (["--rate", "9", "--availability", "2"], 2, "--availability 2"),
     ],
 )
-def test_bad_input_is_refused(
-    more: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_refused(more: list[str], code: int, said: str, moeplan: Command) -> None:
     layout = [] if "--layout" in more else SHORT[:2]
-    found, out, err = cli(monkeypatch, capsys, *ASKED, *layout, *more)
+    found, out, err = moeplan(*ASKED, *layout, *more)
     assert (found, out) == (code, "")
     assert said in err
 
 
 @pytest.mark.slow
-def test_impossible_promises_and_short_clusters_exit_3(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = cli(monkeypatch, capsys, *ASKED, *SHORT, "--rate", "100", "--slo", "tpot_p95=1ms")
+def test_impossible_promises_and_short_clusters_exit_3(moeplan: Command) -> None:
+    code, _, err = moeplan(*ASKED, *SHORT, "--rate", "100", "--slo", "tpot_p95=1ms")
     assert code == 3
     assert "tpot_p95" in err
-    code, out, _ = cli(monkeypatch, capsys, *ASKED, *SHORT, "--rate", "1000000", "--json")
+    code, out, _ = moeplan(*ASKED, *SHORT, "--rate", "1000000", "--json")
     assert code == 3
     facts = json.loads(out)
     assert "the cluster holds 800" in facts["warnings"][0]

@@ -17,7 +17,6 @@ import pytest
 import sweep_work
 from sweep_work import LOG, cheap_units, work
 
-from planner.cli import main
 from planner.cli.sweep_text import sweep_text
 from planner.errors import InputError, PlannerError
 from planner.sweep import (
@@ -34,6 +33,7 @@ from planner.sweep import (
     units,
 )
 from planner.sweep.description import described
+from tests.conftest import Command
 
 SCRIPT = Path(sweep_work.__file__)
 
@@ -257,20 +257,7 @@ def test_a_ray_cluster_that_is_not_there_is_said_at_once() -> None:
 ASKED = ["sweep", "--model", "mixtral-8x7b", "--cluster", "h100-sxm:1x8", "--rate", "2", "--option", "num_requests=40"]
 
 
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["moeplan", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as done:
-        code = int(done.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_a_unit_is_what_its_command_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_unit_is_what_its_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moeplan: Command) -> None:
     (tmp_path / "w.csv").write_text(
         "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i},90,9\n" for i in range(30))
     )
@@ -279,7 +266,7 @@ def test_a_unit_is_what_its_command_prints(
         'model = "mixtral-8x7b"\ncluster = "h100-sxm:1x1"\nworkload = "w.csv"\n'
         'layout = ["tp=1", "auto", "tp=2"]\noptions = {weights = "int4_g128", num_requests = 40}\n'
     )
-    code, out, err = cli(monkeypatch, capsys, "sweep", "s.toml", "--out", "s", "--executor", "serial", "--json")
+    code, out, err = moeplan("sweep", "s.toml", "--out", "s", "--executor", "serial", "--json")
     assert (code, err) == (0, "")
     facts = json.loads(out)
     rows, text = facts["rows"], sweep_text(facts)
@@ -289,7 +276,7 @@ def test_a_unit_is_what_its_command_prints(
     assert "has 1" in rows[2]["message"]
     held = json.loads((tmp_path / "s/units/00001.json").read_text())
     monkeypatch.chdir(tmp_path / "s")
-    code, out, _ = cli(monkeypatch, capsys, *held["arguments"], "--json")
+    code, out, _ = moeplan(*held["arguments"], "--json")
     assert code == held["exit_code"]
     printed = json.loads(out)
     printed.pop("wall_s", None)
@@ -297,7 +284,7 @@ def test_a_unit_is_what_its_command_prints(
 
 
 def test_bad_input_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moeplan: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for more, said in (
@@ -308,25 +295,23 @@ def test_bad_input_is_said_before_anything_is_written(
         (["--option", "kv"], "NAME=VALUE"),
         (["--executor", "dask"], "known"),
     ):
-        code, _, err = cli(monkeypatch, capsys, *ASKED, "--out", "s", *more)
+        code, _, err = moeplan(*ASKED, "--out", "s", *more)
         assert code == 2
         assert said in err
         assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.slow
-def test_processes_and_ray_give_the_bytes_of_a_serial_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_processes_and_ray_give_the_bytes_of_a_serial_sweep(tmp_path: Path, moeplan: Command) -> None:
     asked = [*ASKED, "--layout", "tp=2", "--layout", "auto", "--layout", "tp=3", "--seed", "0", "--seed", "1"]
     for name in ("serial", "processes"):
         more = ["--executor", name, "--out", str(tmp_path / name), "--workers", "3"]
-        assert cli(monkeypatch, capsys, *asked, *more)[0] == 0
+        assert moeplan(*asked, *more)[0] == 0
     assert tree(tmp_path / "serial") == tree(tmp_path / "processes")
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        assert cli(monkeypatch, capsys, *asked, "--executor", "ray", "--out", str(tmp_path / "ray"))[0] == 0
+        assert moeplan(*asked, "--executor", "ray", "--out", str(tmp_path / "ray"))[0] == 0
     finally:
         ray.shutdown()
     assert tree(tmp_path / "serial") == tree(tmp_path / "ray")
@@ -350,12 +335,10 @@ def test_ray_retries_the_units_of_a_killed_worker(tmp_path: Path, log: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_of_real_commands_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_sweep_of_real_commands_ends_the_same(tmp_path: Path, moeplan: Command) -> None:
     asked = [*ASKED, "--layout", "tp=2", "--layout", "tp=4", "--layout", "tp=8"]
     asked += [part for seed in range(6) for part in ("--seed", str(seed))]
-    assert cli(monkeypatch, capsys, *asked, "--executor", "serial", "--out", str(tmp_path / "whole"))[0] == 0
+    assert moeplan(*asked, "--executor", "serial", "--out", str(tmp_path / "whole"))[0] == 0
     killed, draw = tmp_path / "killed", random.Random(3)
     command = [sys.executable, "-m", "planner", *asked, "--workers", "2", "--out", str(killed)]
     for _ in range(4):
