@@ -11,15 +11,17 @@ how long an answer took stays too.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_FENCE = re.compile(r"^```\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHOWN = re.compile(r"^    (?:[^\n]*&& )?(?P<command>moeplan (?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 _TYPED = re.compile(r"^\$ (?P<command>moeplan (?:[^\n]*\\\n)*[^\n]*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
 _NUMBER = re.compile(r"[<>~+-]?\d[\d,.]*")
@@ -50,13 +52,17 @@ def updated(block: str, output: str) -> tuple[str, list[str]]:
 def run(command: str) -> str | None:
     """What a command prints, None if it fails."""
     words = [sys.executable, "-m", "planner", *shlex.split(command)[1:]]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, timeout=600)
     return done.stdout + done.stderr if done.returncode in (0, 3) and done.stdout else None
 
 
 def examples(text: str) -> Iterator[tuple[int, int, str]]:
     """Where the outputs on a page begin and end, and the command that prints each."""
     for fence in _FENCE.finditer(text):
+        if fence["language"]:
+            continue
         typed = list(_TYPED.finditer(fence["block"]))
         for found in typed:
             start = fence.start("block")

@@ -17,7 +17,7 @@ from planner.epochs import rebalance
 from planner.errors import Infeasible, LayoutError
 from planner.experts import ExpertSettings
 from planner.layout import Layout
-from planner.loads import KNOTS, Question, load_table, placement_of, weights_of
+from planner.loads import Question, load_table, placement_of, weights_of
 from planner.routing import PROMPT_SPREAD, UNIFORM, Measured
 from planner.routing.drift import Drift
 from planner.steady import steady_state
@@ -89,10 +89,8 @@ def router_question(deployment: Deployment) -> Question:
 
 def uneven_s(run: Run) -> float:
     """Seconds of a decode step of `run` that uneven experts cost: its step less that of uniform popularity."""
-    cost, tokens = run.deployment.cost(), _tokens(run)
-    own_s = np.interp(np.log(max(tokens, 1.0)), np.log(KNOTS), _routed_s(cost))
-    level_s = _routed_s(cost, law=UNIFORM, knots=(max(1, round(tokens)),))
-    return float(own_s - level_s[0])
+    cost, knots = run.deployment.cost(), _knots(run)
+    return float((_routed_s(cost, knots=knots) - _routed_s(cost, knots=knots, law=UNIFORM))[0])
 
 
 def staleness(run: Run) -> Staleness | None:
@@ -109,8 +107,8 @@ def staleness(run: Run) -> Staleness | None:
     other = Measured("another task", base * task)
     stale = replace(fresh, learned=other)
     pause_s, _ = rebalance(cost, placement_of(stale), placement_of(fresh))
-    more_s = _routed_s(cost, learned=other) - _routed_s(cost)
-    lost_s = float(np.interp(np.log(max(tokens, 1.0)), np.log(KNOTS), more_s))
+    knots = _knots(run)
+    lost_s = float((_routed_s(cost, knots=knots, learned=other) - _routed_s(cost, knots=knots))[0])
     decode_s = float(cost.decode(np.array(_batch(run)), np.array(_context(run.workload))).total_s)
     return Staleness(
         float(load_table(fresh).max_over_mean(tokens)),
@@ -139,6 +137,11 @@ def _interval(drift: Drift | None, pause_s: float, lost_s: float) -> int | None:
     loss = pause_s / steps + lost_s * (1 - kept)
     best = int(np.argmin(loss))
     return int(steps[best]) if loss[best] < lost_s else None
+
+
+def _knots(run: Run) -> tuple[int, ...]:
+    """The tokens of a decode step of `run`, to be drawn as they are: between knots the step is no straight line."""
+    return (max(1, round(_tokens(run))),)
 
 
 def _routed_s(cost: StepCost, **change: Any) -> Floats:

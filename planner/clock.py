@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 import simpy
-from simpy.events import NORMAL
+from simpy.events import NORMAL, EventPriority
 
 
 class Clock(simpy.Environment):
@@ -20,16 +20,19 @@ class Clock(simpy.Environment):
         """Let time pass until `now_s` [s], which lies before the next event (`peek`)."""
         self._now = now_s
 
-    def at(self, time_s: float) -> simpy.Event:
-        """An event at `time_s` [s] to the last bit; a timeout would come a rounded difference later."""
+    def at(self, time_s: float, place: int = 0) -> simpy.Event:
+        """An event at `time_s` [s] to the last bit; a timeout would come a rounded difference later.
+
+        Of events of the same time those of lesser `place` come first, whenever they were made; others have place 0.
+        """
         event = simpy.Event(self)
         event._ok, event._value = True, None
-        heappush(self._queue, (time_s, NORMAL, next(self._eid), event))
+        heappush(self._queue, (time_s, EventPriority(NORMAL + place), next(self._eid), event))
         return event
 
-    def hasten(self, event: simpy.Event, time_s: float) -> None:
+    def hasten(self, event: simpy.Event, time_s: float, place: int = 0) -> None:
         """Let an event made by `at` happen at `time_s` [s], sooner than it was to."""
-        heappush(self._queue, (time_s, NORMAL, next(self._eid), event))
+        heappush(self._queue, (time_s, EventPriority(NORMAL + place), next(self._eid), event))
 
     def step(self) -> None:
         """Process the next event, and nothing where a hastened one was to be."""

@@ -7,7 +7,7 @@ The records are those of planning every step, to the last bit.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol, runtime_checkable
@@ -88,6 +88,7 @@ class Stretch:
         self.bounds_s[1:] = step_s
         np.add.accumulate(self.bounds_s, out=self.bounds_s)
 
-    def begun(self, time_s: float) -> int:
-        """How many of the steps begin before `time_s` [s]; the first always does."""
-        return min(max(1, bisect_left(self.bounds_s, time_s)), len(self.step_s))
+    def begun(self, time_s: float, is_included: bool = False) -> int:
+        """How many of the steps begin before `time_s` [s], or at it too if it `is_included`; the first always does."""
+        bisect = bisect_right if is_included else bisect_left
+        return min(max(1, bisect(self.bounds_s, time_s)), len(self.step_s))

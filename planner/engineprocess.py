@@ -50,6 +50,8 @@ class Engines:
         self.log = StepLog()
         self.num_steps = 0
         self.now_s = 0.0
+        self._turn = -1
+        """Group that completes a step at this instant, -1 for none; groups whose steps end together take turns."""
 
     def process(self, group: Group) -> Generator[simpy.Event, Any, None]:
         """One lockstep group: begin a step, let it pass, complete it; asleep without requests."""
@@ -64,7 +66,7 @@ class Engines:
             stretch = None if coaster is None else self._stretch(group, coaster, now_s)
             if stretch is not None and not self._is_lone:
                 group.stretch = stretch
-                stretch.ends = env.at(float(stretch.bounds_s[-1]))
+                stretch.ends = env.at(float(stretch.bounds_s[-1]), 1 + group.index)
                 yield stretch.ends
                 self.settle(group)
                 now_s = env.now
@@ -76,11 +78,12 @@ class Engines:
                 if now_s < env.peek():
                     env.advance(now_s)
                 else:
-                    yield env.at(now_s)
-            self.now_s = now_s
+                    yield env.at(now_s, 1 + group.index)
+            self.now_s, self._turn = now_s, group.index
             for position, rank in enumerate(ranks):
                 for request in rank.complete(now_s):
                     self._finish(group, first_rank + position, request)
+            self._turn = -1
 
     def _coaster(self, group: Group) -> CoastingTimer | None:
         """The timer of `group` if its steps depend on nothing but its own batches."""
@@ -141,7 +144,7 @@ class Engines:
             return None
         stretch = Stretch(timer, now_s, batches, *coming)
         if not now_s < stretch.bounds_s[-1] < math.inf:
-            raise _no_time(float(stretch.bounds_s[-1]) - now_s)
+            raise _no_time((float(stretch.bounds_s[-1]) - now_s) / most)
         return stretch
 
     def settle(self, group: Group) -> None:
@@ -149,10 +152,10 @@ class Engines:
         stretch, group.stretch = group.stretch, None
         if stretch is None or stretch.ends is None:
             return
-        steps = stretch.begun(self._env.now)
+        steps = stretch.begun(self._env.now, group.index < self._turn)
         ends_s = self._take(group, stretch, steps)
         if steps < len(stretch.step_s):
-            self._env.hasten(stretch.ends, ends_s)
+            self._env.hasten(stretch.ends, ends_s, 1 + group.index)
 
     def _take(self, group: Group, stretch: Stretch, steps: int) -> float:
         """Take `steps` of a stretch, the last of them only planned; returns when that ends."""

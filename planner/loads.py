@@ -305,7 +305,8 @@ def _extremes(slots: NDArray[Any], question: Question) -> tuple[NDArray[Any], ND
 def _busiest(slots: NDArray[Any], width: int, halved: bool) -> NDArray[Any]:
     """Largest sum over ranks [...] of `slots` [..., ranks x width]; adding seat by seat is fast for narrow ranks.
 
-    Wide ones may be `halved` first where slots hold whole numbers, whose sum is the same in any order.
+    Where slots hold whole numbers, whose sum is the same in any order, wide ranks are summed one by one and others may
+    be `halved` first.
     """
     if halved and width >= _WIDE:
         return np.asarray(slots.reshape(*slots.shape[:-1], -1, width).sum(axis=-1).max(axis=-1))

@@ -112,7 +112,7 @@ def simulate(
     `seed` draws lengths, arrivals and random routers; `router` is a key of `planner.routers.ROUTERS` and spreads
     requests over the ranks of all groups, or over groups if these have a `rank_router`. What is not answered by
     `max_simulated_s` [s] stays unfinished. `progress` is called with the share of answered requests, at most a hundred
-    times. `record_steps` keeps the step table (36 to 60 bytes per step). `split` cuts steps into pipeline stages, which
+    times. `record_steps` keeps the step table (36 to 64 bytes per step). `split` cuts steps into pipeline stages, which
     neighbouring groups share. `disturb` is called with the run before its first event (`planner.incidents`). `coasts`
     lets stretches of alike steps pass at once (`planner.coasting`); without it the same records take longer. Raises
     InputError on an unknown router, a time limit that is not positive, or a timer that returns no positive time.

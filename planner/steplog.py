@@ -1,4 +1,4 @@
-"""What a simulation keeps of its steps while it runs: 60 bytes per step, or 36 per step of a stretch."""
+"""What a simulation keeps of its steps while it runs: 64 bytes per step, or 36 per step of a stretch."""
 
 from __future__ import annotations
 

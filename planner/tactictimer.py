@@ -70,7 +70,7 @@ class TacticTimer(CostTimer):
         return seconds - self._hidden.seconds(phase, ranks, padded, (full, half), (factors[0], factors[1]))
 
     def coming(self, batches: Sequence[Batch], steps: int) -> tuple[Floats, Draws] | None:
-        """None: what is overlapped differs from step to step."""
+        """None: what is overlapped differs from step to step, and drafts of several ranks are timed step by step."""
         return None
 
     def _lone_rank_s(self, rank: RankWork) -> float:

@@ -55,8 +55,8 @@ class CostTimer:
         self._moe = {phase: tabulated(cost.moe_table(phase).terms, grid) for phase in ("prefill", "decode")}
         self._exchange = _exchange(cost, grid) if self._stride > 1 else {}
         self._knot: list[int] = nearest_knot(grid).tolist()
-        self._order, self._place = _DRAWS, -1
-        """The draws of steps in turn, and the place of the last step."""
+        self._place = -1
+        """That of the last step in `_DRAWS`."""
         self.draw, self.link_s = 0, 0.0
         self.misses = cost.routed.misses() if cost.offload else {}
         """Hit rate, bytes fetched and link time of a step by phase and name, [knots, draws]; empty if all is in HBM."""
@@ -92,7 +92,7 @@ class CostTimer:
 
     def _next_draw(self) -> int:
         self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
-        return self._order[place]
+        return _DRAWS[place]
 
     def _moe_s(self, phase: str, tokens: int) -> float:
         """Experts and exchange of `tokens` of all ranks in the draw of this step."""
@@ -185,7 +185,7 @@ class CostTimer:
     def take(self, steps: int) -> None:
         """As `planner.coasting.CoastingTimer`."""
         self._place = (self._place + steps) % _DRAW_PERIOD
-        self.draw = self._order[self._place]
+        self.draw = _DRAWS[self._place]
 
     def of_group(self, group: int) -> Self:
         """As `planner.coasting.CoastingTimer`: groups take the draws in the same order from other places on."""
@@ -225,7 +225,7 @@ class LoneRankTimer(CostTimer):
     def step_s(self, ranks: Sequence[RankWork]) -> float:
         """Seconds of one step of the only rank."""
         self._place = place = self._place + 1 if self._place < _DRAW_PERIOD - 1 else 0
-        self.draw = draw = self._order[place]
+        self.draw = draw = _DRAWS[place]
         rank = ranks[0]
         seqs = rank.decode_seqs
         if rank.prefill_tokens:

@@ -154,3 +154,26 @@ def test_a_coasting_timer_must_return_times():
     workload = Workload("bad", Lengths.fixed(10), Lengths.fixed(50), Arrivals.poisson(1), 3)
     with pytest.raises(InputError, match="step timer returned nan"):
         simulate(EngineSpec(1, 1, 4_000), timer, workload)
+
+
+class EvenTimer(Timer):
+    """Groups of equal batches step together, so that their steps end at the same instants."""
+
+    def of_group(self, group):
+        return EvenTimer(0, self.asked)
+
+    @staticmethod
+    def _next(draw):
+        return 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_groups_whose_steps_end_together_take_turns(groups, ranks):
+    for users in (groups, groups + 1, 2 * groups):
+        workload = Workload("even", Lengths.fixed(100), Lengths.empirical([20, 40, 70]), Arrivals.closed(users), 60)
+        found = []
+        for coasts in (False, True):
+            run = simulate(EngineSpec(groups, ranks, 400_000), EvenTimer(), workload, seed=3, coasts=coasts)
+            found.append(columns(run) | {"end": run.simulated_s})
+        assert [name for name in found[0] if found[0][name] != found[1][name]] == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simpy
 
-from planner.balance import balance_options, staleness
+from planner.balance import balance_options, staleness, uneven_s
 from planner.capacity import CapacityLimit
 from planner.deployment import deploy, run
 from planner.engine import Limits, engine
@@ -132,6 +132,18 @@ def test_balance_options_weigh_levelling_against_cache():
     assert stale.stale_max_over_mean > 1.1 * stale.fresh_max_over_mean
     assert 1.0 < stale.rebalance_s < 3.0 and stale.break_even_steps > 10
     assert balance_options(simulated(WIDE, layout="tp=8", users=64, requests=100)) == ()
+
+
+def test_uneven_experts_cost_what_they_add_to_a_decode_step():
+    """Nothing where they are even; else the step less that of even experts, drawn at the tokens of the run."""
+    assert uneven_s(simulated(WIDE, ExpertSettings(skew=UNIFORM))) == 0
+    result = simulated(WIDE)
+    level = replace(result.deployment, experts=ExpertSettings(skew=UNIFORM))
+    decoding = result.simulation.steps.decode_seqs
+    batch = round(decoding[decoding > 0].mean() / result.deployment.layout.attention_dp)
+    at = np.array(float(batch)), np.array(1.0)
+    expected = float(result.deployment.cost().decode(*at).total_s - level.cost().decode(*at).total_s)
+    assert uneven_s(result) == pytest.approx(expected, rel=0.1)
 
 
 def test_fetches_slow_steps_and_are_counted():

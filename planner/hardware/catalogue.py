@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -71,7 +72,8 @@ def system(name_or_path: str) -> System:
 @lru_cache(maxsize=256)
 def _read(path: Path, _modified_ns: int) -> System:
     if path.parent == _BUNDLED:  # the tests have checked these, and pydantic takes a while to load
-        return system_of(tomlfile.read(path), path.stem)
+        with suppress(KeyError, TypeError):  # somebody has changed them
+            return system_of(tomlfile.read(path), path.stem)
     from planner.hardware.profile import read_profile
 
     return read_profile(path)
