@@ -4,7 +4,7 @@
 
 An example is a fenced block after an indented `moeplan` command, or below `$ moeplan` inside the block. Its lines are
 matched in order with those of the output that differ in numbers alone; a line that is not found stays, and is named;
-how long an answer took stays too.
+how long an answer took stays too. Files are blocks whose first line is a comment with their name.
 --check writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL)
+_NAMED = re.compile(r"# ([\w-]+\.(?:toml|csv))\b")
 _SHOWN = re.compile(r"^    (?:[^\n]*&& )?(?P<command>moeplan (?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 _TYPED = re.compile(r"^\$ (?P<command>moeplan (?:[^\n]*\\\n)*[^\n]*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
 _NUMBER = re.compile(r"[<>~+-]?\d[\d,.]*")
@@ -49,10 +50,12 @@ def updated(block: str, output: str) -> tuple[str, list[str]]:
     return "\n".join(lines) + "\n", missing
 
 
-def run(command: str) -> str | None:
-    """What a command prints, None if it fails."""
+def run(command: str, files: dict[str, str]) -> str | None:
+    """What a command prints in a folder of `files`, None if it fails."""
     words = [sys.executable, "-m", "planner", *shlex.split(command)[1:]]
     with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, "utf-8")
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, timeout=600)
     return done.stdout + done.stderr if done.returncode in (0, 3) and done.stdout else None
@@ -79,8 +82,9 @@ def _plain(command: str) -> str:
 def refresh(page: Path) -> tuple[str, str]:
     """Text of a page before and after."""
     text = after = page.read_text("utf-8")
+    files = {found[1]: fence["block"] for fence in _FENCE.finditer(text) if (found := _NAMED.match(fence["block"]))}
     for start, end, command in reversed(list(examples(text))):
-        output = run(command)
+        output = run(command, files)
         if output is None:
             print(f"{page.name}: does not run here: {command[:100]}")
             continue
