@@ -206,8 +206,8 @@ def page(facts: dict[str, Any]) -> str:
     ]
     lines += [
         f"Missed: {missed(facts['loads'])}.",
-        "A request is work of its own (arrival, prompt, finish: about 25 us here), and a step that something interrupts costs",
-        "several us; only stretches in which nothing happens pass at once. Between many busy replicas they are short.",
+        "A request is work of its own (arrival, prompt, finish: about 25 us here), and so is a step that something",
+        "interrupts; only stretches in which nothing happens pass at once. Between many busy replicas they are short.",
         "",
     ]
     lines += [
