@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import time
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from planner.model import Attention, catalog, describe, describe_layers, load, override
-from planner.model.catalog import _bundled
 from planner.model.config import Part, Shard
 from planner.model.precision import STORAGE
 
@@ -81,10 +79,7 @@ def test_other_rows(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", catalog())
 def test_every_bundled_model_is_sound(name: str) -> None:
-    load(name)
-    start = time.perf_counter()
     model = load(name.upper())
-    assert time.perf_counter() - start < 0.05
     assert model.layers
     assert model.source
     assert model.name.lower() == name.lower()
@@ -105,16 +100,6 @@ def test_every_bundled_model_is_sound(name: str) -> None:
     assert model.tied != any(w.part == "lm_head" for w in model.weights)
     assert 0 < model.active_params_without_embeddings < model.active_params_with_embeddings <= model.total_params
     assert sum(count for count, _ in describe_layers(model)) == model.num_layers
-
-
-def test_cold_load_is_quick() -> None:
-    slowest = 0.0
-    for name in catalog():
-        _bundled.cache_clear()
-        start = time.process_time()
-        load(name)
-        slowest = max(slowest, time.process_time() - start)
-    assert slowest < 0.15
 
 
 @pytest.mark.parametrize(

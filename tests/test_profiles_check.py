@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from planner.errors import ProfileError
 from planner.hardware import system
-from planner.measurements.store import read_table
 from planner.profiles.bounds import Peaks, shortest_s
 from planner.profiles.checks import findings
 from planner.profiles.comparison import compare, pair, write_comparison
@@ -24,7 +22,7 @@ from planner.profiles.rows import Rows
 BAD = Path(__file__).parent / "data" / "known_bad_rows"
 MEASURED = Path(__file__).parents[1] / "hardware_profiles" / "measured"
 SYSTEMS = sorted(path.name for path in MEASURED.iterdir() if path.is_dir())
-MOST_BYTES, MOST_LOAD_S = 2_000_000, 0.150
+MOST_BYTES = 2_000_000
 
 
 def gemm(seconds: list[float], tokens: list[int] | None = None, cols: int = 4096) -> Rows:
@@ -91,20 +89,10 @@ def test_rising_times_above_physics_are_clean(steps: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_shipped_profiles_are_small_and_load_fast(name: str) -> None:
+def test_shipped_profiles_are_small(name: str) -> None:
     files = sorted((MEASURED / name).glob("*.npz"))
     assert sum(f.stat().st_size for f in (MEASURED / name).iterdir()) < MOST_BYTES
-    best = min(_load_s(files) for _ in range(5))
-    print(f"{name}: {best * 1e3:.0f} ms for {len(files)} tables")
-    assert best < MOST_LOAD_S
     assert {f.stem.removesuffix("_detail") for f in files} <= set(OPS)
-
-
-def _load_s(files: list[Path]) -> float:
-    start = time.process_time()
-    for path in files:
-        read_table(path)
-    return time.process_time() - start
 
 
 @pytest.mark.parametrize("name", ["a100-80-sxm", "h200-sxm", "gb300-nvl72"])
