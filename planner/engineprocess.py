@@ -174,15 +174,6 @@ class Engines:
         return float(stretch.bounds_s[steps])
 
     def _record_step(self, group: Group, start_s: float, step_s: float) -> None:
-        if len(group.ranks) == 1 and not self._has_caches:
-            rank, work = group.ranks[0], group.works[0]
-            seqs, context = work.decode_seqs, work.decode_context_tokens
-            blocks, waiting = rank.total_blocks - rank.free_blocks, len(rank.waiting)
-            draw = group.timer.draw
-            self.log.step(
-                (1, start_s, step_s, group.index, work.prefill_tokens, seqs, context, blocks, waiting, draw, 0)
-            )
-            return
         prompt = seqs = context = blocks = waiting = 0
         for rank in group.ranks:
             work = rank.work

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-_WHOLE = re.compile(r"\s*[0-9]{1,9}\s*")
+_WHOLE = re.compile(r"[0-9]{1,9}")
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 US, MS = 1e-6, 1e-3
@@ -31,9 +31,9 @@ DTYPE_BYTES = {
 
 
 def whole_number(text: str) -> int | None:
-    """`text` as a whole number of up to nine digits, None where it is something else.
+    """`text` as a whole number of up to nine digits and nothing else, otherwise None.
 
-    >>> whole_number(" 12 "), whole_number("-1"), whole_number("1e9"), whole_number("9" * 5000)
+    >>> whole_number("12"), whole_number(" 12"), whole_number("1e9"), whole_number("9" * 5000)
     (12, None, None, None)
     """
     return int(text) if _WHOLE.fullmatch(text) else None

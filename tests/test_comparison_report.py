@@ -21,7 +21,7 @@ from planner.report.rows import table_of
 from planner.runfolder import rewrite_report, write_comparison
 from tests.comparison_facts import COMPARISON
 from tests.test_outlook import OUTLOOK
-from tests.test_report import FACTS, Page
+from tests.test_report import FACTS, Page, assert_in_order
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,7 @@ def test_buyer_reads_answer_first(page: str) -> None:
         "Assumptions and their sources",
         "moeplan compare",
     ]
-    places = [page.index(text) for text in order]
-    assert places == sorted(places)
+    assert_in_order(page, order)
     assert page.count("<svg") == 4
 
 
@@ -145,8 +144,7 @@ def test_run_of_the_winner_is_shown_as_in_a_plan() -> None:
         ),
         "How the uncertainty was drawn</h2>",
     ]
-    places = [text.index(name) for name in order]
-    assert places == sorted(places)
+    assert_in_order(text, order)
     assert text.count("<svg") == 4 + 5
     assert "95% of requests see a TTFT below 600 ms (tightest limit 2.00 s)." in text
     parsed = Page(text)

@@ -104,6 +104,12 @@ def page() -> str:
     return report.html(FACTS)
 
 
+def assert_in_order(page: str, words: list[str]) -> None:
+    """All of `words` are on the page, one after the other."""
+    places = [page.index(word) for word in words]
+    assert places == sorted(places)
+
+
 class Page(HTMLParser):
     """Tags that are open, scripts, and the words a reader sees."""
 
@@ -189,8 +195,7 @@ def test_answer_comes_before_evidence(page: str) -> None:
         "moeplan plan --model",
         "moeplan 0.1.0",
     ]
-    places = [page.index(text) for text in order]
-    assert places == sorted(places)
+    assert_in_order(page, order)
     assert page.count("<svg") == page.count("</svg>") == 5
     assert page.count("<figcaption>") == 5
 

@@ -198,7 +198,7 @@ def _degrees(option: str, text: str) -> list[int]:
     from planner.errors import InputError
     from planner.units import whole_number
 
-    degrees = [whole_number(part) or 0 for part in text.split(",")]
+    degrees = [whole_number(part.strip()) or 0 for part in text.split(",")]
     if not all(degrees):
         raise InputError(f"{option} {text}: write positive whole numbers separated by commas, such as 1,4,8")
     return degrees

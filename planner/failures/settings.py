@@ -88,7 +88,7 @@ def _given(chosen: FailureChoices) -> dict[str, bool]:
 
 def _fail_at(text: str) -> tuple[float, int]:
     time, comma, replica = text.partition(",")
-    number = whole_number(replica) if comma else 0
+    number = whole_number(replica.strip()) if comma else 0
     if number is None:
         raise InputError(f"--fail-at {text}: {replica!r} is no replica. Write 60s,1 for replica 1; the first is 0.")
     return parse_duration("--fail-at", time), number

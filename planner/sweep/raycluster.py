@@ -84,8 +84,10 @@ def _reach(address: str) -> None:
     """OSError when nothing listens at host:port, which ray itself takes a minute to say."""
     host, colon, port = address.rpartition(":")
     number = whole_number(port) if colon else None
+    if number is not None and number > _LAST_PORT:
+        raise OSError(f"ports end at {_LAST_PORT}")
     if number is not None:
-        socket.create_connection((host, min(number, _LAST_PORT)), timeout=_REACH_S).close()
+        socket.create_connection((host, number), timeout=_REACH_S).close()
 
 
 def _answer(work: Any, unit: Unit) -> tuple[str, Result]:

@@ -80,7 +80,7 @@ def step3(keys: Keys) -> ModelConfig:
         *matrix("self_attn.wq", count * own.head_dim, rank, "attention", "column"),
     )
     attention = (mixer, query + tuple(w for w in weights if w.name != "self_attn.q_proj"))
-    sparse_layers = {whole_number(text) for text in keys.text("moe_layers_enum").split(",")}
+    sparse_layers = {whole_number(text.strip()) for text in keys.text("moe_layers_enum").split(",")}
     block = routed(keys, shared_width=keys.integer("share_expert_dim", default=0, minimum=0))
     sparse = sparse_block(keys, block, prefix="moe", shared="share_expert")
     plain = dense(hidden, keys.integer("intermediate_size"))
